@@ -1,0 +1,54 @@
+"""Consistency models on PyTorch Lightning: images in one forward pass.
+
+The names below are imported when first used, so that ``cm_lightning.core`` needs nothing but torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "DigitQuality": "callbacks.digit_quality",
+    "EMA": "callbacks.ema",
+    "SampleGrid": "callbacks.sample_grid",
+    "Throughput": "callbacks.throughput",
+    "Backbone": "backbones.protocol",
+    "MLP": "backbones.mlp",
+    "UNet": "backbones.unet",
+    "ConsistencyTraining": "modules.training",
+    "load_module": "modules.loading",
+    "FashionMNIST": "data.mnist",
+    "ImageFolder": "data.folder",
+    "MNIST": "data.mnist",
+    "Toy": "data.toy",
+}
+
+__all__ = list(_HOME)  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from cm_lightning.backbones.mlp import MLP as MLP
+    from cm_lightning.backbones.protocol import Backbone as Backbone
+    from cm_lightning.backbones.unet import UNet as UNet
+    from cm_lightning.callbacks.digit_quality import DigitQuality as DigitQuality
+    from cm_lightning.callbacks.ema import EMA as EMA
+    from cm_lightning.callbacks.sample_grid import SampleGrid as SampleGrid
+    from cm_lightning.callbacks.throughput import Throughput as Throughput
+    from cm_lightning.data.folder import ImageFolder as ImageFolder
+    from cm_lightning.data.mnist import MNIST as MNIST
+    from cm_lightning.data.mnist import FashionMNIST as FashionMNIST
+    from cm_lightning.data.toy import Toy as Toy
+    from cm_lightning.modules.loading import load_module as load_module
+    from cm_lightning.modules.training import ConsistencyTraining as ConsistencyTraining
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'cm_lightning' has no attribute {name!r}")
+    return getattr(import_module(f"cm_lightning.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,50 @@
+"""``cm-lightning COMMAND ...``: what is quick is done before anything slow is imported."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from cm_lightning import __version__
+from cm_lightning.errors import CmError
+
+_TRAINER = ("fit", "validate", "test", "predict")
+_COMMANDS = {"sample": "draw images from a checkpoint", "train-judge": "train the classifier that judges digits"}
+
+_HELP = f"""usage: cm-lightning COMMAND [OPTIONS]
+
+Consistency models on PyTorch Lightning.
+
+  {"fit":<12} train: --config experiments/mnist/ct.yaml
+  {"validate":<12} measure on the validation split: --config FILE --ckpt_path FILE
+  {"test":<12} the same on the test split
+  {"predict":<12} samples for Python users of the Trainer; to write images use sample
+""" + "\n".join(f"  {name:<12} {what}" for name, what in _COMMANDS.items()) + """
+
+cm-lightning COMMAND --help tells the options of a command; --version the version.
+"""  # fmt: skip
+
+
+def main() -> None:
+    """The console script ``cm-lightning``."""
+    command, *rest = sys.argv[1:] or ["--help"]
+    if command in ("-V", "--version"):
+        print(f"cm-lightning {__version__}")
+    elif command in ("-h", "--help"):
+        print(_HELP, end="")
+    elif command in _COMMANDS:
+        try:
+            import_module(f"cm_lightning.commands.{command.replace('-', '_')}").main(rest)
+        except CmError as error:
+            sys.exit(f"error: {error}")
+    elif command in _TRAINER or command.startswith("-"):
+        from cm_lightning.cli import main as run_trainer
+
+        run_trainer()
+    else:
+        names = ", ".join([*_TRAINER, *_COMMANDS])
+        sys.exit(f"error: no command {command!r}: choose one of {names}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""A small residual MLP for points in the plane, or any flat vector."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from cm_lightning.backbones.embedding import Conditioning, FourierEmbedding
+
+
+class MLP(nn.Module):
+    """Residual layers of SiLU and linear maps, each shifted by the conditioning vector.
+
+    Args:
+        dim: number of entries of a sample, whatever its shape.
+        width: of the hidden layers.
+        depth: number of residual layers.
+        num_classes: 0 for an unconditional network. Label num_classes is the null class.
+    """
+
+    def __init__(self, dim: int = 2, width: int = 128, depth: int = 4, num_classes: int = 0) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.conditioning = Conditioning(width, num_classes, width, FourierEmbedding(width, scale=0.5))
+        self.stem, self.head = nn.Linear(dim, width), nn.Linear(width, dim)
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.shifts = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
+        """(B, ...) with ``dim`` entries a sample, (B,), (B,) or None -> the shape of x."""
+        condition = self.conditioning(noise_label, class_label)
+        h = self.stem(x.flatten(1))
+        for layer, shift in zip(self.layers, self.shifts, strict=True):
+            h = h + layer(nn.functional.silu(h + shift(condition)))
+        return cast(Tensor, self.head(nn.functional.silu(h))).reshape(x.shape)

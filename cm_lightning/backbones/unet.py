@@ -1,0 +1,167 @@
+"""A U-Net in the manner of DDPM++ (Song et al. 2021) with adaptive scale and shift, small enough for a CPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as nnf
+from einops import rearrange
+from torch import Tensor, nn
+
+from cm_lightning.backbones.embedding import Conditioning
+
+
+def _zero(layer: nn.Conv2d) -> nn.Conv2d:
+    """Start a layer at 0, so that its residual branch starts as the identity."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(cast(Tensor, layer.bias))
+    return layer
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(min(32, max(1, channels // 4)), channels), channels)
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU, convolution, twice; the second norm is scaled and shifted by the conditioning vector."""
+
+    def __init__(self, channels_in: int, channels_out: int, condition: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = _norm(channels_in), _norm(channels_out)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv2 = _zero(nn.Conv2d(channels_out, channels_out, 3, padding=1))
+        self.affine = nn.Linear(condition, 2 * channels_out)
+        self.dropout = nn.Dropout(dropout)
+        self.skip = nn.Identity() if channels_in == channels_out else nn.Conv2d(channels_in, channels_out, 1)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = rearrange(self.affine(condition), "b (two c) -> two b c 1 1", two=2)
+        h = self.conv1(nnf.silu(self.norm1(x)))
+        h = nnf.silu(torch.addcmul(shift, self.norm2(h), scale + 1))
+        return cast(Tensor, (self.skip(x) + self.conv2(self.dropout(h))) * math.sqrt(0.5))
+
+
+class SelfAttention(nn.Module):
+    """Attention over all pixels, in heads of a given width."""
+
+    def __init__(self, channels: int, head_width: int) -> None:
+        super().__init__()
+        self.heads = max(1, channels // head_width)
+        self.norm = _norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = _zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(self.norm(x)), "b (qkv n c) h w -> qkv b n (h w) c", qkv=3, n=self.heads)
+        h = rearrange(nnf.scaled_dot_product_attention(q, k, v), "b n (h w) c -> b (n c) h w", h=x.shape[2])
+        return cast(Tensor, (x + self.out(h)) * math.sqrt(0.5))
+
+
+class Block(nn.Module):
+    """A residual block, with attention after it at the levels that have it."""
+
+    def __init__(
+        self, channels_in: int, channels_out: int, condition: int, dropout: float, head_width: int | None
+    ) -> None:
+        super().__init__()
+        self.residual = ResidualBlock(channels_in, channels_out, condition, dropout)
+        self.attention = SelfAttention(channels_out, head_width) if head_width else nn.Identity()
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        return cast(Tensor, self.attention(self.residual(x, condition)))
+
+
+class UNet(nn.Module):
+    """A U-Net for images of any size and any number of channels.
+
+    Args:
+        image_channels: C of the images.
+        channels: width of the finest level.
+        multipliers: width of each level, finest first, in units of ``channels``; each level halves the resolution.
+        blocks: residual blocks of a level on the way down; one more on the way up.
+        attention_levels: the levels with self-attention, 0 the finest.
+        num_classes: 0 for an unconditional network. Label num_classes is the null class.
+        dropout: probability, inside the residual blocks.
+        patch: side of the patches folded into channels before the first level (space to depth): 2 makes an image a
+            quarter as many pixels and the network about four times as quick.
+        head_width: channels of an attention head.
+        noise_embedding: (B,) -> (B, channels); positional if None.
+    """
+
+    def __init__(
+        self,
+        image_channels: int = 3,
+        channels: int = 128,
+        multipliers: Sequence[int] = (1, 2, 2),
+        blocks: int = 2,
+        attention_levels: Sequence[int] = (1,),
+        num_classes: int = 0,
+        dropout: float = 0.0,
+        patch: int = 1,
+        head_width: int = 64,
+        noise_embedding: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.patch = num_classes, patch
+        condition = 4 * channels
+        self.conditioning = Conditioning(condition, num_classes, channels, noise_embedding)
+        widths = [channels * m for m in multipliers]
+
+        def block(channels_in: int, level: int) -> Block:
+            head = head_width if level in attention_levels else None
+            return Block(channels_in, widths[level], condition, dropout, head)
+
+        self.stem = nn.Conv2d(image_channels * patch**2, channels, 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.shrink, self.grow = nn.ModuleList(), nn.ModuleList()
+        width, skips = channels, [channels]
+        for level in range(len(widths)):
+            if level > 0:
+                self.shrink.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
+                skips.append(width)
+            self.down.append(nn.ModuleList())
+            for _ in range(blocks):
+                self.down[level].append(block(width, level))
+                width = widths[level]
+                skips.append(width)
+        last = len(widths) - 1
+        self.middle = nn.ModuleList([block(width, last), block(width, last)])
+        for level in reversed(range(len(widths))):
+            self.up.append(nn.ModuleList())
+            for _ in range(blocks + 1):
+                self.up[-1].append(block(width + skips.pop(), level))
+                width = widths[level]
+            if level > 0:
+                self.grow.append(nn.Conv2d(width, width, 3, padding=1))
+        self.head = nn.Sequential(
+            _norm(width), nn.SiLU(), _zero(nn.Conv2d(width, image_channels * patch**2, 3, padding=1))
+        )
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
+        """(B, C, H, W), (B,), (B,) or None -> (B, C, H, W)."""
+        height, width = x.shape[2:]
+        x = nnf.pad(x, (0, -width % self.patch, 0, -height % self.patch))
+        h = nnf.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last)
+        condition = self.conditioning(noise_label, class_label)
+
+        h = self.stem(h)
+        skips = [h]
+        for level, blocks in enumerate(self.down):
+            if level > 0:
+                h = self.shrink[level - 1](h)
+                skips.append(h)
+            for block in cast(nn.ModuleList, blocks):
+                h = block(h, condition)
+                skips.append(h)
+        for block in self.middle:
+            h = block(h, condition)
+        for level, blocks in enumerate(self.up):
+            if level > 0:
+                h = self.grow[level - 1](nnf.interpolate(h, size=skips[-1].shape[2:], mode="nearest"))
+            for block in cast(nn.ModuleList, blocks):
+                h = block(torch.cat([h, skips.pop()], dim=1), condition)
+        return nnf.pixel_shuffle(self.head(h), self.patch)[:, :, :height, :width]

@@ -1,0 +1,1 @@
+"""What watches or follows a run: averaged weights, sample grids, quality, speed."""

@@ -1,0 +1,100 @@
+"""How good drawn digits are at each number of sampling steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from cm_lightning.errors import ConfigError
+from cm_lightning.metrics.frechet import DigitScores
+from cm_lightning.metrics.judge import load_judge
+from cm_lightning.modules.base import GenerativeModule
+
+
+class DigitQuality(Callback):
+    """Logs ``frechet_mnist`` and label accuracy at validation and test, and prints them as a table.
+
+    The reference is the training split. The held-out images that pass through validation or test give the floor: what
+    real digits score. The judge stays outside the module, and so outside its checkpoints.
+
+    Args:
+        nfe: numbers of sampling steps to measure.
+        num_samples: images drawn for each, the classes in turn.
+        batch_size: images drawn at a time.
+        seed: of the noise, the same at every call.
+    """
+
+    def __init__(
+        self, nfe: Sequence[int] = (1, 2, 4), num_samples: int = 1000, batch_size: int = 250, seed: int = 0
+    ) -> None:
+        self.nfe, self.num_samples, self.batch_size, self.seed = list(nfe), num_samples, batch_size, seed
+        self._scores: DigitScores | None = None
+        self._held_out: list[tuple[Tensor, Tensor]] = []
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
+    ) -> None:
+        self._held_out.append(batch)
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
+    ) -> None:
+        self._held_out.append(batch)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._measure(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._measure(trainer, pl_module, "test")
+
+    def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        held_out, self._held_out = self._held_out, []
+        if trainer.sanity_checking:
+            return
+        assert isinstance(pl_module, GenerativeModule)
+        scores = self._scores = self._scores or self._reference(trainer, pl_module)
+        images, labels = (torch.cat(parts) for parts in zip(*held_out, strict=True))
+        rows = {"real held-out": scores(images, labels)}
+        for steps in self.nfe:
+            rows[f"nfe{steps}"] = scores(*self._draw(pl_module, steps))
+        for row, values in rows.items():
+            suffix = "floor" if row == "real held-out" else row
+            pl_module.log_dict({f"{stage}/{name}_{suffix}": value for name, value in values.items()}, sync_dist=True)
+        if trainer.is_global_zero:
+            title = f"step {trainer.global_step}: {self.num_samples} samples against the training split"
+            Console().print(_table(title, rows))
+
+    def _reference(self, trainer: L.Trainer, pl_module: L.LightningModule) -> DigitScores:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(data, "reference_images") or tuple(data.image_shape) != (1, 28, 28):
+            raise ConfigError("DigitQuality judges digits of 1 x 28 x 28: use data: MNIST, or remove the callback")
+        judge = load_judge().to(pl_module.device)
+        return DigitScores(judge, (images.to(pl_module.device) for images in data.reference_images()))
+
+    def _draw(self, pl_module: GenerativeModule, steps: int) -> tuple[Tensor, Tensor | None]:
+        generator = torch.Generator().manual_seed(self.seed)
+        labels = pl_module.sample_labels(self.num_samples, None)
+
+        def batches() -> Iterator[Tensor]:
+            for rows in torch.arange(self.num_samples).split(self.batch_size):
+                chosen = None if labels is None else labels[rows.to(labels.device)]
+                yield pl_module.sample(len(rows), steps, chosen, generator)
+
+        return torch.cat(list(batches())), labels
+
+
+def _table(title: str, rows: dict[str, Any]) -> Table:
+    table = Table(title=title)
+    names = list(dict.fromkeys(name for values in rows.values() for name in values))
+    for column in ["", *names]:
+        table.add_column(column, justify="right" if column else "left")
+    for row, values in rows.items():
+        table.add_row(row, *[f"{values[name]:.3f}" if name in values else "" for name in names])
+    return table

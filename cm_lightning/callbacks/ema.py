@@ -1,0 +1,145 @@
+"""The exponential moving average of a network's weights, for evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+from cm_lightning.errors import CheckpointError, ConfigError
+
+
+class EMA(Callback):
+    """average <- decay average + (1 - decay) weights after every optimizer step; buffers are copied.
+
+    Validation, test and prediction use the averaged weights; training goes on with its own. Checkpoints hold the raw
+    weights under ``state_dict`` and the average under this callback. Several averages are several callbacks, of which
+    one has ``evaluate=True``. Place it before callbacks that draw samples.
+
+    Args:
+        decay: in [0, 1). 0.9999 looks back over about 10,000 steps.
+        attribute: the submodule of the LightningModule to average.
+        evaluate: whether evaluation uses this average.
+        ramp: at step k use min(decay, (1 + k) / (10 + k)), so that a short run forgets its beginning.
+    """
+
+    def __init__(
+        self, decay: float = 0.9999, attribute: str = "backbone", evaluate: bool = True, ramp: bool = True
+    ) -> None:
+        if not 0 <= decay < 1:
+            raise ConfigError(f"the decay of EMA must lie in [0, 1), got {decay}")
+        self.decay, self.attribute, self.evaluate, self.ramp = decay, attribute, evaluate, ramp
+        self.average: dict[str, Tensor] | None = None
+        self.swapped = False
+        self._step = 0
+
+    @property
+    def state_key(self) -> str:
+        return f"EMA(attribute={self.attribute}, decay={self.decay})"
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.swapped:
+            raise RuntimeError("a checkpoint was asked for while the module held averaged weights")
+        return {
+            "attribute": self.attribute,
+            "decay": self.decay,
+            "evaluate": self.evaluate,
+            "average": self.average or {},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.average = {name: tensor.clone() for name, tensor in state_dict["average"].items()} or None
+
+    # Averaging ----------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if not isinstance(getattr(pl_module, self.attribute, None), nn.Module):
+            raise ConfigError(f"EMA: {type(pl_module).__name__} has no submodule {self.attribute!r}")
+        mine = [c for c in trainer.callbacks if isinstance(c, EMA) and c.attribute == self.attribute]  # type: ignore[attr-defined]
+        if sum(c.evaluate for c in mine) > 1:
+            raise ConfigError(f"two EMA callbacks of {self.attribute} evaluate: give all but one evaluate: false")
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        live = self._live(pl_module)
+        if self.average is None:
+            self.average = {name: tensor.detach().clone() for name, tensor in live.items()}
+        self._check(live)
+        self.average = {name: tensor.to(live[name].device) for name, tensor in self.average.items()}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._step:
+            return  # gradients are still being accumulated
+        self._step = trainer.global_step
+        self.update(getattr(pl_module, self.attribute), self._step)
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Take the weights of ``module`` after optimizer step ``step`` into the average."""
+        assert self.average is not None, "on_fit_start makes the average"
+        decay = min(self.decay, (1 + step) / (10 + step)) if self.ramp else self.decay
+        parameters = dict(module.named_parameters())
+        torch._foreach_lerp_([self.average[name] for name in parameters], list(parameters.values()), 1 - decay)
+        for name, buffer in module.named_buffers():
+            if name in self.average:  # only persistent buffers are part of the state
+                self.average[name].copy_(buffer)
+
+    # Evaluation ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def swap(self, pl_module: L.LightningModule) -> None:
+        """Exchange the module's weights and the average, in place."""
+        assert self.average is not None, "there is an average once a fit has started or a checkpoint was loaded"
+        live = self._live(pl_module)
+        self._check(live)
+        for name, tensor in live.items():
+            held = tensor.clone()
+            tensor.copy_(self.average[name])
+            self.average[name] = held
+        self.swapped = not self.swapped
+
+    def _enter(self, pl_module: L.LightningModule) -> None:
+        if self.evaluate and self.average is not None and not self.swapped:
+            self.swap(pl_module)
+
+    def _leave(self, pl_module: L.LightningModule) -> None:
+        if self.swapped:
+            self.swap(pl_module)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._enter(pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._leave(pl_module)  # Lightning keeps ModelCheckpoint last, so this comes before it saves
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._enter(pl_module)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._leave(pl_module)
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._enter(pl_module)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._leave(pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._leave(pl_module)
+
+    def _live(self, pl_module: L.LightningModule) -> dict[str, Tensor]:
+        module: nn.Module = getattr(pl_module, self.attribute)
+        return module.state_dict()
+
+    def _check(self, live: dict[str, Tensor]) -> None:
+        assert self.average is not None
+        shapes = {name: tensor.shape for name, tensor in live.items()}
+        if shapes != {name: tensor.shape for name, tensor in self.average.items()}:
+            raise CheckpointError(f"the averaged weights in the checkpoint are those of another {self.attribute}")

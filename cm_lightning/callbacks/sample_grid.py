@@ -1,0 +1,61 @@
+"""A sheet of samples from the same noise every time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from cm_lightning.grid import sheet, write_png
+from cm_lightning.modules.base import GenerativeModule
+from cm_lightning.run import run_directory
+
+
+class SampleGrid(Callback):
+    """Writes ``samples/step_000500_nfe1.png`` into the run's directory at each validation, and to W&B if it is on.
+
+    The noise comes from a generator of its own with a fixed seed: looking at samples never changes the training.
+
+    Args:
+        num_samples: images on a sheet; the classes in turn.
+        nfe: numbers of sampling steps, one sheet each.
+        columns: images in a row; with as many as there are classes, each column is one class.
+        seed: of the noise.
+        scale: by what to enlarge the sheet.
+    """
+
+    def __init__(
+        self, num_samples: int = 100, nfe: Sequence[int] = (1,), columns: int = 10, seed: int = 0, scale: int = 1
+    ) -> None:
+        self.num_samples, self.nfe, self.columns, self.seed, self.scale = num_samples, nfe, columns, seed, scale
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking and trainer.is_global_zero:
+            self._draw(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, GenerativeModule)
+        for steps in self.nfe:
+            generator = torch.Generator().manual_seed(self.seed)
+            images = pl_module.sample(self.num_samples, steps, generator=generator)
+            pixels = sheet(images, self.columns, self.scale)
+            path = run_directory(trainer) / "samples" / f"step_{trainer.global_step:06d}_nfe{steps}.png"
+            write_png(path, pixels)
+            self._to_wandb(trainer, path, steps)
+            if trainer.global_step >= trainer.max_steps > 0:
+                rank_zero_info(f"samples of {steps} step(s): {path}")
+
+    @staticmethod
+    def _to_wandb(trainer: L.Trainer, path: Path, steps: int) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image(f"samples/nfe{steps}", [str(path)], step=trainer.global_step)

@@ -1,0 +1,62 @@
+"""Reading checkpoints. A file is read with ``weights_only=True``: nothing from it is executed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cm_lightning.errors import CheckpointError
+
+#: The key under which a module stores the configuration that the command line built it from.
+CONFIG_KEY = "cm_lightning_config"
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The contents of a Lightning checkpoint, on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or no Lightning checkpoint.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint of plain tensors: is it whole?") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise CheckpointError(f"{path} is no Lightning checkpoint: it has no state_dict")
+    return checkpoint
+
+
+def averages(checkpoint: dict[str, Any], attribute: str = "backbone") -> list[dict[str, Any]]:
+    """The states of the EMA callbacks that averaged ``attribute``; the one used for evaluation first."""
+    states = [s for s in checkpoint.get("callbacks", {}).values() if isinstance(s, dict) and "average" in s]
+    states = [s for s in states if s["attribute"] == attribute]
+    return sorted(states, key=lambda s: not s["evaluate"])
+
+
+def weights(checkpoint: dict[str, Any], which: str = "ema", attribute: str = "backbone") -> dict[str, Tensor]:
+    """The state dict of one submodule.
+
+    Args:
+        checkpoint: from :func:`read_checkpoint`.
+        which: ``ema``, the averaged weights that evaluation uses, or ``raw``, those of the optimizer.
+        attribute: name of the submodule.
+
+    Raises:
+        CheckpointError: the checkpoint has no such weights.
+    """
+    if which == "ema":
+        found = averages(checkpoint, attribute)
+        if not found:
+            raise CheckpointError(f"the checkpoint has no averaged weights of {attribute}: ask for the raw ones")
+        return dict(found[0]["average"])
+    prefix = f"{attribute}."
+    state = checkpoint["state_dict"].items()
+    raw = {name.removeprefix(prefix): tensor for name, tensor in state if name.startswith(prefix)}
+    if not raw:
+        raise CheckpointError(f"the checkpoint has no weights of {attribute}")
+    return raw

@@ -1,0 +1,123 @@
+"""``fit``, ``validate``, ``test`` and ``predict``: LightningCLI with its traps closed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import lightning as L
+import torch
+from jsonargparse import set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+
+import cm_lightning.callbacks.all  # noqa: F401  every class below is known by its short name once imported
+import cm_lightning.data.all  # noqa: F401
+import cm_lightning.modules.all  # noqa: F401
+from cm_lightning.errors import CheckpointError, CmError, ConfigError
+from cm_lightning.files import replacing
+from cm_lightning.modules.base import GenerativeModule
+from cm_lightning.run import run_directory
+
+
+class _Parser(LightningArgumentParser):
+    """Says in a line what is wrong, without a hundred lines of usage before it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        sys.stderr.write(f"error: {message.strip()}\nSee: {self.prog} --help\n")
+        raise SystemExit(2)
+
+
+class _SaveConfig(SaveConfigCallback):
+    """The configuration goes into the run's own directory, to W&B under one key, and into the checkpoints."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        config = json.loads(self.parser.dump(self.config, format="json", skip_none=False))
+        if isinstance(pl_module, GenerativeModule):
+            pl_module.config = config["model"]
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        with replacing(run_directory(trainer) / self.config_filename) as path:
+            self.parser.save(self.config, path, skip_none=False, overwrite=True)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                config = json.loads(self.parser.dump(self.config, format="json", skip_none=False))
+                logger.experiment.config.update({"cli": config})
+
+
+class _CLI(LightningCLI):
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--wandb",
+            type=Literal["off", "online", "offline"],
+            default="off",
+            help="Also log to Weights & Biases; offline runs are uploaded later with 'wandb sync'.",
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the command line alone: Lightning's own lets the checkpoint overwrite the model that was asked for."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        config = self.config_init[self.subcommand]
+        loggers = config.trainer.logger
+        if config.wandb != "off":
+            present = loggers if isinstance(loggers, list) else [loggers] if isinstance(loggers, Logger) else []
+            kwargs["logger"] = [*present, _wandb_logger(present, offline=config.wandb == "offline")]
+        return super().instantiate_trainer(**kwargs)
+
+    def after_instantiate_classes(self) -> None:
+        config = self.config_init[self.subcommand]
+        if config.ckpt_path is None and self.subcommand != "fit":
+            raise ConfigError(f"{self.subcommand} needs weights: give --ckpt_path FILE, or --ckpt_path last")
+        if config.ckpt_path == "last":
+            config.ckpt_path = str(_last_checkpoint(self.trainer))
+        elif config.ckpt_path not in (None, "best", "hpc") and not Path(config.ckpt_path).is_file():
+            raise CheckpointError(f"--ckpt_path: no checkpoint at {config.ckpt_path}")
+
+
+def _wandb_logger(loggers: list[Any], offline: bool) -> WandbLogger:
+    csv = next((logger for logger in loggers if isinstance(logger, CSVLogger)), None)
+    root = csv.root_dir if csv else "runs"
+    Path(root).mkdir(parents=True, exist_ok=True)
+    return WandbLogger(project="cm_lightning", save_dir=root, offline=offline)
+
+
+def _last_checkpoint(trainer: L.Trainer) -> Path:
+    """The newest ``last.ckpt`` of all versions of this run; every run writes into a new version."""
+    versions = run_directory(trainer).parent
+    found = sorted(versions.glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise CheckpointError(f"--ckpt_path last: no checkpoint below {versions}; leave the option out to start anew")
+    return found[-1]
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run ``fit``, ``validate``, ``test`` or ``predict``; ``args`` as on the command line, which is the default."""
+    set_parsing_settings(add_print_completion_argument=True)
+    torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
+    arguments = list(sys.argv[1:] if args is None else args)
+    sys.argv[1:] = arguments  # DDP starts its other ranks with this very command
+    try:
+        _CLI(
+            GenerativeModule,
+            L.LightningDataModule,
+            save_config_callback=_SaveConfig,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            seed_everything_default=0,
+            parser_class=_Parser,
+            parser_kwargs={"prog": "cm-lightning"},
+            trainer_defaults={"max_epochs": -1},
+        )
+    except CmError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None

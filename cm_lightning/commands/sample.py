@@ -1,0 +1,84 @@
+"""``cm-lightning sample``: draw images from a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def _numbers(kind: type) -> object:
+    def parse(text: str) -> list[int | float]:
+        return [kind(part) for part in text.split(",")]
+
+    parse.__name__ = f"list of {kind.__name__}s"  # what argparse calls it in its error
+    return parse
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cm-lightning sample", description="Draw images from a checkpoint.")
+    parser.add_argument("--ckpt_path", type=Path, required=True, help="a checkpoint made by cm-lightning fit")
+    parser.add_argument("--num_samples", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=1, help="evaluations of the network")
+    parser.add_argument("--sigmas", type=_numbers(float), help="noise levels in place of --steps: 80,0.8")
+    parser.add_argument("--labels", type=_numbers(int), help="classes, repeated in turn: 0,1,2; default: all in turn")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--output", type=Path, action="append",
+        help="a .png sheet (default samples.png), an .npz (images uint8 NHWC, labels), or a folder of PNG files; repeat for several",
+    )  # fmt: skip
+    parser.add_argument("--columns", type=int, default=10, help="images in a row of the sheet")
+    parser.add_argument("--weights", choices=("ema", "raw"), help="default: the averaged ones if there are any")
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto takes an accelerator if there is one")
+    parser.add_argument("--trust", action="append", default=[], help="a package the checkpoint may take classes from")
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, draw, write."""
+    args = _parser().parse_args(argv)
+    if args.num_samples < 1 or args.batch_size < 1:
+        _parser().error("--num_samples and --batch_size must be at least 1")
+
+    import torch
+
+    from cm_lightning.modules.loading import load_module
+
+    device = args.device
+    if device == "auto":
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    module = load_module(args.ckpt_path, args.weights, args.trust).to(device)
+    generator = torch.Generator().manual_seed(args.seed)
+    labels = None
+    if args.labels:
+        labels = torch.tensor(args.labels)[torch.arange(args.num_samples) % len(args.labels)]
+    labels = module.sample_labels(args.num_samples, labels)
+    images = torch.cat([
+        module.sample(len(rows), args.steps, None if labels is None else labels[rows.to(device)], generator, args.sigmas).cpu()
+        for rows in torch.arange(args.num_samples).split(args.batch_size)
+    ])  # fmt: skip
+    for output in args.output or [Path("samples.png")]:
+        _write(output, images, None if labels is None else labels.cpu(), args.columns)
+        print(f"{len(images)} samples: {output}")
+
+
+def _write(output: Path, images: "torch.Tensor", labels: "torch.Tensor | None", columns: int) -> None:  # type: ignore[name-defined]  # noqa: F821
+    import numpy as np
+
+    from cm_lightning.data.images import to_pixels
+    from cm_lightning.files import replacing
+    from cm_lightning.grid import sheet, write_png
+
+    if output.suffix == ".png":
+        write_png(output, sheet(images, columns))
+    elif output.suffix == ".npz":
+        arrays = {"images": to_pixels(images).permute(0, 2, 3, 1).numpy()}
+        if labels is not None:
+            arrays["labels"] = labels.numpy()
+        with replacing(output) as path:
+            np.savez_compressed(path, **arrays)
+    else:
+        for i, pixels in enumerate(to_pixels(images)):
+            name = f"{i:06d}.png" if labels is None else f"{i:06d}_class{int(labels[i])}.png"
+            write_png(output / name, pixels)

@@ -1,0 +1,31 @@
+"""``cm-lightning train-judge``: make the weights of the classifier that judges digits."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str]) -> None:
+    """Train on the embedded digits, print the accuracy on the held-out ones, write the weights."""
+    parser = argparse.ArgumentParser(prog="cm-lightning train-judge", description=__doc__)
+    parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+
+    from safetensors.torch import save_file
+
+    from cm_lightning.data.digits import embedded_digits
+    from cm_lightning.data.images import to_unit_range
+    from cm_lightning.files import replacing
+    from cm_lightning.metrics.judge import train_judge
+
+    images, labels = embedded_digits("train")
+    judge = train_judge(to_unit_range(images), labels, args.epochs, args.seed)
+    images, labels = embedded_digits("val")
+    accuracy = (judge.classify(to_unit_range(images)).argmax(1) == labels).float().mean().item()
+    with replacing(args.output) as path:
+        save_file(judge.state_dict(), path)
+    print(f"accuracy on {len(labels)} held-out digits: {accuracy:.4f}; weights in {args.output}")

@@ -1,0 +1,1 @@
+"""The mathematics of consistency models in plain torch: no Lightning, no files, no global state."""

@@ -1,0 +1,65 @@
+"""Distances d(x, y) between two batches of images: (B, ...), (B, ...) -> (B,)."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+def l1(x: Tensor, y: Tensor) -> Tensor:
+    """Mean absolute difference of each sample."""
+    return (x - y).abs().flatten(1).mean(1)
+
+
+def l2(x: Tensor, y: Tensor) -> Tensor:
+    """Mean squared difference of each sample: what CM and its reference code call l2."""
+    return (x - y).square().flatten(1).mean(1)
+
+
+def pseudo_huber(x: Tensor, y: Tensor, c: float | None = None) -> Tensor:
+    """sqrt(||x - y||^2 + c^2) - c with the norm over the whole sample (iCT, Eq. 7).
+
+    c defaults to iCT's 0.00054 sqrt(D), D the dimension of a sample. c = 0 is the norm itself, as in ECT. The gradient
+    is finite everywhere, and the difference is formed without cancellation, so that it keeps its digits for small x - y.
+    """
+    difference = (x - y).flatten(1)
+    c = 0.00054 * math.sqrt(difference.shape[1]) if c is None else c
+    if c == 0:
+        return torch.linalg.vector_norm(difference, dim=1)
+    squared = difference.square().sum(1)
+    return squared / ((squared + c**2).sqrt() + c)
+
+
+class Distance(ABC):
+    """A distance as an object, to be chosen and configured by class path."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """(B, ...), (B, ...) -> (B,)."""
+
+
+class L1(Distance):
+    """:func:`l1`."""
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return l1(x, y)
+
+
+class L2(Distance):
+    """:func:`l2`."""
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return l2(x, y)
+
+
+class PseudoHuber(Distance):
+    """:func:`pseudo_huber` with a fixed c (None: iCT's value for the dimension at hand)."""
+
+    def __init__(self, c: float | None = None) -> None:
+        self.c = c
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return pseudo_huber(x, y, self.c)

@@ -1,0 +1,83 @@
+"""Noise levels: the Karras grid and the densities that training draws from.
+
+A noise level is called sigma, the standard deviation of the noise in ``x + sigma z`` (EDM, Karras et al. 2022).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+SIGMA_MIN = 0.002
+SIGMA_MAX = 80.0
+SIGMA_DATA = 0.5
+
+
+def karras_sigmas(n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = 7.0) -> Tensor:
+    """The n noise levels of EDM Eq. 5 without its closing zero: (n,) float64, from sigma_max down to sigma_min.
+
+    The end points are exact. Papers on consistency models number the same grid upwards (CM, section 2).
+
+    Raises:
+        ValueError: fewer than two levels, or not 0 < sigma_min < sigma_max.
+    """
+    if n < 2 or not 0 < sigma_min < sigma_max:
+        raise ValueError(f"a grid needs n >= 2 and 0 < sigma_min < sigma_max, got {n}, {sigma_min}, {sigma_max}")
+    ramp = torch.linspace(0, 1, n, dtype=torch.float64)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    sigmas = (high + ramp * (low - high)) ** rho
+    sigmas[0], sigmas[-1] = sigma_max, sigma_min
+    return sigmas
+
+
+def expand(sigma: Tensor, x: Tensor) -> Tensor:
+    """(B,) -> (B, 1, ..., 1), to multiply a batch x of any rank."""
+    return sigma.reshape(-1, *[1] * (x.ndim - 1))
+
+
+class LogNormal:
+    """ln sigma ~ N(mean, std^2). EDM trains with (-1.2, 1.2), iCT and ECT with (-1.1, 2.0): the mean is negative.
+
+    Draws are cut to [sigma_min, sigma_max], the domain of the consistency function.
+    """
+
+    def __init__(
+        self, mean: float = -1.1, std: float = 2.0, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX
+    ) -> None:
+        self.mean, self.std = mean, std
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+
+    def sample(self, n: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None) -> Tensor:
+        """n noise levels, (n,) float32."""
+        normal = torch.randn(n, device=device, generator=generator)
+        return (self.mean + self.std * normal).exp().clamp(self.sigma_min, self.sigma_max)
+
+
+class IntervalDensity(ABC):
+    """Which of the N-1 intervals of a descending grid a training step looks at."""
+
+    @abstractmethod
+    def probabilities(self, sigmas: Tensor) -> Tensor:
+        """(N,) descending noise levels -> (N-1,) probabilities; entry i belongs to [sigmas[i+1], sigmas[i]]."""
+
+
+class UniformIntervals(IntervalDensity):
+    """Every interval alike (CM, Algorithms 2 and 3)."""
+
+    def probabilities(self, sigmas: Tensor) -> Tensor:
+        return torch.full((len(sigmas) - 1,), 1 / (len(sigmas) - 1), dtype=sigmas.dtype)
+
+
+class LogNormalIntervals(IntervalDensity):
+    """The mass of ln sigma ~ N(mean, std^2) within each interval, renormalised (iCT, Eq. 10)."""
+
+    def __init__(self, mean: float = -1.1, std: float = 2.0) -> None:
+        self.mean, self.std = mean, std
+
+    def probabilities(self, sigmas: Tensor) -> Tensor:
+        cdf = torch.erf((sigmas.log() - self.mean) / (math.sqrt(2) * self.std))
+        mass = cdf[:-1] - cdf[1:]
+        return mass / mass.sum()

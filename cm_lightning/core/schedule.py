@@ -1,0 +1,35 @@
+"""Learning rates as pure functions of (step, total), like every schedule of the suite."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+
+class RateSchedule(ABC):
+    """What the optimizer's learning rate is multiplied by."""
+
+    @abstractmethod
+    def __call__(self, step: int, total: int) -> float:
+        """The factor at step ``step`` of ``total``."""
+
+
+class HoldThenCosine(RateSchedule):
+    """A linear rise over ``rise`` steps, 1 for a part of the run, then a drop and a cosine down to 0.
+
+    Made for a diffusion warm-up that is followed by consistency training, which diverges at the warm-up's rate.
+
+    Args:
+        rise: steps of the linear rise.
+        hold: fraction of the run that ends at factor 1, in [0, 1).
+        drop: the factor from which the cosine starts.
+    """
+
+    def __init__(self, rise: int = 100, hold: float = 1 / 3, drop: float = 0.5) -> None:
+        self.rise, self.hold, self.drop = rise, hold, drop
+
+    def __call__(self, step: int, total: int) -> float:
+        held = int(self.hold * total)
+        if step < held:
+            return min(1.0, (step + 1) / self.rise)
+        return self.drop * (1 + math.cos(math.pi * min(1.0, (step - held) / (total - held)))) / 2

@@ -1,0 +1,42 @@
+"""Weights w(t, r) of the consistency loss at a pair of noise levels t > r: (B,), (B,) -> (B,)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from cm_lightning.core.noise import SIGMA_DATA
+
+
+class Weighting(ABC):
+    """A weighting as an object, to be chosen and configured by class path."""
+
+    @abstractmethod
+    def __call__(self, t: Tensor, r: Tensor) -> Tensor:
+        """(B,), (B,) -> (B,)."""
+
+
+class Uniform(Weighting):
+    """w = 1 (CM)."""
+
+    def __call__(self, t: Tensor, r: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+class InverseGap(Weighting):
+    """w = 1 / (t - r) (iCT, Eq. 9; ECT on CIFAR-10)."""
+
+    def __call__(self, t: Tensor, r: Tensor) -> Tensor:
+        return 1 / (t - r)
+
+
+class InverseVariance(Weighting):
+    """w = (t^2 + sigma_data^2) / (t sigma_data)^2: EDM's weighting, which ECT uses on ImageNet-64."""
+
+    def __init__(self, sigma_data: float = SIGMA_DATA) -> None:
+        self.sigma_data = sigma_data
+
+    def __call__(self, t: Tensor, r: Tensor) -> Tensor:
+        return (t**2 + self.sigma_data**2) / (t * self.sigma_data) ** 2

@@ -1,0 +1,1 @@
+"""LightningDataModules. Every batch is (images in [-1, 1], labels)."""

@@ -1,0 +1,110 @@
+"""What the image data modules share: loaders, exact resume, and the images that quality is measured against."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cm_lightning.data.stream import Stream
+from cm_lightning.errors import ConfigError
+
+
+class InMemory(Dataset[tuple[Tensor, Tensor]]):
+    """Samples that fit into memory, fetched a batch at a time.
+
+    Args:
+        samples: (N, ...), floats in [-1, 1] or uint8 pixels, which become that when they are fetched.
+        labels: (N,) int64.
+    """
+
+    def __init__(self, samples: Tensor, labels: Tensor) -> None:
+        self.samples, self.labels = samples, labels
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: Any) -> tuple[Tensor, Tensor]:
+        from cm_lightning.data.images import to_unit_range
+
+        samples = self.samples[index]
+        return (to_unit_range(samples) if samples.dtype == torch.uint8 else samples), self.labels[index]
+
+    __getitems__ = __getitem__
+
+
+class GenerativeDataModule(L.LightningDataModule):
+    """Base of the data modules: batches are (samples in [-1, 1], labels).
+
+    Args:
+        batch_size: of all ranks together; it must divide by their number.
+        num_workers: loader processes; 0 loads in the training process.
+        seed: of the order of the images.
+    """
+
+    image_shape: tuple[int, ...]
+
+    def __init__(self, batch_size: int = 128, num_workers: int = 0, seed: int = 0) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ConfigError(f"data.batch_size must be at least 1, got {batch_size}")
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self._splits: dict[str, Dataset[Any]] = {}
+
+    @abstractmethod
+    def load(self, split: str) -> Dataset[Any]:
+        """The images of ``train`` or ``val``. Raises DataError if they are missing or broken."""
+
+    def split(self, name: str) -> Dataset[Any]:
+        """``train`` or ``val``, loaded once."""
+        if name not in self._splits:
+            self._splits[name] = self.load(name)
+        return self._splits[name]
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        trainer = self.trainer
+        ranks, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        if self.batch_size % ranks:
+            raise ConfigError(f"data.batch_size {self.batch_size} is the whole batch: make it a multiple of {ranks} ranks")
+
+        def batches_done() -> int:
+            return trainer.global_step * trainer.accumulate_grad_batches if trainer else 0
+
+        dataset: Any = self.split("train")
+        stream = Stream(dataset, self.batch_size // ranks, self.seed, rank, ranks, batches_done)
+        return self._loader(dataset, self.batch_size // ranks, stream)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._loader(self.split("val"), self.batch_size)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        return self.val_dataloader()
+
+    def reference_images(self) -> Iterator[Tensor]:
+        """The training images in order, in batches: what samples are compared with."""
+        for images, _ in self._loader(self.split("train"), 500):
+            yield images
+
+    def _loader(self, dataset: Dataset[Any], batch_size: int, sampler: Stream | None = None) -> DataLoader[Any]:
+        return DataLoader(
+            dataset,
+            batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=_already_a_batch if isinstance(dataset, InMemory) else None,
+            persistent_workers=False,
+            # its own generator: starting a loader must not advance the global one, or a resumed run would differ
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+
+def _already_a_batch(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch

@@ -1,0 +1,54 @@
+"""The order of training images: batch k is a pure function of (seed, k, rank), so a run resumes exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sized
+
+import torch
+from torch.utils.data import DistributedSampler
+
+
+class Stream(DistributedSampler[int]):
+    """An endless shuffled stream over a data set, of which an epoch is one pass; no image is lost or padded.
+
+    A DistributedSampler only by name: Lightning leaves those alone, and each rank takes its own part of every batch.
+
+    Args:
+        dataset: anything with a length.
+        batch_size: of one rank.
+        seed: of the shuffles.
+        rank: of this process.
+        world_size: number of processes.
+        start: how many batches this run has trained on already; asked when an iteration starts.
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        start: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.size, self.batch_size, self.seed = len(dataset), batch_size, seed
+        self.rank, self.world_size, self.start = rank, world_size, start
+
+    def __len__(self) -> int:
+        """Images of one rank in an epoch, whole batches only and at least one."""
+        return max(1, self.size // (self.batch_size * self.world_size)) * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        shuffle, order = -1, torch.empty(0)
+        batch = self.start()
+        for k in range(batch, batch + len(self) // self.batch_size):
+            first = (k * self.world_size + self.rank) * self.batch_size
+            for position in range(first, first + self.batch_size):
+                if position // self.size != shuffle:
+                    shuffle = position // self.size
+                    generator = torch.Generator().manual_seed(self.seed + shuffle)
+                    order = torch.randperm(self.size, generator=generator)
+                yield int(order[position % self.size])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing to do: the position says it all."""

@@ -1,0 +1,23 @@
+"""What can go wrong by a user's doing. Each message is one line that names the option or file, and the remedy."""
+
+from __future__ import annotations
+
+
+class CmError(Exception):
+    """Base of the errors that the command line prints without a traceback."""
+
+
+class ConfigError(CmError):
+    """Options that do not fit each other, or the data."""
+
+
+class DataError(CmError):
+    """A missing or broken data folder or file."""
+
+
+class CheckpointError(CmError):
+    """A missing, damaged or unsuitable checkpoint."""
+
+
+class NonFiniteLossError(CmError):
+    """The loss became NaN or infinite."""

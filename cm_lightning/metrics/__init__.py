@@ -1,0 +1,1 @@
+"""How good the samples are: feature extractors and what is measured with them."""

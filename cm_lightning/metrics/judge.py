@@ -1,0 +1,88 @@
+"""A small classifier of digits: the judge of samples, as Inception is for photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.nn.functional as nnf
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cm_lightning.errors import CheckpointError
+
+WEIGHTS = Path(__file__).with_name("mnist_judge.safetensors")
+
+
+class Judge(nn.Module):
+    """Two convolutions and two linear layers over digits of 28 x 28.
+
+    ``judge(images)`` gives the features of which ``frechet_mnist`` is the Frechet distance, ``judge.classify(images)``
+    the digits. Train another with ``cm-lightning train-judge``.
+    """
+
+    num_features = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(1, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        )  # fmt: skip
+        self.features = nn.Linear(32 * 7 * 7, self.num_features)
+        self.logits = nn.Linear(self.num_features, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 1, 28, 28) in [-1, 1] -> features (B, 64)."""
+        h = self.convolutions(images.clamp(-1, 1))
+        return cast(Tensor, nnf.relu(self.features(h.flatten(1))))
+
+    def classify(self, images: Tensor) -> Tensor:
+        """(B, 1, 28, 28) in [-1, 1] -> logits (B, 10)."""
+        return cast(Tensor, self.logits(nnf.dropout(self(images), 0.5, self.training)))
+
+
+def load_judge(path: Path = WEIGHTS) -> Judge:
+    """The judge with its trained weights, frozen, in eval mode.
+
+    Raises:
+        CheckpointError: the file is missing or does not fit.
+    """
+    judge = Judge()
+    try:
+        judge.load_state_dict(load_file(path))
+    except Exception as error:
+        raise CheckpointError(f"{path} holds no weights of the judge: make them with cm-lightning train-judge") from error
+    return judge.eval().requires_grad_(False)
+
+
+def train_judge(images: Tensor, labels: Tensor, epochs: int, seed: int) -> Judge:
+    """Fit the judge to images (N, 1, 28, 28) in [-1, 1] and labels (N,), each image shifted, turned and scaled a little."""
+    torch.manual_seed(seed)
+    judge, batch = Judge(), 100
+    steps = epochs * (len(images) // batch)
+    optimizer = torch.optim.Adam(judge.parameters(), lr=2e-3, weight_decay=1e-5)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(images)).split(batch):
+            if len(rows) < batch:
+                continue
+            loss = nnf.cross_entropy(judge.classify(_jitter(images[rows])), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    return judge.eval()
+
+
+def _jitter(images: Tensor) -> Tensor:
+    """Turn by up to 10 degrees, scale by up to 10 %, shift by up to 2 pixels."""
+    n = len(images)
+    angle = (torch.rand(n) - 0.5) * 2 * 0.17
+    scale = 1 + (torch.rand(n) - 0.5) * 0.2
+    shift = (torch.rand(n, 2) - 0.5) * 2 * (2 / 14)
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    theta = torch.stack([torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1)
+    grid = nnf.affine_grid(theta, list(images.shape), align_corners=False)
+    return nnf.grid_sample(images, grid, padding_mode="border", align_corners=False)

@@ -1,0 +1,135 @@
+"""The training step that consistency training and consistency distillation share."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from cm_lightning.core.curriculum import Curriculum, TargetRate
+from cm_lightning.core.distance import Distance
+from cm_lightning.core.noise import SIGMA_MAX, expand
+from cm_lightning.core.parameterization import BoundaryShifted
+from cm_lightning.core.sampler import multistep, spread_sigmas
+from cm_lightning.core.schedule import RateSchedule
+from cm_lightning.core.weighting import Weighting
+from cm_lightning.errors import ConfigError
+from cm_lightning.modules.base import GenerativeModule
+from cm_lightning.modules.randomness import Replay
+
+
+class ConsistencyModule(GenerativeModule):
+    """A network that maps any point of a trajectory to its clean end (CM, Song et al. 2023).
+
+    Methods differ in :meth:`earlier_point`, and in the objects they are made of.
+
+    Args:
+        backbone, image_shape, optimizer, lr_scheduler, label_dropout, start_from: see :class:`GenerativeModule`.
+        curriculum: draws the noise levels t > r.
+        distance: between the two outputs.
+        weighting: of the pair of noise levels.
+        parameterization: makes the consistency function from the network; the identity at its sigma_min.
+        target_rate: mu(k) of a target network, a running average of the student; None: the student itself (iCT, ECT).
+        sigma_max: where sampling starts.
+        sampling_sigmas: noise levels for a number of steps, ``{2: [80, 0.821]}``; others are spread over the Karras grid.
+    """
+
+    target: nn.Module | None
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        image_shape: Sequence[int],
+        curriculum: Curriculum,
+        distance: Distance,
+        weighting: Weighting,
+        parameterization: BoundaryShifted | None = None,
+        target_rate: TargetRate | None = None,
+        sigma_max: float = SIGMA_MAX,
+        sampling_sigmas: Mapping[int, Sequence[float]] | None = None,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: RateSchedule | LRSchedulerCallable | None = None,
+        label_dropout: float = 0.0,
+        start_from: str | None = None,
+    ) -> None:
+        super().__init__(backbone, image_shape, optimizer, lr_scheduler, label_dropout, start_from)
+        self.curriculum, self.distance, self.weighting = curriculum, distance, weighting
+        self.parameterization = parameterization or BoundaryShifted()
+        self.target_rate = target_rate
+        self.target = copy.deepcopy(backbone).requires_grad_(False) if target_rate else None
+        self.sigma_max = sigma_max
+        self.sampling_sigmas = {int(steps): list(sigmas) for steps, sigmas in (sampling_sigmas or {}).items()}
+        self._target_step = 0
+
+    @abstractmethod
+    def earlier_point(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, r: Tensor, labels: Tensor | None) -> Tensor:
+        """The point at level r of the trajectory through x_t = x + t z at level t. All (B, ...); t, r (B,)."""
+
+    def loss(self, x: Tensor, labels: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
+        """mean w(t, r) d(f(x_t, t), sg f_target(x_r, r)): CM, Algorithms 2 and 3."""
+        step, total = self.global_step, self.total_steps
+        t, r = self.curriculum.pairs(len(x), step, total, x.device, generator)
+        z = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+        x_t = x + expand(t, x) * z
+
+        same_dropout = Replay(x.device) if self.training else nullcontext()
+        f_t = self.parameterization(self.backbone, x_t, t, labels)
+        with torch.no_grad(), same_dropout:
+            if self.curriculum.target_is_data(step, total):
+                f_r = x  # f is the identity at r = 0: no need to evaluate the network
+            else:
+                x_r = self.earlier_point(x, z, x_t, t, r, labels)
+                f_r = self.parameterization(self.target or self.backbone, x_r, r, labels)
+        return (self.weighting(t, r) * self.distance(f_t, f_r)).mean()
+
+    def progress(self) -> dict[str, float]:
+        shown = self.curriculum.progress(self.global_step, self.total_steps)
+        if self.target_rate:
+            shown["mu"] = self.target_rate(self.global_step, self.total_steps)
+        return shown
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """target <- mu target + (1 - mu) student, once an optimizer step."""
+        if self.target is None or self.target_rate is None or self.global_step == self._target_step:
+            return
+        self._target_step = self.global_step
+        mu = self.target_rate(self.global_step - 1, self.total_steps)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.target.parameters()), list(self.backbone.parameters()), 1 - mu)
+            for ours, theirs in zip(self.target.buffers(), self.backbone.buffers(), strict=True):
+                ours.copy_(theirs)
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self._target_step = self.global_step
+
+    def load_backbone(self, state: dict[str, Tensor]) -> None:
+        super().load_backbone(state)
+        if self.target is not None:
+            self.target.load_state_dict(state)
+
+    def consistency_function(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """f(x, sigma) with the weights the module holds: (B, ...), (B,), (B,) or None -> (B, ...)."""
+        return self.parameterization(self.backbone, x, sigma, labels)
+
+    def generate(
+        self, z: Tensor, labels: Tensor | None, sigmas: Sequence[float], generator: torch.Generator | None
+    ) -> Tensor:
+        def renoise(x: Tensor) -> Tensor:
+            source = generator.device if generator else x.device
+            return torch.randn(x.shape, generator=generator, device=source).to(x)
+
+        f = partial(self.consistency_function, labels=labels)
+        return multistep(f, z, sigmas, self.parameterization.sigma_min, renoise)
+
+    def default_sigmas(self, steps: int) -> list[float]:
+        if steps < 1:
+            raise ConfigError(f"steps must be at least 1, got {steps}")
+        return self.sampling_sigmas.get(steps) or spread_sigmas(steps, sigma_max=self.sigma_max)

@@ -1,0 +1,54 @@
+"""Random states: the same dropout mask in two passes, and a resumed run that draws what the uninterrupted one would."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def get_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """States of torch's global generators: the CPU's and, on an accelerator, the device's own."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state(device)
+    return states
+
+
+def set_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Put back what :func:`get_state` took."""
+    torch.set_rng_state(states["cpu"])
+    if device.type in states and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(states[device.type], device)
+
+
+class Replay:
+    """Remembers the generators when made; within the context they run again from there.
+
+    The student's pass comes between the two, so the target's pass draws the very same dropout masks. The device's
+    generator is replayed too: dropout on a GPU draws from that one.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.before = device, get_state(device)
+
+    def __enter__(self) -> None:
+        self.after = get_state(self.device)
+        set_state(self.before, self.device)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        set_state(self.after, self.device)
+
+
+def gather_states(device: torch.device) -> list[dict[str, torch.Tensor]]:
+    """The states of all ranks, in order; called by every rank at once."""
+    states = get_state(device)
+    if not (dist.is_available() and dist.is_initialized()):
+        return [states]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, states)
+    return gathered
