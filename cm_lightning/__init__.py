@@ -26,7 +26,7 @@ _HOME = {
     "Toy": "data.toy",
 }
 
-__all__ = list(_HOME)  # noqa: PLE0604
+__all__ = list(_HOME)
 
 if TYPE_CHECKING:
     from cm_lightning.backbones.mlp import MLP as MLP

@@ -14,8 +14,8 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
-import cm_lightning.callbacks.all  # noqa: F401  every class below is known by its short name once imported
-import cm_lightning.data.all  # noqa: F401
+import cm_lightning.callbacks.all
+import cm_lightning.data.all
 import cm_lightning.modules.all  # noqa: F401
 from cm_lightning.errors import CheckpointError, CmError, ConfigError
 from cm_lightning.files import replacing

@@ -20,7 +20,7 @@ def sheet(images: Tensor, columns: int = 10, scale: int = 1) -> Tensor:
         columns: images in a row.
         scale: by what to enlarge every pixel.
     """
-    grid = make_grid(to_pixels(images.cpu()), nrow=columns, padding=2, pad_value=128)
+    grid: Tensor = make_grid(to_pixels(images.cpu()), nrow=columns, padding=2, pad_value=128)
     return grid.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
 
 

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 
 def run_directory(trainer: L.Trainer) -> Path:
-    """The CSV logger's directory, or else the trainer's root. Unlike ``trainer.log_dir`` it does not synchronise ranks."""
+    """The CSV logger's directory, else the trainer's root; unlike ``trainer.log_dir`` it does not synchronise ranks."""
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):
             return Path(logger.log_dir)

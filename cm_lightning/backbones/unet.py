@@ -122,18 +122,16 @@ class UNet(nn.Module):
             if level > 0:
                 self.shrink.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
                 skips.append(width)
-            self.down.append(nn.ModuleList())
-            for _ in range(blocks):
-                self.down[level].append(block(width, level))
-                width = widths[level]
-                skips.append(width)
+            down = [block(width if i == 0 else widths[level], level) for i in range(blocks)]
+            width = widths[level]
+            skips += [width] * blocks
+            self.down.append(nn.ModuleList(down))
         last = len(widths) - 1
         self.middle = nn.ModuleList([block(width, last), block(width, last)])
         for level in reversed(range(len(widths))):
-            self.up.append(nn.ModuleList())
-            for _ in range(blocks + 1):
-                self.up[-1].append(block(width + skips.pop(), level))
-                width = widths[level]
+            up = [block((width if i == 0 else widths[level]) + skips.pop(), level) for i in range(blocks + 1)]
+            width = widths[level]
+            self.up.append(nn.ModuleList(up))
             if level > 0:
                 self.grow.append(nn.Conv2d(width, width, 3, padding=1))
         self.head = nn.Sequential(

@@ -83,7 +83,7 @@ class DigitQuality(Callback):
         labels = pl_module.sample_labels(self.num_samples, None)
 
         def batches() -> Iterator[Tensor]:
-            for rows in torch.arange(self.num_samples).split(self.batch_size):
+            for rows in torch.arange(self.num_samples).chunk(-(-self.num_samples // self.batch_size)):
                 chosen = None if labels is None else labels[rows.to(labels.device)]
                 yield pl_module.sample(len(rows), steps, chosen, generator)
 

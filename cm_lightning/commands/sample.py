@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def _numbers(kind: type) -> object:
-    def parse(text: str) -> list[int | float]:
+def _numbers(kind: type[int] | type[float]) -> Callable[[str], list[int] | list[float]]:
+    def parse(text: str) -> list[Any]:
         return [kind(part) for part in text.split(",")]
 
     parse.__name__ = f"list of {kind.__name__}s"  # what argparse calls it in its error
@@ -24,9 +28,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--labels", type=_numbers(int), help="classes, repeated in turn: 0,1,2; default: all in turn")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--output", type=Path, action="append",
-        help="a .png sheet (default samples.png), an .npz (images uint8 NHWC, labels), or a folder of PNG files; repeat for several",
-    )  # fmt: skip
+        "--output",
+        type=Path,
+        action="append",
+        help="a .png sheet (default samples.png), an .npz (images uint8 NHWC, labels), or a folder; may repeat",
+    )
     parser.add_argument("--columns", type=int, default=10, help="images in a row of the sheet")
     parser.add_argument("--weights", choices=("ema", "raw"), help="default: the averaged ones if there are any")
     parser.add_argument("--batch_size", type=int, default=256)
@@ -54,16 +60,17 @@ def main(argv: Sequence[str]) -> None:
     if args.labels:
         labels = torch.tensor(args.labels)[torch.arange(args.num_samples) % len(args.labels)]
     labels = module.sample_labels(args.num_samples, labels)
-    images = torch.cat([
-        module.sample(len(rows), args.steps, None if labels is None else labels[rows.to(device)], generator, args.sigmas).cpu()
-        for rows in torch.arange(args.num_samples).split(args.batch_size)
-    ])  # fmt: skip
+    batches = []
+    for rows in torch.arange(args.num_samples).chunk(-(-args.num_samples // args.batch_size)):
+        chosen = None if labels is None else labels[rows.to(device)]
+        batches.append(module.sample(len(rows), args.steps, chosen, generator, args.sigmas).cpu())
+    images = torch.cat(batches)
     for output in args.output or [Path("samples.png")]:
         _write(output, images, None if labels is None else labels.cpu(), args.columns)
         print(f"{len(images)} samples: {output}")
 
 
-def _write(output: Path, images: "torch.Tensor", labels: "torch.Tensor | None", columns: int) -> None:  # type: ignore[name-defined]  # noqa: F821
+def _write(output: Path, images: Tensor, labels: Tensor | None, columns: int) -> None:
     import numpy as np
 
     from cm_lightning.data.images import to_pixels
@@ -73,11 +80,9 @@ def _write(output: Path, images: "torch.Tensor", labels: "torch.Tensor | None", 
     if output.suffix == ".png":
         write_png(output, sheet(images, columns))
     elif output.suffix == ".npz":
-        arrays = {"images": to_pixels(images).permute(0, 2, 3, 1).numpy()}
-        if labels is not None:
-            arrays["labels"] = labels.numpy()
+        classes = np.empty(0, np.int64) if labels is None else labels.numpy()
         with replacing(output) as path:
-            np.savez_compressed(path, **arrays)
+            np.savez_compressed(path, images=to_pixels(images).permute(0, 2, 3, 1).numpy(), labels=classes)
     else:
         for i, pixels in enumerate(to_pixels(images)):
             name = f"{i:06d}.png" if labels is None else f"{i:06d}_class{int(labels[i])}.png"

@@ -33,7 +33,7 @@ class Curriculum(ABC):
         device: torch.device | str = "cpu",
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """n pairs for training step ``step`` of ``total``: t (n,), r (n,), float32."""
+        """N pairs for training step ``step`` of ``total``: t (n,), r (n,), float32."""
 
     def target_is_data(self, step: int, total: int) -> bool:
         """Whether every r of this step is 0, so that the target is the clean image itself."""
@@ -220,7 +220,7 @@ class TargetRate(ABC):
 
     @abstractmethod
     def __call__(self, step: int, total: int) -> float:
-        """mu at step ``step`` of ``total``, in [0, 1)."""
+        """Mu at step ``step`` of ``total``, in [0, 1)."""
 
 
 class ConstantRate(TargetRate):

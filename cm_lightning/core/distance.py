@@ -23,12 +23,13 @@ def pseudo_huber(x: Tensor, y: Tensor, c: float | None = None) -> Tensor:
     """sqrt(||x - y||^2 + c^2) - c with the norm over the whole sample (iCT, Eq. 7).
 
     c defaults to iCT's 0.00054 sqrt(D), D the dimension of a sample. c = 0 is the norm itself, as in ECT. The gradient
-    is finite everywhere, and the difference is formed without cancellation, so that it keeps its digits for small x - y.
+    is finite everywhere, and the difference is formed without cancellation: it keeps its digits for small x - y.
     """
     difference = (x - y).flatten(1)
     c = 0.00054 * math.sqrt(difference.shape[1]) if c is None else c
     if c == 0:
-        return torch.linalg.vector_norm(difference, dim=1)
+        norm: Tensor = torch.linalg.vector_norm(difference, dim=1)
+        return norm
     squared = difference.square().sum(1)
     return squared / ((squared + c**2).sqrt() + c)
 

@@ -35,7 +35,7 @@ def karras_sigmas(n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA
 
 def expand(sigma: Tensor, x: Tensor) -> Tensor:
     """(B,) -> (B, 1, ..., 1), to multiply a batch x of any rank."""
-    return sigma.reshape(-1, *[1] * (x.ndim - 1))
+    return sigma.reshape([len(sigma)] + [1] * (x.ndim - 1))
 
 
 class LogNormal:
@@ -51,7 +51,7 @@ class LogNormal:
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
 
     def sample(self, n: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None) -> Tensor:
-        """n noise levels, (n,) float32."""
+        """N noise levels, (n,) float32."""
         normal = torch.randn(n, device=device, generator=generator)
         return (self.mean + self.std * normal).exp().clamp(self.sigma_min, self.sigma_max)
 

@@ -57,7 +57,7 @@ class MixtureOracle:
         self.sigma_min, self.steps = sigma_min, steps
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n points of the data, (n, D)."""
+        """N points of the data, (n, D)."""
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         z = torch.randn(n, self.means.shape[1], dtype=self.means.dtype, generator=generator)
         return self.means[k] + self.stds[k, None] * z

@@ -44,7 +44,7 @@ class Parameterization(ABC):
         """The four scalings at noise levels sigma (B,)."""
 
     def __call__(self, network: Network, x: Tensor, sigma: Tensor, class_label: Tensor | None = None) -> Tensor:
-        """x (B, ...), sigma (B,) -> (B, ...) in the dtype of x."""
+        """X (B, ...), sigma (B,) -> (B, ...) in the dtype of x."""
         c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
         F = network(expand(c_in, x).to(x.dtype) * x, c_noise.to(x.dtype), class_label)
         return expand(c_skip, x).to(x.dtype) * x + expand(c_out, x).to(x.dtype) * F.to(x.dtype)
@@ -66,9 +66,7 @@ class BoundaryShifted(Parameterization):
     With sigma_min = 0 it is EDM's denoiser.
     """
 
-    def __init__(
-        self, sigma_data: float = SIGMA_DATA, sigma_min: float = SIGMA_MIN, noise_scale: float = 0.25
-    ) -> None:
+    def __init__(self, sigma_data: float = SIGMA_DATA, sigma_min: float = SIGMA_MIN, noise_scale: float = 0.25) -> None:
         super().__init__(sigma_data, noise_scale)
         self.sigma_min = sigma_min
 

@@ -12,5 +12,5 @@ def to_unit_range(pixels: Tensor) -> Tensor:
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """float in [-1, 1] -> uint8, rounded; values outside are cut."""
+    """Float in [-1, 1] -> uint8, rounded; values outside are cut."""
     return (images.detach().float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)

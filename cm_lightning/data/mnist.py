@@ -49,7 +49,9 @@ class _IdxImages(GenerativeDataModule):
         images, labels = (self._find(name) for name in _FILES[split])
         pixels, classes = read_idx(images, dimensions=3), read_idx(labels, dimensions=1).long()
         if pixels.shape[1:] != (28, 28) or len(pixels) != len(classes):
-            raise DataError(f"{images} and {labels} do not belong together: {len(pixels)} images, {len(classes)} labels")
+            raise DataError(
+                f"{images} and {labels} do not belong together: {len(pixels)} images, {len(classes)} labels"
+            )
         return InMemory(pixels[:, None], classes)
 
     def _find(self, name: str) -> Path:

@@ -14,7 +14,7 @@ Shape = Literal["moons", "rings", "spiral", "gaussians", "checkerboard"]
 
 
 def draw(shape: Shape, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """n points (n, 2) in about [-1, 1]^2 with standard deviation near 0.5, and which part of the shape each is of."""
+    """N points (n, 2) in about [-1, 1]^2 with standard deviation near 0.5, and which part of the shape each is of."""
     u, v = torch.rand(2, n, generator=generator)
     noise = torch.randn(n, 2, generator=generator)
     if shape == "gaussians":
@@ -30,9 +30,10 @@ def draw(shape: Shape, n: int, generator: torch.Generator) -> tuple[Tensor, Tens
         angle, side = math.pi * v, 1 - 2 * part
         return torch.stack([angle.cos() - 0.5 * side, side * (angle.sin() - 0.25)], 1) * 0.6 + 0.03 * noise, part
     if shape == "spiral":
-        angle = 3 * math.pi * u.sqrt()
-        radius = 0.9 * angle / (3 * math.pi)
-        return torch.stack([radius * angle.cos(), radius * angle.sin()], 1) + 0.02 * noise, torch.zeros(n).long()
+        part = (u * 2).long()
+        turn = 2 * math.pi * v.sqrt()
+        radius, angle = 0.9 * v.sqrt(), turn + math.pi * part
+        return torch.stack([radius * angle.cos(), radius * angle.sin()], 1) + 0.02 * noise, part
     column, row = (u * 4).long(), (v * 2).long()  # checkerboard
     x, y = u * 4, (column % 2) + 2 * row + torch.rand(n, generator=generator)
     return torch.stack([x, y], 1) / 2 - 1, torch.zeros(n).long()
@@ -42,7 +43,7 @@ class Toy(GenerativeDataModule):
     """Points of a shape in the plane; batches are (points (B, 2), part of the shape (B,)).
 
     Args:
-        shape: ``moons``, ``rings``, ``spiral``, ``gaussians`` (eight on a circle) or ``checkerboard``.
+        shape: ``moons``, ``rings``, ``spiral`` (two arms), ``gaussians`` (eight on a circle) or ``checkerboard``.
         num_points: for training; a tenth as many for validation.
         batch_size, num_workers, seed: see :class:`GenerativeDataModule`.
     """

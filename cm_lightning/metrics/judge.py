@@ -36,7 +36,7 @@ class Judge(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 1, 28, 28) in [-1, 1] -> features (B, 64)."""
         h = self.convolutions(images.clamp(-1, 1))
-        return cast(Tensor, nnf.relu(self.features(h.flatten(1))))
+        return nnf.relu(self.features(h.flatten(1)))
 
     def classify(self, images: Tensor) -> Tensor:
         """(B, 1, 28, 28) in [-1, 1] -> logits (B, 10)."""
@@ -53,21 +53,21 @@ def load_judge(path: Path = WEIGHTS) -> Judge:
     try:
         judge.load_state_dict(load_file(path))
     except Exception as error:
-        raise CheckpointError(f"{path} holds no weights of the judge: make them with cm-lightning train-judge") from error
+        raise CheckpointError(
+            f"{path} holds no weights of the judge: make them with cm-lightning train-judge"
+        ) from error
     return judge.eval().requires_grad_(False)
 
 
 def train_judge(images: Tensor, labels: Tensor, epochs: int, seed: int) -> Judge:
-    """Fit the judge to images (N, 1, 28, 28) in [-1, 1] and labels (N,), each image shifted, turned and scaled a little."""
+    """Fit the judge to images (N, 1, 28, 28) in [-1, 1] and labels (N,), each shifted, turned and scaled a little."""
     torch.manual_seed(seed)
     judge, batch = Judge(), 100
-    steps = epochs * (len(images) // batch)
+    steps_per_epoch = len(images) // batch
     optimizer = torch.optim.Adam(judge.parameters(), lr=2e-3, weight_decay=1e-5)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=epochs * steps_per_epoch)
     for _ in range(epochs):
-        for rows in torch.randperm(len(images)).split(batch):
-            if len(rows) < batch:
-                continue
+        for rows in torch.randperm(len(images))[: steps_per_epoch * batch].chunk(steps_per_epoch):
             loss = nnf.cross_entropy(judge.classify(_jitter(images[rows])), labels[rows])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

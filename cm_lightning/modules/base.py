@@ -34,6 +34,7 @@ class GenerativeModule(L.LightningModule):
 
     #: How the command line configured this module; saved in its checkpoints so that ``load_module`` can rebuild it.
     config: dict[str, Any] | None = None
+    _failed_step: Tensor
 
     def __init__(
         self,
@@ -121,7 +122,7 @@ class GenerativeModule(L.LightningModule):
         first = (self._failed_step < 0) & ~torch.isfinite(loss.detach())
         self._failed_step = torch.where(first, self.global_step, self._failed_step)
         # Lightning's loggers take what is logged on these very steps; on all others logging would be wasted time
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._stop_if_failed()
             self.log("train/loss", loss, prog_bar=True)
             for name, value in self.progress().items():
@@ -201,7 +202,7 @@ class GenerativeModule(L.LightningModule):
         return images.clamp(-1, 1)
 
     def sample_labels(self, n: int, labels: Tensor | Sequence[int] | int | None) -> Tensor | None:
-        """n class labels on the module's device; see :meth:`sample`."""
+        """N class labels on the module's device; see :meth:`sample`."""
         if not self.num_classes:
             if labels is not None:
                 raise ConfigError("labels were given, but the network is unconditional: leave them out")

@@ -38,7 +38,7 @@ class ConsistencyModule(GenerativeModule):
         parameterization: makes the consistency function from the network; the identity at its sigma_min.
         target_rate: mu(k) of a target network, a running average of the student; None: the student itself (iCT, ECT).
         sigma_max: where sampling starts.
-        sampling_sigmas: noise levels for a number of steps, ``{2: [80, 0.821]}``; others are spread over the Karras grid.
+        sampling_sigmas: noise levels for a number of steps, ``{2: [80, 0.821]}``; else on the Karras grid.
     """
 
     target: nn.Module | None
@@ -73,7 +73,7 @@ class ConsistencyModule(GenerativeModule):
         """The point at level r of the trajectory through x_t = x + t z at level t. All (B, ...); t, r (B,)."""
 
     def loss(self, x: Tensor, labels: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
-        """mean w(t, r) d(f(x_t, t), sg f_target(x_r, r)): CM, Algorithms 2 and 3."""
+        """Mean w(t, r) d(f(x_t, t), sg f_target(x_r, r)): CM, Algorithms 2 and 3."""
         step, total = self.global_step, self.total_steps
         t, r = self.curriculum.pairs(len(x), step, total, x.device, generator)
         z = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
@@ -96,7 +96,7 @@ class ConsistencyModule(GenerativeModule):
         return shown
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """target <- mu target + (1 - mu) student, once an optimizer step."""
+        """Target <- mu target + (1 - mu) student, once an optimizer step."""
         if self.target is None or self.target_rate is None or self.global_step == self._target_step:
             return
         self._target_step = self.global_step

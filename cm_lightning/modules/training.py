@@ -42,5 +42,5 @@ class ConsistencyTraining(ConsistencyModule):
         )
 
     def earlier_point(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, r: Tensor, labels: Tensor | None) -> Tensor:
-        """x + r z: the same image and the same noise stand for the trajectory (CM, Theorem 2)."""
+        """X + r z: the same image and the same noise stand for the trajectory (CM, Theorem 2)."""
         return x + expand(r, x) * z

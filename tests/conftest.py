@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+os.environ["WANDB_SILENT"] = "true"
+os.environ["PYTHONWARNINGS"] = "ignore"
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_one_seed() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)

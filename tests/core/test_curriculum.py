@@ -1,0 +1,112 @@
+import pytest
+import torch
+
+from cm_lightning.core.curriculum import (
+    ConstantLevels,
+    ConstantRate,
+    ContinuousCurriculum,
+    DoublingLevels,
+    GridCurriculum,
+    ProgressiveLevels,
+    ProgressiveRate,
+    WarmUp,
+    ect_r,
+)
+from cm_lightning.core.noise import LogNormal, LogNormalIntervals, karras_sigmas
+from cm_lightning.core.schedule import HoldThenCosine
+from cm_lightning.core.weighting import InverseGap, InverseVariance, Uniform
+
+K = 800_000
+
+
+def test_progressive_levels():
+    levels = ProgressiveLevels(2, 150)
+    assert [levels(k, K) for k in (0, K // 4, K // 2, 3 * K // 4, K)] == [2, 76, 107, 131, 151]
+
+
+def test_target_rate_in_both_variants():
+    levels = ProgressiveLevels(2, 150)
+    assert ProgressiveRate(levels, 0.9)(0, K) == pytest.approx(0.9)
+    assert ProgressiveRate(levels, 0.9, released_code=True)(0, K) == pytest.approx(0.81)
+    assert ProgressiveRate(levels, 0.9)(K // 2, K) == pytest.approx(0.9980325825, abs=1e-10)
+    assert ProgressiveRate(levels, 0.9, released_code=True)(K // 2, K) == pytest.approx(0.9980140404, abs=1e-10)
+    assert ConstantRate(0.95)(7, K) == 0.95
+
+
+def test_doubling_levels():
+    levels = DoublingLevels(10, 1280)
+    starts = [levels(k * 50_000, 400_000) for k in range(8)]
+    assert starts == [11, 21, 41, 81, 161, 321, 641, 1281]
+    assert levels(49_999, 400_000) == 11
+    assert levels(400_000, 400_000) == 1281
+
+
+def test_ect_mapping():
+    t = torch.tensor([0.01, 1.0, 5.0], dtype=torch.float64)
+    assert ect_r(t, 0).tolist() == pytest.approx([0, 0, 2.366142982])
+    t = torch.tensor([1.0, 80.0], dtype=torch.float64)
+    assert ect_r(t, 3).tolist() == pytest.approx([0.8030292893, 75])
+
+
+def test_ect_stages_are_of_equal_length_and_end_with_the_last():
+    curriculum = ContinuousCurriculum(stages=8)
+    assert [curriculum.stage(k * 25_000, 200_000) for k in range(8)] == list(range(8))
+    assert curriculum.stage(24_999, 200_000) == 0
+    assert curriculum.stage(200_000, 200_000) == 7
+
+
+@pytest.mark.parametrize(
+    "curriculum",
+    [
+        GridCurriculum(ProgressiveLevels()),
+        GridCurriculum(DoublingLevels(), LogNormalIntervals()),
+        GridCurriculum(ConstantLevels(18)),
+        ContinuousCurriculum(),
+        WarmUp(ContinuousCurriculum(), 0.5),
+    ],
+    ids=["cm", "ict", "cd", "ect", "warm-up"],
+)
+@pytest.mark.parametrize("step", [0, 499, 999])
+def test_pairs_descend_within_the_domain_and_follow_the_generator(curriculum, step):
+    t, r = curriculum.pairs(512, step, 1000, generator=torch.Generator().manual_seed(3))
+    assert t.shape == r.shape == (512,)
+    assert t.dtype == r.dtype == torch.float32
+    assert (t > r).all()
+    assert r.min() >= 0
+    assert t.max() <= 80
+    again = curriculum.pairs(512, step, 1000, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(t, again[0])
+    assert torch.equal(r, again[1])
+
+
+def test_grid_pairs_are_neighbours_and_all_occur():
+    sigmas = karras_sigmas(5).float()
+    t, r = GridCurriculum(ConstantLevels(5)).pairs(1000, 0, 1)
+    i = (t[:, None] - sigmas).abs().argmin(1)
+    assert torch.equal(t, sigmas[i])
+    assert torch.equal(r, sigmas[i + 1])
+    assert set(i.tolist()) == {0, 1, 2, 3}
+
+
+def test_warm_up_has_the_clean_image_as_target_and_then_hands_its_own_clock_on():
+    curriculum = WarmUp(ContinuousCurriculum(stages=4), fraction=0.2, density=LogNormal(-0.4, 1.6))
+    t, r = curriculum.pairs(100, 199, 1000)
+    assert curriculum.target_is_data(199, 1000)
+    assert not r.any()
+    assert t.all()
+    assert not curriculum.target_is_data(200, 1000)
+    assert curriculum.progress(0, 1000) == {"warm-up": 1.0}
+    assert [curriculum.progress(200 + 200 * i, 1000)["stage"] for i in range(4)] == [0, 1, 2, 3]
+
+
+def test_weightings():
+    t, r = torch.tensor([2.0, 1.0]), torch.tensor([1.5, 0.0])
+    assert Uniform()(t, r).tolist() == [1, 1]
+    assert InverseGap()(t, r).tolist() == [2, 1]
+    assert InverseVariance(0.5)(t, r).tolist() == [4.25, 5]
+
+
+def test_learning_rate_rises_holds_drops_and_falls_to_nothing():
+    schedule = HoldThenCosine(rise=10, hold=0.5, drop=0.4)
+    values = [schedule(step, 100) for step in (0, 9, 49, 50, 75, 100)]
+    assert values == pytest.approx([0.1, 1, 1, 0.4, 0.2, 0])

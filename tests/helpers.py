@@ -1,0 +1,59 @@
+"""Small things that several tests build on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from cm_lightning.backbones.mlp import MLP
+from cm_lightning.modules.training import ConsistencyTraining
+
+
+def points(n: int = 64, batch_size: int = 16) -> DataLoader[Any]:
+    x = 0.5 * torch.randn(n, 2, generator=torch.Generator().manual_seed(5))
+    return DataLoader(TensorDataset(x, torch.zeros(n).long()), batch_size=batch_size)
+
+
+def trainer(tmp_path: Any, **options: Any) -> L.Trainer:
+    quiet = {
+        "accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
+        "enable_checkpointing": False, "max_steps": 5, "log_every_n_steps": 1, "num_sanity_val_steps": 0,
+        "default_root_dir": str(tmp_path),
+    }  # fmt: skip
+    return L.Trainer(**{**quiet, **options})
+
+
+def module(**options: Any) -> ConsistencyTraining:
+    torch.manual_seed(1)
+    return ConsistencyTraining(**{"backbone": MLP(2, 16, 2), "image_shape": (2,), **options})
+
+
+class Dropout(nn.Module):
+    """A network whose output is its dropout mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.masks: list[Tensor] = []
+
+    def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
+        mask = nn.functional.dropout(torch.ones_like(x), 0.5, self.training)
+        self.masks.append(mask)
+        return mask * self.weight
+
+
+class KillAt(L.Callback):
+    """Kills its own process, as a scheduler would, after a number of steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
