@@ -13,10 +13,11 @@ __version__ = "0.1.0"
 _HOME = {
     "DigitQuality": "callbacks.digit_quality",
     "EMA": "callbacks.ema",
+    "RunProgress": "callbacks.progress",
     "SampleGrid": "callbacks.sample_grid",
     "Throughput": "callbacks.throughput",
     "Backbone": "backbones.protocol",
-    "MLP": "backbones.mlp",
+    "ResidualMLP": "backbones.mlp",
     "UNet": "backbones.unet",
     "ConsistencyTraining": "modules.training",
     "load_module": "modules.loading",
@@ -29,11 +30,12 @@ _HOME = {
 __all__ = list(_HOME)
 
 if TYPE_CHECKING:
-    from cm_lightning.backbones.mlp import MLP as MLP
+    from cm_lightning.backbones.mlp import ResidualMLP as ResidualMLP
     from cm_lightning.backbones.protocol import Backbone as Backbone
     from cm_lightning.backbones.unet import UNet as UNet
     from cm_lightning.callbacks.digit_quality import DigitQuality as DigitQuality
     from cm_lightning.callbacks.ema import EMA as EMA
+    from cm_lightning.callbacks.progress import RunProgress as RunProgress
     from cm_lightning.callbacks.sample_grid import SampleGrid as SampleGrid
     from cm_lightning.callbacks.throughput import Throughput as Throughput
     from cm_lightning.data.folder import ImageFolder as ImageFolder

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from cm_lightning.backbones.mlp import MLP
+from cm_lightning.backbones.mlp import ResidualMLP
 from cm_lightning.modules.training import ConsistencyTraining
 
 
@@ -31,7 +31,7 @@ def trainer(tmp_path: Any, **options: Any) -> L.Trainer:
 
 def module(**options: Any) -> ConsistencyTraining:
     torch.manual_seed(1)
-    return ConsistencyTraining(**{"backbone": MLP(2, 16, 2), "image_shape": (2,), **options})
+    return ConsistencyTraining(**{"backbone": ResidualMLP(2, 16, 2), "image_shape": (2,), **options})
 
 
 class Dropout(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cm_lightning.backbones.embedding import Conditioning, FourierEmbedding
 
 
-class MLP(nn.Module):
+class ResidualMLP(nn.Module):
     """Residual layers of SiLU and linear maps, each shifted by the conditioning vector.
 
     Args:

@@ -2,7 +2,8 @@
 
 from cm_lightning.callbacks.digit_quality import DigitQuality
 from cm_lightning.callbacks.ema import EMA
+from cm_lightning.callbacks.progress import RunProgress
 from cm_lightning.callbacks.sample_grid import SampleGrid
 from cm_lightning.callbacks.throughput import Throughput
 
-__all__ = ["EMA", "DigitQuality", "SampleGrid", "Throughput"]
+__all__ = ["EMA", "DigitQuality", "RunProgress", "SampleGrid", "Throughput"]

@@ -35,7 +35,8 @@ def karras_sigmas(n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA
 
 def expand(sigma: Tensor, x: Tensor) -> Tensor:
     """(B,) -> (B, 1, ..., 1), to multiply a batch x of any rank."""
-    return sigma.reshape([len(sigma)] + [1] * (x.ndim - 1))
+    columns: Tensor = sigma.reshape([-1] + [1] * (x.ndim - 1))
+    return columns
 
 
 class LogNormal:

@@ -98,7 +98,7 @@ class GenerativeDataModule(L.LightningDataModule):
     def _loader(self, dataset: Dataset[Any], batch_size: int, sampler: Stream | None = None) -> DataLoader[Any]:
         return DataLoader(
             dataset,
-            batch_size,
+            batch_size=batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=_already_a_batch if isinstance(dataset, InMemory) else None,

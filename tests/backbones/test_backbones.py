@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from cm_lightning.backbones.embedding import FourierEmbedding
-from cm_lightning.backbones.mlp import MLP
+from cm_lightning.backbones.mlp import ResidualMLP
 from cm_lightning.backbones.protocol import Backbone
 from cm_lightning.backbones.unet import UNet
 
@@ -77,7 +77,7 @@ def test_a_noise_embedding_of_ones_own():
 
 
 def test_mlp_keeps_the_shape_of_its_samples():
-    net = MLP(dim=2, width=16, depth=2, num_classes=4)
+    net = ResidualMLP(dim=2, width=16, depth=2, num_classes=4)
     assert net(torch.randn(5, 2), torch.zeros(5), torch.arange(5) % 4).shape == (5, 2)
-    assert MLP(dim=12, width=16)(torch.randn(5, 3, 2, 2), torch.zeros(5)).shape == (5, 3, 2, 2)
+    assert ResidualMLP(dim=12, width=16)(torch.randn(5, 3, 2, 2), torch.zeros(5)).shape == (5, 3, 2, 2)
     assert isinstance(net, Backbone)

@@ -1,0 +1,216 @@
+"""The command line, end to end, in this process."""
+
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import wandb
+import yaml
+from PIL import Image
+
+from cm_lightning.checkpoint import CONFIG_KEY, read_checkpoint, weights
+from cm_lightning.cli import main
+from cm_lightning.commands.sample import main as sample
+from cm_lightning.errors import CheckpointError
+from cm_lightning.modules.loading import load_module
+
+CONF = Path(__file__).parents[1] / "conf"
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def in_a_fresh_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["cm-lightning"])
+
+
+@pytest.fixture(scope="session")
+def toy_run(tmp_path_factory):
+    """The folder of a finished toy run."""
+    folder = tmp_path_factory.mktemp("toy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["cm-lightning"])
+        main(["fit", f"--config={CONF}/toy.yaml"])
+    return folder / "runs/toy/version_0"
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def failure(capsys, *arguments, run=main):
+    with pytest.raises(SystemExit) as stop:
+        run(list(arguments))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error.strip()
+
+
+def test_fit_leaves_metrics_configuration_and_checkpoint_in_its_own_directory(toy_run):
+    metrics = rows(toy_run / "metrics.csv")
+    assert [row["step"] for row in metrics if row["train/loss"]] == ["1", "3", "5", "7", "9", "11"]
+    assert all(float(row["train/images_per_s"]) > 0 for row in metrics if row["train/loss"])
+    assert sum(bool(row["val/loss"]) for row in metrics) == 2
+    config = yaml.safe_load((toy_run / "config.yaml").read_text())
+    assert config["trainer"]["max_steps"] == 12
+    checkpoint = read_checkpoint(toy_run / "checkpoints/last.ckpt")
+    assert checkpoint["global_step"] == 12
+    assert checkpoint[CONFIG_KEY]["class_path"].endswith("ConsistencyTraining")
+
+
+def test_the_saved_configuration_runs_again_to_the_same_weights(toy_run):
+    main(["fit", f"--config={toy_run}/config.yaml"])
+    again = read_checkpoint("runs/toy/version_0/checkpoints/last.ckpt")["state_dict"]
+    torch.testing.assert_close(again, read_checkpoint(toy_run / "checkpoints/last.ckpt")["state_dict"], rtol=0, atol=0)
+
+
+def test_load_module_gives_the_averaged_or_the_raw_weights(toy_run):
+    path = toy_run / "checkpoints/last.ckpt"
+    checkpoint = read_checkpoint(path)
+    for which, loaded in (("ema", load_module(path)), ("raw", load_module(path, "raw"))):
+        state = loaded.backbone.state_dict()
+        torch.testing.assert_close(state, weights(checkpoint, which), rtol=0, atol=0)
+        assert not loaded.training
+    assert load_module(path).target_rate.mu == 0.5
+    assert load_module(path).sample(3).shape == (3, 2)
+
+
+def test_a_checkpoint_names_no_class_that_is_not_trusted(toy_run):
+    checkpoint = read_checkpoint(toy_run / "checkpoints/last.ckpt")
+    checkpoint[CONFIG_KEY]["init_args"]["backbone"]["class_path"] = "tests.helpers.Dropout"
+    torch.save(checkpoint, "other.ckpt")
+    with pytest.raises(CheckpointError, match=r"tests.helpers.Dropout.*--trust tests"):
+        load_module("other.ckpt")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda c: c.pop(CONFIG_KEY),
+        lambda c: c.pop("state_dict"),
+        lambda c: c["state_dict"].pop("backbone.head.bias"),
+        lambda c: c[CONFIG_KEY].update(class_path="cm_lightning.Nonsense"),
+        lambda c: c[CONFIG_KEY]["init_args"]["backbone"]["init_args"].update(width="wide"),
+        lambda c: c[CONFIG_KEY]["init_args"]["backbone"]["init_args"].update(width=8),
+    ],
+)
+def test_unsuitable_checkpoints_are_named(toy_run, damage):
+    checkpoint = read_checkpoint(toy_run / "checkpoints/last.ckpt")
+    damage(checkpoint)
+    torch.save(checkpoint, "bad.ckpt")
+    with pytest.raises(CheckpointError, match=r"bad.ckpt"):
+        load_module("bad.ckpt")
+
+
+def test_truncated_and_foreign_files_are_named(toy_run):
+    data = (toy_run / "checkpoints/last.ckpt").read_bytes()
+    for content in (data[: len(data) // 2], b"", b"hello", b"\x80\x04cos\nsystem\n(S'touch pwned'\ntR."):
+        Path("bad.ckpt").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"bad.ckpt cannot be read"):
+            load_module("bad.ckpt")
+    assert not Path("pwned").exists()
+
+
+def test_a_checkpoint_never_overrides_the_command_line(toy_run):
+    last = toy_run / "checkpoints/last.ckpt"
+    main(["fit", f"--config={CONF}/toy.yaml", f"--ckpt_path={last}", "--trainer.max_steps=14", "--model.sigma_max=40"])
+    config = read_checkpoint("runs/toy/version_0/checkpoints/last.ckpt")[CONFIG_KEY]
+    assert config["init_args"]["sigma_max"] == 40
+
+
+def test_last_is_the_newest_run_and_a_missing_one_is_an_error(toy_run, monkeypatch, capsys):
+    error = failure(capsys, "fit", f"--config={CONF}/toy.yaml", "--ckpt_path=last")
+    assert error.endswith("no checkpoint below runs/toy; leave the option out to start anew")
+    monkeypatch.chdir(toy_run.parents[2])
+    main(["validate", f"--config={CONF}/toy.yaml", "--ckpt_path=last"])
+    assert "val/loss" in capsys.readouterr().out
+
+
+def test_digits_are_measured_drawn_and_tested(capsys):
+    main(["fit", f"--config={CONF}/image.yaml"])
+    run = Path("runs/image/version_0")
+    (last,) = [row for row in rows(run / "metrics.csv") if row["val/loss"]]
+    assert float(last["val/accuracy_floor"]) > 0.95
+    assert float(last["val/frechet_mnist_nfe1"]) > float(last["val/frechet_mnist_floor"]) > 0
+    assert 0 <= float(last["val/accuracy_nfe2"]) <= 1
+    assert Image.open(run / "samples/step_000004_nfe2.png").size == (302, 62)
+    assert "real held-out" in capsys.readouterr().out
+    main(["test", f"--config={CONF}/image.yaml", f"--ckpt_path={run}/checkpoints/last.ckpt"])
+    (tested,) = [row for row in rows("runs/image/version_1/metrics.csv") if row["test/frechet_mnist_nfe1"]]
+    # the same weights, noise and reference, and so the same score
+    assert float(tested["test/frechet_mnist_nfe1"]) == pytest.approx(float(last["val/frechet_mnist_nfe1"]), rel=1e-4)
+    main(["predict", f"--config={CONF}/image.yaml", f"--ckpt_path={run}/checkpoints/last.ckpt"])
+
+    arguments = [f"--ckpt_path={run}/checkpoints/last.ckpt", "--num_samples=6", "--labels=3,5", "--steps=2"]
+    sample([*arguments, "--output=a.png", "--output=a.npz", "--output=folder", "--columns=3"])
+    sample([*arguments, "--output=b.npz", "--batch_size=6", "--seed=0"])
+    sample([*arguments, "--output=c.npz", "--seed=1"])
+    a, b, c = (np.load(f"{name}.npz") for name in "abc")
+    assert a["images"].shape == (6, 28, 28, 1)
+    assert a["labels"].tolist() == [3, 5] * 3
+    assert np.array_equal(a["images"], b["images"])
+    assert not np.array_equal(a["images"], c["images"])
+    assert Image.open("a.png").size == (92, 62)
+    pixels = np.asarray(Image.open("folder/000001_class5.png").convert("L"))
+    assert np.array_equal(pixels, a["images"][1, :, :, 0])
+
+
+def test_wandb_offline_holds_the_configuration_under_one_key():
+    short = ["--trainer.max_steps=2", "--trainer.val_check_interval=2"]
+    main(["fit", f"--config={CONF}/toy.yaml", "--wandb=offline", *short])
+    assert wandb.run is not None
+    assert wandb.run.offline
+    assert wandb.run.config["cli"]["model"]["class_path"].endswith("ConsistencyTraining")
+    wandb.finish()
+    (file,) = Path("runs/toy").glob("wandb/offline-run-*/*.wandb")
+    assert b"train/loss" in file.read_bytes()
+    assert Path("runs/toy/version_0/metrics.csv").exists()
+
+
+def test_errors_are_a_line_that_names_the_option(toy_run, capsys):
+    toy = f"--config={CONF}/toy.yaml"
+    assert "nowhere.yaml" in failure(capsys, "fit", "--config=nowhere.yaml")
+    assert "'fractoin' is not accepted" in failure(
+        capsys, "fit", toy, "--model.curriculum=WarmUp", "--model.curriculum.fractoin=1"
+    )
+    assert "trainer.max_steps" in failure(capsys, "fit", toy, "--trainer.max_steps=many")
+    assert "--model.image_shape=[2]" in failure(capsys, "fit", toy, "--model.image_shape=[3]")
+    assert "no checkpoint at nowhere.ckpt" in failure(capsys, "test", toy, "--ckpt_path=nowhere.ckpt")
+    assert "give --ckpt_path FILE" in failure(capsys, "test", toy)
+    assert "set --data.root" in failure(capsys, "fit", toy, "--data=FashionMNIST", "--data.root=nowhere")
+    assert "use data: MNIST" in failure(capsys, "fit", toy, "--trainer.callbacks+=DigitQuality")
+
+
+def test_errors_of_sample(toy_run, capsys):
+    last = f"--ckpt_path={toy_run}/checkpoints/last.ckpt"
+    assert "--num_samples" in failure(capsys, last, "--num_samples=0", run=sample)
+    assert "list of ints" in failure(capsys, last, "--labels=one", run=sample)
+    with pytest.raises(CheckpointError, match="no checkpoint at nowhere"):
+        sample(["--ckpt_path=nowhere"])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_experiment_runs_two_steps(path, capsys, monkeypatch):
+    text = yaml.safe_load(path.read_text())
+    if "trainer" not in text:
+        pytest.skip("a part of other experiments")
+    small = [
+        "--trainer.max_steps=2",
+        "--trainer.val_check_interval=2",
+        "--trainer.accelerator=cpu",
+        "--trainer.devices=1",
+    ]
+    tiny = [
+        "--model.backbone.channels=8",
+        "--data.batch_size=4",
+        "--data.source=embedded",
+        "--trainer.limit_val_batches=1",
+    ]
+    quiet = ["--trainer.callbacks=[{class_path: EMA}]", "--trainer.precision=32-true"]
+    main(["fit", f"--config={path}", *small, *tiny, *quiet])
