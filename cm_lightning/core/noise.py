@@ -28,7 +28,7 @@ def karras_sigmas(n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA
         raise ValueError(f"a grid needs n >= 2 and 0 < sigma_min < sigma_max, got {n}, {sigma_min}, {sigma_max}")
     ramp = torch.linspace(0, 1, n, dtype=torch.float64)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    sigmas = (high + ramp * (low - high)) ** rho
+    sigmas: Tensor = (high + ramp * (low - high)) ** rho
     sigmas[0], sigmas[-1] = sigma_max, sigma_min
     return sigmas
 

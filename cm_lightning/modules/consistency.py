@@ -66,7 +66,6 @@ class ConsistencyModule(GenerativeModule):
         self.target = copy.deepcopy(backbone).requires_grad_(False) if target_rate else None
         self.sigma_max = sigma_max
         self.sampling_sigmas = {int(steps): list(sigmas) for steps, sigmas in (sampling_sigmas or {}).items()}
-        self._target_step = 0
 
     @abstractmethod
     def earlier_point(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, r: Tensor, labels: Tensor | None) -> Tensor:
@@ -95,20 +94,17 @@ class ConsistencyModule(GenerativeModule):
             shown["mu"] = self.target_rate(self.global_step, self.total_steps)
         return shown
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Target <- mu target + (1 - mu) student, once an optimizer step."""
-        if self.target is None or self.target_rate is None or self.global_step == self._target_step:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """target <- mu target + (1 - mu) student, right after the step: a checkpoint of the step must have it."""
+        step = self.global_step
+        super().optimizer_step(*args, **kwargs)
+        if self.target is None or self.target_rate is None:
             return
-        self._target_step = self.global_step
-        mu = self.target_rate(self.global_step - 1, self.total_steps)
+        mu = self.target_rate(step, self.total_steps)
         with torch.no_grad():
             torch._foreach_lerp_(list(self.target.parameters()), list(self.backbone.parameters()), 1 - mu)
             for ours, theirs in zip(self.target.buffers(), self.backbone.buffers(), strict=True):
                 ours.copy_(theirs)
-
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        self._target_step = self.global_step
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
         super().load_backbone(state)
