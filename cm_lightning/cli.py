@@ -10,7 +10,8 @@ from typing import Any, Literal, NoReturn
 
 import lightning as L
 import torch
-from jsonargparse import set_parsing_settings
+import yaml
+from jsonargparse import ActionConfigFile, set_parsing_settings  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
@@ -29,6 +30,28 @@ class _Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         sys.stderr.write(f"error: {message.strip()}\nSee: {self.prog} --help\n")
         raise SystemExit(2)
+
+
+class _ConfigFile(ActionConfigFile):
+    """A file may name another under ``base``, relative to itself, and then says only what differs from it.
+
+    jsonargparse's own ``config`` key inside a file does not merge the arguments of nested classes.
+    """
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        for path in _lineage(Path(values)):
+            super().__call__(parser, cfg, str(path), option_string)  # type: ignore[no-untyped-call]
+        cfg["base"] = None  # what is saved of a run is whole
+
+
+def _lineage(path: Path) -> list[Path]:
+    """The file after all the files that it builds on."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError):
+        return [path]  # the parser says what is wrong with it
+    base = content.get("base") if isinstance(content, dict) else None
+    return [*_lineage(path.parent / base), path] if base else [path]
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -53,7 +76,13 @@ class _SaveConfig(SaveConfigCallback):
 
 
 class _CLI(LightningCLI):
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = self.parser_class(**kwargs)
+        parser.add_argument("-c", "--config", action=_ConfigFile, help="A YAML file; repeat to override the former.")
+        return parser
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--base", type=str, help="Inside a file: the file that it builds on.")
         parser.add_argument(
             "--wandb",
             type=Literal["off", "online", "offline"],

@@ -189,7 +189,7 @@ class WarmUp(Curriculum):
 
     def steps(self, total: int) -> int:
         """Length of the warm-up in training steps."""
-        return int(self.fraction * total)
+        return round(self.fraction * total)
 
     def pairs(
         self,

@@ -29,7 +29,7 @@ class HoldThenCosine(RateSchedule):
         self.rise, self.hold, self.drop = rise, hold, drop
 
     def __call__(self, step: int, total: int) -> float:
-        held = int(self.hold * total)
+        held = round(self.hold * total)
         if step < held:
             return min(1.0, (step + 1) / self.rise)
         return self.drop * (1 + math.cos(math.pi * min(1.0, (step - held) / (total - held)))) / 2

@@ -95,7 +95,7 @@ class ConsistencyModule(GenerativeModule):
         return shown
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """target <- mu target + (1 - mu) student, right after the step: a checkpoint of the step must have it."""
+        """Target <- mu target + (1 - mu) student, right after the step: a checkpoint of the step must have it."""
         step = self.global_step
         super().optimizer_step(*args, **kwargs)
         if self.target is None or self.target_rate is None:

@@ -195,11 +195,33 @@ def test_errors_of_sample(toy_run, capsys):
         sample(["--ckpt_path=nowhere"])
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("*.yaml")), ids=lambda p: p.stem)
-def test_every_shipped_experiment_runs_two_steps(path, capsys, monkeypatch):
-    text = yaml.safe_load(path.read_text())
-    if "trainer" not in text:
-        pytest.skip("a part of other experiments")
+def test_a_configuration_builds_on_another_and_is_saved_whole(capsys):
+    folder = Path("deep")
+    folder.mkdir()
+    (folder / "base.yaml").write_text((CONF / "toy.yaml").read_text())
+    (folder / "middle.yaml").write_text("base: base.yaml\nmodel:\n  init_args:\n    sigma_max: 40\n")
+    (folder / "top.yaml").write_text(
+        "base: middle.yaml\ntrainer:\n  max_steps: 2\n  val_check_interval: 2\n"
+        "model:\n  init_args:\n    curriculum:\n      class_path: WarmUp\n      init_args:\n"
+        "        then: {class_path: ContinuousCurriculum, init_args: {stages: 3}}\n"
+    )
+    main(["fit", "--config=deep/top.yaml"])
+    saved = yaml.safe_load(Path("runs/toy/version_0/config.yaml").read_text())
+    model = saved["model"]["init_args"]
+    assert model["sigma_max"] == 40
+    assert model["backbone"]["init_args"]["width"] == 16
+    assert model["curriculum"]["init_args"]["then"]["init_args"]["stages"] == 3
+    assert saved["trainer"]["max_steps"] == 2
+    assert not saved.get("base")
+    (folder / "top.yaml").write_text("base: nowhere.yaml\n")
+    assert "nowhere.yaml" in failure(capsys, "fit", "--config=deep/top.yaml")
+
+
+EXPERIMENTS = sorted(path for path in (ROOT / "experiments").rglob("*.yaml") if path.stem != "base")
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_shipped_experiment_runs_two_steps(path):
     small = [
         "--trainer.max_steps=2",
         "--trainer.val_check_interval=2",

@@ -103,6 +103,7 @@ def test_weightings():
     t, r = torch.tensor([2.0, 1.0]), torch.tensor([1.5, 0.0])
     assert Uniform()(t, r).tolist() == [1, 1]
     assert InverseGap()(t, r).tolist() == [2, 1]
+    assert InverseGap(0.5)(t, r).tolist() == pytest.approx([2**0.5, 1])
     assert InverseVariance(0.5)(t, r).tolist() == [4.25, 5]
 
 
