@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from cm_lightning.core.noise import (
     SIGMA_MAX,
@@ -20,19 +21,15 @@ from cm_lightning.core.noise import (
     karras_sigmas,
 )
 
+Device: TypeAlias = "torch.device | str"
+Pair: TypeAlias = tuple[Tensor, Tensor]
+
 
 class Curriculum(ABC):
     """Draws the pairs t > r >= 0 of one training step. Where r is at most sigma_min the target is the clean image."""
 
     @abstractmethod
-    def pairs(
-        self,
-        n: int,
-        step: int,
-        total: int,
-        device: torch.device | str = "cpu",
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def pairs(self, n: int, step: int, total: int, device: Device = "cpu", generator: Generator | None = None) -> Pair:
         """N pairs for training step ``step`` of ``total``: t (n,), r (n,), float32."""
 
     def target_is_data(self, step: int, total: int) -> bool:
@@ -107,14 +104,7 @@ class GridCurriculum(Curriculum):
         self.density = density or UniformIntervals()
         self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
 
-    def pairs(
-        self,
-        n: int,
-        step: int,
-        total: int,
-        device: torch.device | str = "cpu",
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def pairs(self, n: int, step: int, total: int, device: Device = "cpu", generator: Generator | None = None) -> Pair:
         sigmas = karras_sigmas(self.levels(step, total), self.sigma_min, self.sigma_max, self.rho)
         probabilities = self.density.probabilities(sigmas).to(device, torch.float32)
         i = torch.multinomial(probabilities, n, replacement=True, generator=generator)
@@ -156,14 +146,7 @@ class ContinuousCurriculum(Curriculum):
         """0 ... stages - 1."""
         return min(step * self.stages // total, self.stages - 1)
 
-    def pairs(
-        self,
-        n: int,
-        step: int,
-        total: int,
-        device: torch.device | str = "cpu",
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def pairs(self, n: int, step: int, total: int, device: Device = "cpu", generator: Generator | None = None) -> Pair:
         t = self.density.sample(n, device, generator)
         return t, ect_r(t, self.stage(step, total), self.q, self.k, self.b)
 
@@ -191,14 +174,7 @@ class WarmUp(Curriculum):
         """Length of the warm-up in training steps."""
         return round(self.fraction * total)
 
-    def pairs(
-        self,
-        n: int,
-        step: int,
-        total: int,
-        device: torch.device | str = "cpu",
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def pairs(self, n: int, step: int, total: int, device: Device = "cpu", generator: Generator | None = None) -> Pair:
         if self.target_is_data(step, total):
             t = self.density.sample(n, device, generator)
             return t, torch.zeros_like(t)
