@@ -23,7 +23,7 @@ class DigitScores:
 
     def __init__(self, judge: Judge, real: Iterable[Tensor]) -> None:
         self.judge = judge
-        self.distance = FrechetInceptionDistance(feature=judge, reset_real_features=False)
+        self.distance = FrechetInceptionDistance(feature=judge, reset_real_features=False, sync_on_compute=False)
         for images in real:
             self.distance.update(images, real=True)
 

@@ -1,0 +1,95 @@
+"""What the Trainer costs: the main job's full step against a bare PyTorch loop of the same mathematics.
+
+    python experiments/benchmarks/overhead.py
+
+The full step has the averaged weights, logging and the progress bar; the bare loop has none of them. Bare steps are
+timed before and after the run, in the same process, so that a machine that drifts counts against both alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from cm_lightning.cli import main
+from cm_lightning.core.noise import expand
+from cm_lightning.modules.training import ConsistencyTraining
+
+CONFIG = Path(__file__).parents[1] / "mnist" / "ct.yaml"
+WARM = 10  # steps before the clock starts
+
+
+class Stopwatch(Callback):
+    """Times the steps of the run, and bare steps around it."""
+
+    bare: list[float]
+    full: list[float]
+
+    def __init__(self, steps: int = 100) -> None:
+        self.steps = steps
+        Stopwatch.bare, Stopwatch.full = [], []
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._bare_steps(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == WARM:
+            self._since = time.perf_counter()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.full.append((time.perf_counter() - self._since) / (trainer.global_step - WARM))
+        self._bare_steps(trainer, pl_module)
+
+    def _bare_steps(self, trainer: L.Trainer, m: Any) -> None:
+        assert isinstance(m, ConsistencyTraining)
+        assert m.optimizer is not None
+        optimizer = m.optimizer(m.backbone.parameters())
+        batches = iter(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        m.backbone.train()
+        for step in range(-WARM, self.steps):
+            if step == 0:
+                since = time.perf_counter()
+            x, labels = next(batches)
+            t, r = m.curriculum.pairs(len(x), max(step, 0), self.steps)
+            z = torch.randn_like(x)
+            f_t = m.parameterization(m.backbone, x + expand(t, x) * z, t, labels)
+            with torch.no_grad():
+                f_r = m.parameterization(m.backbone, x + expand(r, x) * z, r, labels)
+            loss = (m.weighting(t, r) * m.distance(f_t, f_r)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(m.backbone.parameters(), 1.0)
+            optimizer.step()
+        self.bare.append((time.perf_counter() - since) / self.steps)
+
+
+def run(steps: int) -> None:
+    """Time ``steps`` steps of each kind and print the ratio."""
+    total = steps + WARM
+    with tempfile.TemporaryDirectory() as folder:
+        main([
+            "fit", f"--config={CONFIG}", f"--trainer.max_steps={total}", f"--trainer.val_check_interval={10 * total}",
+            "--trainer.limit_val_batches=0", f"--trainer.logger.save_dir={folder}", "--model.curriculum.fraction=0",
+            "--trainer.callbacks+=__main__.Stopwatch", f"--trainer.callbacks.steps={steps}",
+        ])  # fmt: skip
+    bare = sum(Stopwatch.bare) / len(Stopwatch.bare)
+    (full,) = Stopwatch.full
+    before, after = (1000 * seconds for seconds in Stopwatch.bare)
+    print(f"bare loop {before:.1f} ms before and {after:.1f} ms after, full step {1000 * full:.1f} ms a step")
+    print(f"ratio full / bare: {full / bare:.3f}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=50, help="of each kind; at most as many as an epoch less ten")
+    arguments = parser.parse_args()
+    sys.argv[1:] = []
+    run(arguments.steps)
