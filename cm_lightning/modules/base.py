@@ -9,6 +9,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -17,6 +18,8 @@ from cm_lightning.checkpoint import CONFIG_KEY, read_checkpoint, weights
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
 from cm_lightning.modules import randomness
+
+_SCHEDULES_END = 1_000_000
 
 
 class GenerativeModule(L.LightningModule):
@@ -85,6 +88,13 @@ class GenerativeModule(L.LightningModule):
         if total == float("inf"):
             raise ConfigError("the schedules need the length of the run: set trainer.max_steps (or max_epochs)")
         return int(total)
+
+    @property
+    def clock(self) -> tuple[int, int]:
+        """(step, total) for the schedules: of the run while it trains, and else their end."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            return self.global_step, self.total_steps
+        return _SCHEDULES_END, _SCHEDULES_END
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         parameters = [p for p in self.parameters() if p.requires_grad]

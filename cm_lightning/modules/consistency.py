@@ -73,7 +73,7 @@ class ConsistencyModule(GenerativeModule):
 
     def loss(self, x: Tensor, labels: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
         """Mean w(t, r) d(f(x_t, t), sg f_target(x_r, r)): CM, Algorithms 2 and 3."""
-        step, total = self.global_step, self.total_steps
+        step, total = self.clock
         t, r = self.curriculum.pairs(len(x), step, total, x.device, generator)
         z = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
         x_t = x + expand(t, x) * z
@@ -89,18 +89,18 @@ class ConsistencyModule(GenerativeModule):
         return (self.weighting(t, r) * self.distance(f_t, f_r)).mean()
 
     def progress(self) -> dict[str, float]:
-        shown = self.curriculum.progress(self.global_step, self.total_steps)
+        shown = self.curriculum.progress(*self.clock)
         if self.target_rate:
-            shown["mu"] = self.target_rate(self.global_step, self.total_steps)
+            shown["mu"] = self.target_rate(*self.clock)
         return shown
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Target <- mu target + (1 - mu) student, right after the step: a checkpoint of the step must have it."""
-        step = self.global_step
+        clock = self.clock
         super().optimizer_step(*args, **kwargs)
         if self.target is None or self.target_rate is None:
             return
-        mu = self.target_rate(step, self.total_steps)
+        mu = self.target_rate(*clock)
         with torch.no_grad():
             torch._foreach_lerp_(list(self.target.parameters()), list(self.backbone.parameters()), 1 - mu)
             for ours, theirs in zip(self.target.buffers(), self.backbone.buffers(), strict=True):

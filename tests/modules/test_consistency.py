@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
 from cm_lightning.backbones.mlp import ResidualMLP
@@ -57,6 +58,7 @@ def attached(m, tmp_path, step=0):
     t = trainer(tmp_path, max_steps=100)
     t.strategy.connect(m)
     m.trainer = t
+    t.state.fn = TrainerFn.FITTING
     t.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = step
     return m
 
@@ -223,6 +225,21 @@ def test_no_checkpoint_of_a_failed_run_is_written(tmp_path):
     with pytest.raises(NonFiniteLossError, match="since step 1"):
         t.save_checkpoint(tmp_path / "bad.ckpt")
     assert not (tmp_path / "bad.ckpt").exists()
+
+
+def test_validation_alone_is_at_the_end_of_the_schedules(tmp_path):
+    seen = []
+
+    class Spy(ContinuousCurriculum):
+        def pairs(self, n, step, total, device="cpu", generator=None):
+            seen.append(self.stage(step, total))
+            return super().pairs(n, step, total, device, generator)
+
+    t = trainer(tmp_path, max_steps=-1)
+    t.validate(module(curriculum=WarmUp(Spy(stages=5), 0.7)), points(), verbose=False)
+    assert set(seen) == {4}
+    with pytest.raises(ConfigError, match=r"set trainer.max_steps"):
+        trainer(tmp_path, max_steps=-1, max_epochs=-1).fit(module(), points())
 
 
 def test_sampling(tmp_path):
