@@ -18,7 +18,9 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 import cm_lightning.callbacks.all
 import cm_lightning.data.all
 import cm_lightning.modules.all  # noqa: F401
-from cm_lightning.errors import CheckpointError, CmError, ConfigError
+from cm_lightning.allocator import keep_freed_memory
+from cm_lightning.checkpoint import read_checkpoint
+from cm_lightning.errors import CheckpointError, CmError, ConfigError, brief
 from cm_lightning.files import replacing
 from cm_lightning.modules.base import GenerativeModule
 from cm_lightning.run import run_directory
@@ -44,14 +46,16 @@ class _ConfigFile(ActionConfigFile):
         cfg["base"] = None  # what is saved of a run is whole
 
 
-def _lineage(path: Path) -> list[Path]:
+def _lineage(path: Path, heirs: tuple[Path, ...] = ()) -> list[Path]:
     """The file after all the files that it builds on."""
+    if path.resolve() in heirs:
+        raise ConfigError(f"{path} builds on itself: mend the base that it names")
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError):
         return [path]  # the parser says what is wrong with it
     base = content.get("base") if isinstance(content, dict) else None
-    return [*_lineage(path.parent / base), path] if base else [path]
+    return [*_lineage(path.parent / base, (*heirs, path.resolve())), path] if base else [path]
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -68,7 +72,7 @@ class _SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         with replacing(run_directory(trainer) / self.config_filename) as path:
-            self.parser.save(self.config, path, skip_none=False, overwrite=True)
+            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 config = json.loads(self.parser.dump(self.config, format="json", skip_none=False))
@@ -107,8 +111,8 @@ class _CLI(LightningCLI):
             raise ConfigError(f"{self.subcommand} needs weights: give --ckpt_path FILE, or --ckpt_path last")
         if config.ckpt_path == "last":
             config.ckpt_path = str(_last_checkpoint(self.trainer))
-        elif config.ckpt_path not in (None, "best", "hpc") and not Path(config.ckpt_path).is_file():
-            raise CheckpointError(f"--ckpt_path: no checkpoint at {config.ckpt_path}")
+        elif config.ckpt_path not in (None, "best", "hpc"):
+            read_checkpoint(config.ckpt_path)  # says in a line what is wrong with it
 
 
 def _wandb_logger(loggers: list[Any], offline: bool) -> WandbLogger:
@@ -120,6 +124,8 @@ def _wandb_logger(loggers: list[Any], offline: bool) -> WandbLogger:
 
 def _last_checkpoint(trainer: L.Trainer) -> Path:
     """The newest ``last.ckpt`` of all versions of this run; every run writes into a new version."""
+    if not any(isinstance(logger, CSVLogger) for logger in trainer.loggers):
+        raise ConfigError("--ckpt_path last looks beside the CSV log, and there is none: name the checkpoint's file")
     versions = run_directory(trainer).parent
     found = sorted(versions.glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
     if not found:
@@ -129,6 +135,7 @@ def _last_checkpoint(trainer: L.Trainer) -> Path:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run ``fit``, ``validate``, ``test`` or ``predict``; ``args`` as on the command line, which is the default."""
+    keep_freed_memory()
     set_parsing_settings(add_print_completion_argument=True)
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
     arguments = list(sys.argv[1:] if args is None else args)
@@ -148,5 +155,5 @@ def main(args: Sequence[str] | None = None) -> None:
             trainer_defaults={"max_epochs": -1},
         )
     except CmError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {brief(error)}\n")
         raise SystemExit(2) from None

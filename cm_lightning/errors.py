@@ -7,8 +7,8 @@ class CmError(Exception):
     """Base of the errors that the command line prints without a traceback."""
 
 
-class ConfigError(CmError):
-    """Options that do not fit each other, or the data."""
+class ConfigError(CmError, ValueError):
+    """Options out of range, or that do not fit each other or the data."""
 
 
 class DataError(CmError):
@@ -21,3 +21,8 @@ class CheckpointError(CmError):
 
 class NonFiniteLossError(CmError):
     """The loss became NaN or infinite."""
+
+
+def brief(error: Exception) -> str:
+    """The line for the user: an error of a loader's worker process arrives with that process's traceback before it."""
+    return str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")

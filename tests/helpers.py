@@ -34,6 +34,10 @@ def module(**options: Any) -> ConsistencyTraining:
     return ConsistencyTraining(**{"backbone": ResidualMLP(2, 16, 2), "image_shape": (2,), **options})
 
 
+class OwnMLP(ResidualMLP):
+    """A network of somebody else's package."""
+
+
 class Dropout(nn.Module):
     """A network whose output is its dropout mask."""
 

@@ -28,7 +28,7 @@ class PositionalEmbedding(nn.Module):
 class FourierEmbedding(nn.Module):
     """Cosines and sines at random frequencies N(0, scale^2), fixed at construction (NCSN++).
 
-    The label of this suite is 0.25 ln sigma. iCT's scale of 0.02 belongs to a label 1000 times as large: 20 here.
+    NCSN++ has scale 16; iCT lowers it to 0.02, so that f changes slowly with sigma. The label is 0.25 ln sigma.
     """
 
     frequencies: Tensor

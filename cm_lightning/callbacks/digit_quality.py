@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from cm_lightning.core.noise import generators
+from cm_lightning.data.mnist import MNIST
 from cm_lightning.errors import ConfigError
 from cm_lightning.metrics.frechet import DigitScores
 from cm_lightning.metrics.judge import load_judge
@@ -59,7 +61,7 @@ class DigitQuality(Callback):
         if trainer.sanity_checking:
             return
         assert isinstance(pl_module, GenerativeModule)
-        scores = self._scores = self._scores or self._reference(trainer, pl_module)
+        scores = self._scores = self._scores or self._reference(trainer)
         images, labels = (torch.cat(parts) for parts in zip(*held_out, strict=True))
         rows = {"real held-out": scores(images, labels)}
         for steps in self.nfe:
@@ -68,26 +70,23 @@ class DigitQuality(Callback):
             suffix = "floor" if row == "real held-out" else row
             pl_module.log_dict({f"{stage}/{name}_{suffix}": value for name, value in values.items()}, sync_dist=True)
         if trainer.is_global_zero:
-            title = f"step {trainer.global_step}: {self.num_samples} samples against the training split"
+            title = f"step {pl_module.trained_steps}: {self.num_samples} samples"
             Console().print(_table(title, rows))
 
-    def _reference(self, trainer: L.Trainer, pl_module: L.LightningModule) -> DigitScores:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if not hasattr(data, "reference_images") or tuple(data.image_shape) != (1, 28, 28):
-            raise ConfigError("DigitQuality judges digits of 1 x 28 x 28: use data: MNIST, or remove the callback")
-        judge = load_judge().to(pl_module.device)
-        return DigitScores(judge, (images.to(pl_module.device) for images in data.reference_images()))
+    def _reference(self, trainer: L.Trainer) -> DigitScores:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, MNIST):
+            raise ConfigError("DigitQuality judges digits: use data: MNIST, or remove the callback")
+        return DigitScores(load_judge(), data.reference_images())
 
     def _draw(self, pl_module: GenerativeModule, steps: int) -> tuple[Tensor, Tensor | None]:
-        generator = torch.Generator().manual_seed(self.seed)
         labels = pl_module.sample_labels(self.num_samples, None)
-
-        def batches() -> Iterator[Tensor]:
-            for rows in torch.arange(self.num_samples).chunk(-(-self.num_samples // self.batch_size)):
-                chosen = None if labels is None else labels[rows.to(labels.device)]
-                yield pl_module.sample(len(rows), steps, chosen, generator)
-
-        return torch.cat(list(batches())), labels
+        images = []
+        for first in range(0, self.num_samples, self.batch_size):
+            rows = range(first, min(first + self.batch_size, self.num_samples))
+            chosen = None if labels is None else labels[rows.start : rows.stop]
+            images.append(pl_module.sample(len(rows), steps, chosen, generators(self.seed, rows)))
+        return torch.cat(images), labels
 
 
 def _table(title: str, rows: dict[str, Any]) -> Table:

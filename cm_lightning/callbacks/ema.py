@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
+from cm_lightning.checkpoint import averages
 from cm_lightning.errors import CheckpointError, ConfigError
 
 
@@ -53,6 +57,12 @@ class EMA(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.average = {name: tensor.clone() for name, tensor in state_dict["average"].items()} or None
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Find the average for evaluation also where the checkpoint's has another decay."""
+        found = averages(checkpoint, self.attribute)
+        if self.evaluate and found and self.state_key not in checkpoint["callbacks"]:
+            self.load_state_dict(found[0])
+
     # Averaging ----------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -67,7 +77,7 @@ class EMA(Callback):
         if self.average is None:
             self.average = {name: tensor.detach().clone() for name, tensor in live.items()}
         self._check(live)
-        self.average = {name: tensor.to(live[name].device) for name, tensor in self.average.items()}
+        self.average = {name: tensor.to(live[name].device, copy=True) for name, tensor in self.average.items()}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
@@ -85,28 +95,42 @@ class EMA(Callback):
         """Take the weights of ``module`` after optimizer step ``step`` into the average."""
         assert self.average is not None, "on_fit_start makes the average"
         decay = min(self.decay, (1 + step) / (10 + step)) if self.ramp else self.decay
-        parameters = dict(module.named_parameters())
+        parameters = dict(module.named_parameters(remove_duplicate=False))  # tied weights have several names
         torch._foreach_lerp_([self.average[name] for name in parameters], list(parameters.values()), 1 - decay)
-        for name, buffer in module.named_buffers():
+        for name, buffer in module.named_buffers(remove_duplicate=False):
             if name in self.average:  # only persistent buffers are part of the state
                 self.average[name].copy_(buffer)
 
     # Evaluation ---------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def swap(self, pl_module: L.LightningModule) -> None:
         """Exchange the module's weights and the average, in place."""
         assert self.average is not None, "there is an average once a fit has started or a checkpoint was loaded"
         live = self._live(pl_module)
         self._check(live)
-        for name, tensor in live.items():
-            held = tensor.clone()
-            tensor.copy_(self.average[name])
-            self.average[name] = held
+        # test and predict run in inference mode, whose tensors no later training step could update
+        with torch.inference_mode(False), torch.no_grad():
+            held = {name: tensor.clone() for name, tensor in live.items()}
+            for name, tensor in live.items():
+                tensor.copy_(self.average[name])
+        self.average = held
         self.swapped = not self.swapped
 
+    @contextmanager
+    def applied(self, pl_module: L.LightningModule) -> Iterator[None]:
+        """Within the context the module holds the averaged weights: ``with ema.applied(module): module.sample(16)``."""
+        self.swap(pl_module)
+        try:
+            yield
+        finally:
+            self.swap(pl_module)
+
     def _enter(self, pl_module: L.LightningModule) -> None:
-        if self.evaluate and self.average is not None and not self.swapped:
+        if not self.evaluate or self.swapped:
+            return
+        if self.average is None:
+            rank_zero_warn(f"EMA: there is no average of {self.attribute} yet, so the raw weights are evaluated")
+        else:
             self.swap(pl_module)
 
     def _leave(self, pl_module: L.LightningModule) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from cm_lightning.core.noise import generators
+from cm_lightning.errors import ConfigError
 from cm_lightning.grid import sheet, write_png
 from cm_lightning.modules.base import GenerativeModule
 from cm_lightning.run import run_directory
@@ -34,6 +35,10 @@ class SampleGrid(Callback):
     ) -> None:
         self.num_samples, self.nfe, self.columns, self.seed, self.scale = num_samples, nfe, columns, seed, scale
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if not isinstance(pl_module, GenerativeModule) or len(pl_module.image_shape) != 3:
+            raise ConfigError("SampleGrid shows images: remove the callback for other data and other modules")
+
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking and trainer.is_global_zero:
             self._draw(trainer, pl_module)
@@ -45,10 +50,9 @@ class SampleGrid(Callback):
     def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, GenerativeModule)
         for steps in self.nfe:
-            generator = torch.Generator().manual_seed(self.seed)
-            images = pl_module.sample(self.num_samples, steps, generator=generator)
+            images = pl_module.sample(self.num_samples, steps, generator=generators(self.seed, range(self.num_samples)))
             pixels = sheet(images, self.columns, self.scale)
-            path = run_directory(trainer) / "samples" / f"step_{trainer.global_step:06d}_nfe{steps}.png"
+            path = run_directory(trainer) / "samples" / f"step_{pl_module.trained_steps:06d}_nfe{steps}.png"
             write_png(path, pixels)
             self._to_wandb(trainer, path, steps)
             if trainer.global_step >= trainer.max_steps > 0:

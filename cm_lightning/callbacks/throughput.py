@@ -15,7 +15,7 @@ class Throughput(Callback):
     """Logs ``train/images_per_s`` between two logging steps: data loading counts, validation does not."""
 
     def __init__(self) -> None:
-        self._images, self._seconds, self._since = 0, 0.0, 0.0
+        self._images, self._seconds, self._since, self._step = 0, 0.0, 0.0, 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._since = time.perf_counter()
@@ -31,6 +31,8 @@ class Throughput(Callback):
         self._images += sizes[0] * trainer.world_size
         now = time.perf_counter()
         self._seconds, self._since = self._seconds + now - self._since, now
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        n, step = trainer.log_every_n_steps, trainer.global_step  # type: ignore[attr-defined]
+        if n and step % n == 0 and step != self._step:
+            self._step = step
             pl_module.log("train/images_per_s", self._images / self._seconds, prog_bar=True)
             self._images, self._seconds = 0, 0.0

@@ -46,26 +46,37 @@ def main(argv: Sequence[str]) -> None:
     args = _parser().parse_args(argv)
     if args.num_samples < 1 or args.batch_size < 1:
         _parser().error("--num_samples and --batch_size must be at least 1")
+    outputs: list[Path] = args.output or [Path("samples.png")]
+    if wrong := [output for output in outputs if output.suffix not in ("", ".png", ".npz")]:
+        _parser().error(f"--output {wrong[0]}: give a .png, an .npz, or a folder")
 
     import torch
 
+    from cm_lightning.core.noise import generators
+    from cm_lightning.errors import ConfigError
     from cm_lightning.modules.loading import load_module
 
     device = args.device
     if device == "auto":
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    module = load_module(args.ckpt_path, args.weights, args.trust).to(device)
-    generator = torch.Generator().manual_seed(args.seed)
+    module = load_module(args.ckpt_path, args.weights, args.trust)
+    if len(module.image_shape) != 3 and any(output.suffix != ".npz" for output in outputs):
+        raise ConfigError("--output: this checkpoint draws no images: write its samples to an .npz file")
+    try:
+        module = module.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {device} cannot be used here: leave it out, or give cpu") from error
     labels = None
     if args.labels:
         labels = torch.tensor(args.labels)[torch.arange(args.num_samples) % len(args.labels)]
     labels = module.sample_labels(args.num_samples, labels)
     batches = []
-    for rows in torch.arange(args.num_samples).chunk(-(-args.num_samples // args.batch_size)):
-        chosen = None if labels is None else labels[rows.to(device)]
-        batches.append(module.sample(len(rows), args.steps, chosen, generator, args.sigmas).cpu())
+    for first in range(0, args.num_samples, args.batch_size):
+        rows = range(first, min(first + args.batch_size, args.num_samples))
+        chosen = None if labels is None else labels[rows.start : rows.stop]
+        batches.append(module.sample(len(rows), args.steps, chosen, generators(args.seed, rows), args.sigmas).cpu())
     images = torch.cat(batches)
-    for output in args.output or [Path("samples.png")]:
+    for output in outputs:
         _write(output, images, None if labels is None else labels.cpu(), args.columns)
         print(f"{len(images)} samples: {output}")
 
@@ -81,8 +92,9 @@ def _write(output: Path, images: Tensor, labels: Tensor | None, columns: int) ->
         write_png(output, sheet(images, columns))
     elif output.suffix == ".npz":
         classes = np.empty(0, np.int64) if labels is None else labels.numpy()
+        arrays = to_pixels(images).permute(0, 2, 3, 1) if images.ndim == 4 else images
         with replacing(output) as path:
-            np.savez_compressed(path, images=to_pixels(images).permute(0, 2, 3, 1).numpy(), labels=classes)
+            np.savez_compressed(path, images=arrays.numpy(), labels=classes)
     else:
         for i, pixels in enumerate(to_pixels(images)):
             name = f"{i:06d}.png" if labels is None else f"{i:06d}_class{int(labels[i])}.png"

@@ -20,13 +20,14 @@ from cm_lightning.core.noise import (
     UniformIntervals,
     karras_sigmas,
 )
+from cm_lightning.errors import ConfigError
 
 Device: TypeAlias = "torch.device | str"
 Pair: TypeAlias = tuple[Tensor, Tensor]
 
 
 class Curriculum(ABC):
-    """Draws the pairs t > r >= 0 of one training step. Where r is at most sigma_min the target is the clean image."""
+    """Draws the pairs t > r >= 0 of one training step. Where r = 0 the target is the clean image."""
 
     @abstractmethod
     def pairs(self, n: int, step: int, total: int, device: Device = "cpu", generator: Generator | None = None) -> Pair:
@@ -35,6 +36,10 @@ class Curriculum(ABC):
     def target_is_data(self, step: int, total: int) -> bool:
         """Whether every r of this step is 0, so that the target is the clean image itself."""
         return False
+
+    def clock(self, step: int, total: int) -> tuple[int, int]:
+        """The (step, total) that N(k) is evaluated at; the rate of the target network keeps the same time."""
+        return step, total
 
     def progress(self, step: int, total: int) -> dict[str, float]:
         """What to show of the curriculum at this step, by the papers' names."""
@@ -53,6 +58,8 @@ class ConstantLevels(Levels):
     """N(k) = n, as in consistency distillation (18 on CIFAR-10, 40 on ImageNet-64)."""
 
     def __init__(self, n: int = 18) -> None:
+        if n < 2:
+            raise ConfigError(f"a grid needs n >= 2 noise levels, got {n}")
         self.n = n
 
     def __call__(self, step: int, total: int) -> int:
@@ -161,11 +168,13 @@ class WarmUp(Curriculum):
 
     Args:
         then: the curriculum that follows, which sees only its own steps.
-        fraction: part of all steps that the warm-up takes, in [0, 1).
+        fraction: part of all steps that the warm-up takes, in [0, 1]; 1 is a diffusion model with f's scalings.
         density: of t during the warm-up.
     """
 
     def __init__(self, then: Curriculum, fraction: float = 1 / 3, density: LogNormal | None = None) -> None:
+        if not 0 <= fraction <= 1:
+            raise ConfigError(f"the fraction of a warm-up must lie in [0, 1], got {fraction}")
         self.then = then
         self.fraction = fraction
         self.density = density or LogNormal(-1.1, 2.0)
@@ -178,17 +187,19 @@ class WarmUp(Curriculum):
         if self.target_is_data(step, total):
             t = self.density.sample(n, device, generator)
             return t, torch.zeros_like(t)
-        warm = self.steps(total)
-        return self.then.pairs(n, step - warm, total - warm, device, generator)
+        return self.then.pairs(n, *self.clock(step, total), device, generator)
 
     def target_is_data(self, step: int, total: int) -> bool:
-        return step < self.steps(total)
+        return step < self.steps(total) or self.fraction == 1
+
+    def clock(self, step: int, total: int) -> tuple[int, int]:
+        warm = self.steps(total)
+        return self.then.clock(max(0, step - warm), max(1, total - warm))
 
     def progress(self, step: int, total: int) -> dict[str, float]:
         if self.target_is_data(step, total):
             return {"warm-up": 1.0}
-        warm = self.steps(total)
-        return self.then.progress(step - warm, total - warm)
+        return self.then.progress(*self.clock(step, total))
 
 
 class TargetRate(ABC):

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+
+from cm_lightning.errors import ConfigError
 
 SIGMA_MIN = 0.002
 SIGMA_MAX = 80.0
@@ -22,10 +25,10 @@ def karras_sigmas(n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA
     The end points are exact. Papers on consistency models number the same grid upwards (CM, section 2).
 
     Raises:
-        ValueError: fewer than two levels, or not 0 < sigma_min < sigma_max.
+        ConfigError: fewer than two levels, or not 0 < sigma_min < sigma_max.
     """
     if n < 2 or not 0 < sigma_min < sigma_max:
-        raise ValueError(f"a grid needs n >= 2 and 0 < sigma_min < sigma_max, got {n}, {sigma_min}, {sigma_max}")
+        raise ConfigError(f"a grid needs n >= 2 and 0 < sigma_min < sigma_max, got {n}, {sigma_min}, {sigma_max}")
     ramp = torch.linspace(0, 1, n, dtype=torch.float64)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     sigmas: Tensor = (high + ramp * (low - high)) ** rho
@@ -37,6 +40,38 @@ def expand(sigma: Tensor, x: Tensor) -> Tensor:
     """(B,) -> (B, 1, ..., 1), to multiply a batch x of any rank."""
     columns: Tensor = sigma.reshape([-1] + [1] * (x.ndim - 1))
     return columns
+
+
+def add_noise(x: Tensor, sigma: Tensor, z: Tensor) -> Tensor:
+    """X + sigma z in the dtype of x (B, ...); sigma (B,), z (B, ...)."""
+    return (x + expand(sigma, x) * z).to(x.dtype)
+
+
+def unit_noise(
+    shape: Sequence[int],
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """N(0, 1) noise (B, ...), drawn on the generator's device.
+
+    With a sequence of B generators each sample has its own, and does not depend on the batch it is drawn in.
+    """
+    if isinstance(generator, torch.Generator):
+        return torch.randn(*shape, generator=generator, device=generator.device).to(device, dtype)
+    if generator is None:
+        return torch.randn(*shape, device=device, dtype=dtype)
+    return torch.cat([unit_noise([1, *shape[1:]], one, device, dtype) for one in generator])
+
+
+def generators(seed: int, samples: Iterable[int]) -> list[torch.Generator]:
+    """One generator for each numbered sample of a seed, for :func:`unit_noise`."""
+    return [torch.Generator().manual_seed(derived_seed(seed, i)) for i in samples]
+
+
+def derived_seed(seed: int, stream: int) -> int:
+    """A seed of its own for each of a million streams; torch's CPU generator looks at 32 bits only."""
+    return (seed + 1_000_003 * (stream + 1)) % 2**32
 
 
 class LogNormal:
@@ -53,7 +88,7 @@ class LogNormal:
 
     def sample(self, n: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None) -> Tensor:
         """N noise levels, (n,) float32."""
-        normal = torch.randn(n, device=device, generator=generator)
+        normal = torch.randn(n, dtype=torch.float32, device=device, generator=generator)
         return (self.mean + self.std * normal).exp().clamp(self.sigma_min, self.sigma_max)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
+from cm_lightning.errors import ConfigError
+
 
 class RateSchedule(ABC):
     """What the optimizer's learning rate is multiplied by."""
@@ -20,16 +22,18 @@ class HoldThenCosine(RateSchedule):
     Made for a diffusion warm-up that is followed by consistency training, which diverges at the warm-up's rate.
 
     Args:
-        rise: steps of the linear rise.
-        hold: fraction of the run that ends at factor 1, in [0, 1).
+        rise: steps of the linear rise, at least 1.
+        hold: fraction of the run that ends at factor 1, in [0, 1].
         drop: the factor from which the cosine starts.
     """
 
     def __init__(self, rise: int = 100, hold: float = 1 / 3, drop: float = 0.5) -> None:
+        if rise < 1 or not 0 <= hold <= 1:
+            raise ConfigError(f"a schedule needs rise >= 1 and hold in [0, 1], got {rise} and {hold}")
         self.rise, self.hold, self.drop = rise, hold, drop
 
     def __call__(self, step: int, total: int) -> float:
         held = round(self.hold * total)
-        if step < held:
+        if step < held or self.hold == 1:
             return min(1.0, (step + 1) / self.rise)
         return self.drop * (1 + math.cos(math.pi * min(1.0, (step - held) / (total - held)))) / 2

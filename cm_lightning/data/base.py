@@ -38,6 +38,23 @@ class InMemory(Dataset[tuple[Tensor, Tensor]]):
     __getitems__ = __getitem__
 
 
+class Mirrored(Dataset[tuple[Tensor, Tensor]]):
+    """A data set and after it the same mirrored left to right: EDM's augmentation, without a random number.
+
+    So an image's side is decided by its place in the order of the run, and a resumed run sees the same.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return 2 * len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, label = self.dataset[index % len(self.dataset)]
+        return (image if index < len(self.dataset) else image.flip(-1)), label
+
+
 class GenerativeDataModule(L.LightningDataModule):
     """Base of the data modules: batches are (samples in [-1, 1], labels).
 
@@ -66,6 +83,10 @@ class GenerativeDataModule(L.LightningDataModule):
             self._splits[name] = self.load(name)
         return self._splits[name]
 
+    def training_set(self) -> Dataset[Any]:
+        """What training draws from: the split ``train``, or an augmentation of it."""
+        return self.split("train")
+
     def train_dataloader(self) -> DataLoader[Any]:
         trainer = self.trainer
         ranks, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
@@ -75,11 +96,16 @@ class GenerativeDataModule(L.LightningDataModule):
             )
 
         def batches_done() -> int:
-            return trainer.global_step * trainer.accumulate_grad_batches if trainer else 0
+            if not trainer:
+                return 0
+            # the optimizer also steps after the last batch of an epoch, whatever it has accumulated by then
+            epochs, steps = divmod(trainer.global_step, -(-len(loader) // trainer.accumulate_grad_batches))
+            return epochs * len(loader) + steps * trainer.accumulate_grad_batches
 
-        dataset: Any = self.split("train")
+        dataset: Any = self.training_set()
         stream = Stream(dataset, self.batch_size // ranks, self.seed, rank, ranks, batches_done)
-        return self._loader(dataset, self.batch_size // ranks, stream)
+        loader = self._loader(dataset, self.batch_size // ranks, stream)
+        return loader
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.split("val"), self.batch_size)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from cm_lightning.data.base import GenerativeDataModule
+from cm_lightning.data.base import GenerativeDataModule, Mirrored
 from cm_lightning.data.images import to_unit_range
 from cm_lightning.errors import DataError
 
@@ -48,7 +48,7 @@ class ImageFolder(GenerativeDataModule):
         root: the folder.
         size: side of the square in pixels.
         channels: 3 for RGB, 1 for grey.
-        flip: whether to mirror training images left to right, half of the time.
+        flip: whether to train on the images and their mirror images.
         batch_size, num_workers, seed: see :class:`GenerativeDataModule`.
     """
 
@@ -68,27 +68,38 @@ class ImageFolder(GenerativeDataModule):
 
     def load(self, split: str) -> Dataset[tuple[Tensor, Tensor]]:
         ready_split = (self.root / "train").is_dir() and (self.root / "val").is_dir()
-        paths, labels = _list_images(self.root / split if ready_split else self.root)
+        paths, labels = _list_images(self.root, split) if ready_split else _list_images(self.root)
         if not ready_split:
             chosen = _held_out(labels) if split == "val" else ~_held_out(labels)
             paths, labels = ([items[i] for i in chosen.nonzero()[:, 0].tolist()] for items in (paths, labels))
-        steps: list[torch.nn.Module] = [v2.PILToTensor(), v2.Resize(self.size), v2.CenterCrop(self.size)]
-        if self.flip and split == "train":
-            steps.append(v2.RandomHorizontalFlip())
-        return _Files(paths, labels, v2.Compose(steps), "RGB" if self.channels == 3 else "L")
+        transform = v2.Compose([v2.PILToTensor(), v2.Resize(self.size), v2.CenterCrop(self.size)])
+        return _Files(paths, labels, transform, "RGB" if self.channels == 3 else "L")
+
+    def training_set(self) -> Dataset[tuple[Tensor, Tensor]]:
+        return Mirrored(self.split("train")) if self.flip else self.split("train")
 
 
-def _list_images(root: Path) -> tuple[list[Path], list[int]]:
-    if not root.is_dir():
-        raise DataError(f"no folder {root}: set --data.root to a folder of images")
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in _ENDINGS and p.is_file())
+def _list_images(root: Path, split: str = "") -> tuple[list[Path], list[int]]:
+    """The images below root/split and their classes, which are those of root/train if there are splits."""
+    folder = root / split
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder}: set --data.root to a folder of images")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _ENDINGS and p.is_file())
     if len(paths) < 2:
-        raise DataError(f"{root} has {len(paths)} image(s): expected at least 2, of {', '.join(sorted(_ENDINGS))}")
-    tops = [p.relative_to(root).parts for p in paths]
-    if any(len(parts) == 1 for parts in tops):
+        raise DataError(f"{folder} has {len(paths)} image(s): expected at least 2, of {', '.join(sorted(_ENDINGS))}")
+    classes = _classes(root / "train" if split else root)
+    tops = [p.relative_to(folder).parts[0] for p in paths]
+    if not classes:
         return paths, [0] * len(paths)
-    classes = sorted({parts[0] for parts in tops})
-    return paths, [classes.index(parts[0]) for parts in tops]
+    if strangers := set(tops) - set(classes):
+        raise DataError(f"{folder / min(strangers)} is none of the classes of {root / 'train'}: move or remove it")
+    return paths, [classes.index(top) for top in tops]
+
+
+def _classes(folder: Path) -> list[str]:
+    """The sub-folders in alphabetical order, if all images lie in sub-folders; else none."""
+    parts = [p.relative_to(folder).parts for p in folder.rglob("*") if p.suffix.lower() in _ENDINGS]
+    return [] if any(len(names) == 1 for names in parts) else sorted({names[0] for names in parts})
 
 
 def _held_out(labels: list[int]) -> Tensor:

@@ -17,7 +17,7 @@ class DigitScores:
     compare only with others of the same judge.
 
     Args:
-        judge: the classifier.
+        judge: the classifier, on the CPU: 64 features of small images need no accelerator.
         real: batches of real images (B, 1, 28, 28) in [-1, 1], the reference.
     """
 
@@ -25,13 +25,14 @@ class DigitScores:
         self.judge = judge
         self.distance = FrechetInceptionDistance(feature=judge, reset_real_features=False, sync_on_compute=False)
         for images in real:
-            self.distance.update(images, real=True)
+            self.distance.update(images.cpu(), real=True)
 
     def __call__(self, images: Tensor, labels: Tensor | None) -> Mapping[str, float]:
         """Scores of images (N, 1, 28, 28) in [-1, 1] and the labels (N,) they were asked for, if any."""
+        images = images.cpu()
         self.distance.reset()
         self.distance.update(images, real=False)
         scores = {"frechet_mnist": float(self.distance.compute())}
         if labels is not None:
-            scores["accuracy"] = (self.judge.classify(images).argmax(1) == labels).float().mean().item()
+            scores["accuracy"] = (self.judge.classify(images).argmax(1) == labels.cpu()).float().mean().item()
         return scores

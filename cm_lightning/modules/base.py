@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, cast
 
 import lightning as L
 import torch
@@ -14,10 +14,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from cm_lightning.checkpoint import CONFIG_KEY, read_checkpoint, weights
+from cm_lightning.checkpoint import CONFIG_KEY, averages, read_checkpoint, weights
+from cm_lightning.core.noise import derived_seed, unit_noise
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
 from cm_lightning.modules import randomness
+
+Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
 _SCHEDULES_END = 1_000_000
 
@@ -37,7 +40,6 @@ class GenerativeModule(L.LightningModule):
 
     #: How the command line configured this module; saved in its checkpoints so that ``load_module`` can rebuild it.
     config: dict[str, Any] | None = None
-    _failed_step: Tensor
 
     def __init__(
         self,
@@ -56,7 +58,9 @@ class GenerativeModule(L.LightningModule):
         self.label_dropout = label_dropout
         self.start_from = start_from
         self._random_states: list[dict[str, Tensor]] | None = None
-        self.register_buffer("_failed_step", torch.tensor(-1), persistent=False)
+        self._loaded_step = 0
+        self._start_failure: CheckpointError | None = None
+        self._failed_step: Tensor | None = None
         if label_dropout and not self.num_classes:
             raise ConfigError("label_dropout needs a class-conditional backbone: set num_classes, or label_dropout 0")
 
@@ -65,9 +69,7 @@ class GenerativeModule(L.LightningModule):
         """The training loss on images x (B, ...) and labels (B,): a scalar."""
 
     @abstractmethod
-    def generate(
-        self, z: Tensor, labels: Tensor | None, sigmas: Sequence[float], generator: torch.Generator | None
-    ) -> Tensor:
+    def generate(self, z: Tensor, labels: Tensor | None, sigmas: Sequence[float], generator: Generators) -> Tensor:
         """Images from unit noise z (B, ...) through the given noise levels."""
 
     @abstractmethod
@@ -83,8 +85,7 @@ class GenerativeModule(L.LightningModule):
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        trainer = self.trainer
-        total = trainer.max_steps if trainer.max_steps > 0 else trainer.estimated_stepping_batches
+        total = self.trainer.estimated_stepping_batches  # which heeds max_steps and max_epochs
         if total == float("inf"):
             raise ConfigError("the schedules need the length of the run: set trainer.max_steps (or max_epochs)")
         return int(total)
@@ -95,6 +96,11 @@ class GenerativeModule(L.LightningModule):
         if self.trainer.state.fn == TrainerFn.FITTING:
             return self.global_step, self.total_steps
         return _SCHEDULES_END, _SCHEDULES_END
+
+    @property
+    def trained_steps(self) -> int:
+        """Optimizer steps that the weights have seen: of this run, or of the checkpoint they come from."""
+        return self.global_step or self._loaded_step
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         parameters = [p for p in self.parameters() if p.requires_grad]
@@ -111,28 +117,34 @@ class GenerativeModule(L.LightningModule):
     # Training and validation --------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        if stage == "fit" and self.start_from:
+        if stage != "fit" or not self.start_from:
+            return
+        try:
             checkpoint = read_checkpoint(self.start_from)
-            try:
-                self.load_backbone(weights(checkpoint))
-            except RuntimeError as error:
-                raise CheckpointError(f"start_from: the backbone in {self.start_from} is another network") from error
+            self.load_backbone(weights(checkpoint, "ema" if averages(checkpoint) else "raw"))
+        except RuntimeError as error:
+            raise CheckpointError(f"start_from: the backbone in {self.start_from} is another network") from error
+        except CheckpointError as error:
+            self._start_failure = error  # of no matter to a run that goes on from a checkpoint of its own
+
+    def on_fit_start(self) -> None:
+        if self._start_failure and not self._loaded_step:
+            raise self._start_failure
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
         """Start from these weights of the backbone."""
         self.backbone.load_state_dict(state)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        x, labels = self._images_and_labels(batch)
+        x, labels = self._images_and_labels(batch, batch_idx)
         if labels is not None and self.label_dropout:
             dropped = torch.rand(labels.shape, device=x.device) < self.label_dropout
             labels = torch.where(dropped, self.num_classes, labels)
         loss = self.loss(x, labels)
-        # the step of the first bad loss is kept on the device, so that no step waits for the accelerator
-        first = (self._failed_step < 0) & ~torch.isfinite(loss.detach())
-        self._failed_step = torch.where(first, self.global_step, self._failed_step)
+        self._note_failure(loss.detach())
         # Lightning's loggers take what is logged on these very steps; on all others logging would be wasted time
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        n = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if n and (self.global_step + 1) % n == 0:
             self._stop_if_failed()
             self.log("train/loss", loss, prog_bar=True)
             for name, value in self.progress().items():
@@ -141,7 +153,7 @@ class GenerativeModule(L.LightningModule):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        x, labels = self._images_and_labels(batch)
+        x, labels = self._images_and_labels(batch, batch_idx)
         generator = torch.Generator(self.device).manual_seed(batch_idx)
         self.log("val/loss", self.loss(x, labels, generator), batch_size=len(x), sync_dist=True)
 
@@ -150,12 +162,14 @@ class GenerativeModule(L.LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """As many samples as the batch has images, of the batch's classes."""
-        x, labels = self._images_and_labels(batch)
-        generator = torch.Generator().manual_seed(batch_idx)
-        return self.sample(len(x), labels=labels, generator=generator)
+        x, labels = self._images_and_labels(batch, batch_idx)
+        number = batch_idx * self.trainer.world_size + self.global_rank  # each rank has batches of its own
+        return self.sample(len(x), labels=labels, generator=torch.Generator().manual_seed(number))
 
-    def _images_and_labels(self, batch: Any) -> tuple[Tensor, Tensor | None]:
-        x, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
+    def _images_and_labels(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor | None]:
+        if not isinstance(batch, (Tensor, tuple, list)):
+            raise ConfigError(f"the data has batches of type {type(batch).__name__}: give images, or (images, labels)")
+        x, labels = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1] if len(batch) > 1 else None)
         if tuple(x.shape[1:]) != self.image_shape:
             shape = ",".join(str(size) for size in x.shape[1:])
             raise ConfigError(
@@ -164,10 +178,34 @@ class GenerativeModule(L.LightningModule):
             )
         if not x.is_floating_point():
             raise ConfigError(f"the data has samples of type {x.dtype}: give floats in [-1, 1]")
-        return x, labels if self.num_classes else None
+        if not self.num_classes:
+            return x, None
+        self._check_labels(labels, batch_idx)
+        return x, labels
+
+    def _check_labels(self, labels: Tensor | None, batch_idx: int) -> None:
+        if labels is None:
+            raise ConfigError("the backbone has classes, but the data no labels: set --model.backbone.num_classes=0")
+        if labels.device.type != "cpu" and batch_idx > 0:
+            return  # looking at the values makes an accelerator wait
+        if not 0 <= labels.min() <= labels.max() < self.num_classes:
+            raise ConfigError(
+                f"the data has labels from {int(labels.min())} to {int(labels.max())}, the backbone {self.num_classes} "
+                "classes: set --model.backbone.num_classes to the number of classes, or to 0"
+            )
+
+    def _note_failure(self, loss: Tensor) -> None:
+        """Keep the step of the first bad loss on the device: no step waits for the accelerator."""
+        if self._failed_step is None:
+            self._failed_step = torch.full((), -1, device=loss.device)
+        first = (self._failed_step < 0) & ~torch.isfinite(loss)
+        self._failed_step = torch.where(first, self.global_step, self._failed_step)
 
     def _stop_if_failed(self) -> None:
-        step = int(self._failed_step)
+        """Raise on all ranks if the loss has failed on any."""
+        if self._failed_step is None:
+            return
+        step = int(self.trainer.strategy.reduce(self._failed_step, reduce_op="max"))
         if step >= 0:
             raise NonFiniteLossError(
                 f"the loss is not finite since step {step}: lower the learning rate, or set "
@@ -182,7 +220,7 @@ class GenerativeModule(L.LightningModule):
         n: int,
         steps: int = 1,
         labels: Tensor | Sequence[int] | int | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         sigmas: Sequence[float] | None = None,
     ) -> Tensor:
         """Draw n images with the weights the module holds.
@@ -191,7 +229,8 @@ class GenerativeModule(L.LightningModule):
             n: number of images.
             steps: evaluations of the network (NFE).
             labels: a class, or n of them; None: the classes in turn, where the network has any.
-            generator: of the noise; torch's global one if None.
+            generator: of the noise; torch's global one if None; or one for each image, which then does not depend on
+                the others (:func:`cm_lightning.core.noise.generators`).
             sigmas: noise levels from the highest down, in place of ``steps``.
 
         Returns:
@@ -203,8 +242,8 @@ class GenerativeModule(L.LightningModule):
         levels = list(sigmas) if sigmas is not None else self.default_sigmas(steps)
         if not levels or levels != sorted(set(levels), reverse=True) or levels[-1] <= 0:
             raise ConfigError(f"sigmas must be positive and descend, got {levels}")
-        source = generator.device if generator else self.device
-        z = torch.randn(n, *self.image_shape, generator=generator, device=source).to(self.device)
+        dtype = next(self.backbone.parameters()).dtype
+        z = unit_noise([n, *self.image_shape], generator, self.device, dtype)
         training = self.backbone.training
         self.backbone.eval()
         images = self.generate(z, self.sample_labels(n, labels), levels, generator)
@@ -219,29 +258,51 @@ class GenerativeModule(L.LightningModule):
             return None
         if labels is None:
             return torch.arange(n, device=self.device) % self.num_classes
-        labels = torch.as_tensor(labels, device=self.device).long().expand(n)
+        labels = torch.as_tensor(labels, device=self.device).long()
+        if labels.numel() not in (1, n):
+            raise ConfigError(f"{labels.numel()} labels were given for {n} samples: give one, or as many")
+        labels = labels.flatten().expand(n)
         if bool(((labels < 0) | (labels > self.num_classes)).any()):
             raise ConfigError(f"labels must lie in 0 ... {self.num_classes - 1} ({self.num_classes}: the null class)")
         return labels
 
     # Checkpoints --------------------------------------------------------------------------------------------------
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            raise CheckpointError(
+                "the checkpoint's weights do not fit this model: use the configuration it was trained with"
+            ) from error
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._stop_if_failed()
+        norms = torch._foreach_norm([p.detach() for p in self.backbone.parameters()])
+        if not bool(torch.stack(norms).isfinite().all()):
+            raise NonFiniteLossError(
+                f"the weights are not finite at step {self.global_step}, so no checkpoint of them is written: "
+                "lower the learning rate, or set --trainer.gradient_clip_val=1"
+            )
         checkpoint["random_states"] = randomness.gather_states(self.device)
         if self.config is not None:
             checkpoint[CONFIG_KEY] = self.config
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._random_states = checkpoint.get("random_states")
+        self._loaded_step = checkpoint.get("global_step", 0)
 
     def on_train_start(self) -> None:
+        self._failed_step = None
+        if self._random_states is not None and len(self._random_states) != self.trainer.world_size:
+            self._random_states = None  # a run that goes on with other ranks cannot draw what it would have drawn
+            torch.manual_seed(derived_seed(torch.initial_seed(), self.global_step))
         # Lightning seeds all ranks alike, for equal initial weights; noise and dropout must differ from rank to rank
         if self._random_states is None and self.global_rank > 0:
-            torch.manual_seed(torch.initial_seed() + self.global_rank)
+            torch.manual_seed(derived_seed(torch.initial_seed(), self.global_rank))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # put back as late as this, for data loaders draw from the global generators when they start
-        states, self._random_states = self._random_states, None
-        if states is not None and len(states) == self.trainer.world_size:
-            randomness.set_state(states[self.global_rank], self.device)
+        if self._random_states is not None:
+            randomness.set_state(self._random_states[self.global_rank], self.device)
+            self._random_states = None

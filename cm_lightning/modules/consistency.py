@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from cm_lightning.core.curriculum import Curriculum, TargetRate
 from cm_lightning.core.distance import Distance
-from cm_lightning.core.noise import SIGMA_MAX, expand
+from cm_lightning.core.noise import SIGMA_MAX, SIGMA_MIN, add_noise, unit_noise
 from cm_lightning.core.parameterization import BoundaryShifted
 from cm_lightning.core.sampler import multistep, spread_sigmas
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.core.weighting import Weighting
 from cm_lightning.errors import ConfigError
-from cm_lightning.modules.base import GenerativeModule
+from cm_lightning.modules.base import GenerativeModule, Generators
 from cm_lightning.modules.randomness import Replay
 
 
@@ -75,8 +75,8 @@ class ConsistencyModule(GenerativeModule):
         """Mean w(t, r) d(f(x_t, t), sg f_target(x_r, r)): CM, Algorithms 2 and 3."""
         step, total = self.clock
         t, r = self.curriculum.pairs(len(x), step, total, x.device, generator)
-        z = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-        x_t = x + expand(t, x) * z
+        z = unit_noise(x.shape, generator, x.device, x.dtype)
+        x_t = add_noise(x, t, z)
 
         same_dropout = Replay(x.device) if self.training else nullcontext()
         f_t = self.parameterization(self.backbone, x_t, t, labels)
@@ -91,12 +91,12 @@ class ConsistencyModule(GenerativeModule):
     def progress(self) -> dict[str, float]:
         shown = self.curriculum.progress(*self.clock)
         if self.target_rate:
-            shown["mu"] = self.target_rate(*self.clock)
+            shown["mu"] = self.target_rate(*self.curriculum.clock(*self.clock))
         return shown
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Target <- mu target + (1 - mu) student, right after the step: a checkpoint of the step must have it."""
-        clock = self.clock
+        clock = self.curriculum.clock(*self.clock)
         super().optimizer_step(*args, **kwargs)
         if self.target is None or self.target_rate is None:
             return
@@ -115,17 +115,14 @@ class ConsistencyModule(GenerativeModule):
         """f(x, sigma) with the weights the module holds: (B, ...), (B,), (B,) or None -> (B, ...)."""
         return self.parameterization(self.backbone, x, sigma, labels)
 
-    def generate(
-        self, z: Tensor, labels: Tensor | None, sigmas: Sequence[float], generator: torch.Generator | None
-    ) -> Tensor:
-        def renoise(x: Tensor) -> Tensor:
-            source = generator.device if generator else x.device
-            return torch.randn(x.shape, generator=generator, device=source).to(x)
-
+    def generate(self, z: Tensor, labels: Tensor | None, sigmas: Sequence[float], generator: Generators) -> Tensor:
         f = partial(self.consistency_function, labels=labels)
-        return multistep(f, z, sigmas, self.parameterization.sigma_min, renoise)
+        return multistep(
+            f, z, sigmas, self.parameterization.sigma_min, lambda x: unit_noise(x.shape, generator, x.device, x.dtype)
+        )
 
     def default_sigmas(self, steps: int) -> list[float]:
         if steps < 1:
             raise ConfigError(f"steps must be at least 1, got {steps}")
-        return self.sampling_sigmas.get(steps) or spread_sigmas(steps, sigma_max=self.sigma_max)
+        sigma_min = max(self.parameterization.sigma_min, SIGMA_MIN)
+        return self.sampling_sigmas.get(steps) or spread_sigmas(steps, sigma_min, self.sigma_max)

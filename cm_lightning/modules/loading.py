@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
-
-from jsonargparse import ArgumentError, ArgumentParser
 
 from cm_lightning.checkpoint import CONFIG_KEY, averages, read_checkpoint, weights
 from cm_lightning.errors import CheckpointError
@@ -33,42 +32,54 @@ def load_module(path: str | Path, which: str | None = None, trust: Sequence[str]
     config = checkpoint.get(CONFIG_KEY)
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} does not say how its module was built: it was not made by cm-lightning fit")
-    for name in _class_paths(config):
-        if not name.startswith(tuple(f"{package}." for package in (*_TRUSTED, *trust))):
-            package = name.split(".")[0]
-            raise CheckpointError(f"{path} names the class {name}: if you trust that package, pass --trust {package}")
-    module = _build(config, path)
+    module = _module(config, trust, path)
     try:
         module.load_state_dict(checkpoint["state_dict"])
         if which == "ema" or (which is None and averages(checkpoint)):
             module.backbone.load_state_dict(weights(checkpoint, "ema"))
-    except RuntimeError as error:
+    except (CheckpointError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its weights do not fit its configuration") from error
     return module.eval()
 
 
-def _build(config: dict[str, Any], path: str | Path) -> GenerativeModule:
-    # what only training needs is left out: optimizers may be functions, and start_from is a file of its own
+def _module(config: dict[str, Any], trust: Sequence[str], path: str | Path) -> GenerativeModule:
+    # what only training needs is left out: an optimizer is a function to call, start_from a file of its own
     training = {"optimizer", "lr_scheduler", "start_from"}
-    arguments = {name: value for name, value in config.get("init_args", {}).items() if name not in training}
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(GenerativeModule, "model", required=True)
     try:
-        parsed = parser.parse_object({"model": {**config, "init_args": arguments}})
-        module = parser.instantiate_classes(parsed).model
-    except (ArgumentError, TypeError, ValueError) as error:
+        arguments = {name: value for name, value in config.get("init_args", {}).items() if name not in training}
+        module = _build({**config, "init_args": arguments}, (*_TRUSTED, *trust))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:  # whatever a constructor makes of the arguments in a damaged file
         raise CheckpointError(f"{path}: its module cannot be built: {error}") from error
-    assert isinstance(module, GenerativeModule)
+    if not isinstance(module, GenerativeModule):
+        raise CheckpointError(f"{path} holds a {type(module).__name__}, which is no module of this suite")
     return module
 
 
-def _class_paths(config: Any) -> Iterator[str]:
-    if isinstance(config, dict):
-        if "class_path" in config:
-            yield str(config["class_path"])
-        for key, value in config.items():
-            if key not in ("optimizer", "lr_scheduler"):
-                yield from _class_paths(value)
-    elif isinstance(config, list):
-        for value in config:
-            yield from _class_paths(value)
+def _build(value: Any, trusted: Sequence[str]) -> Any:
+    """Objects from ``{class_path, init_args}``; all else stays what it is, and no string is ever taken for a class."""
+    if isinstance(value, list):
+        return [_build(item, trusted) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "class_path" not in value:
+        return {key: _build(item, trusted) for key, item in value.items()}
+    return _trusted_class(value["class_path"], trusted)(**_build(value.get("init_args") or {}, trusted))
+
+
+def _trusted_class(name: str, trusted: Sequence[str]) -> type:
+    package, _, attribute = name.rpartition(".")
+    if not _within(name, trusted):
+        raise CheckpointError(
+            f"it names the class {name}: if you trust that package, pass --trust {name.split('.', maxsplit=1)[0]}"
+        )
+    found = getattr(import_module(package), attribute, None)
+    # a trusted module may have imported any class of any package
+    if not isinstance(found, type) or not _within(f"{found.__module__}.", trusted):
+        raise CheckpointError(f"it names {name}, which is no class of that package")
+    return found
+
+
+def _within(name: str, packages: Sequence[str]) -> bool:
+    return name.startswith(tuple(f"{package}." for package in packages))

@@ -133,3 +133,39 @@ def test_unsuitable_options_and_checkpoints(tmp_path):
     ema.load_state_dict({"average": {"other": torch.zeros(1)}})
     with pytest.raises(CheckpointError, match="another backbone"):
         trainer(tmp_path, callbacks=[ema]).fit(module(), points())
+
+
+def test_another_decay_finds_the_average_of_a_checkpoint_and_a_missing_one_is_told(tmp_path, recwarn):
+    t = trainer(tmp_path, callbacks=[EMA(0.9)])
+    t.fit(module(), points())
+    t.save_checkpoint(tmp_path / "a.ckpt")
+    other = EMA(0.5)
+    trainer(tmp_path, callbacks=[other]).test(
+        module(), points(), ckpt_path=str(tmp_path / "a.ckpt"), weights_only=True, verbose=False
+    )
+    torch.testing.assert_close(other.average, weights(read_checkpoint(tmp_path / "a.ckpt")), rtol=0, atol=0)
+    trainer(tmp_path, callbacks=[EMA(0.5)]).test(module(), points(), verbose=False)
+    assert any("raw weights are evaluated" in str(warning.message) for warning in recwarn)
+
+
+def test_training_goes_on_after_a_test(tmp_path):
+    m, ema = module(), EMA(0.9)
+    t = trainer(tmp_path, callbacks=[ema], max_steps=2)
+    t.fit(m, points())
+    t.test(m, points(), verbose=False)
+    t.fit_loop.epoch_loop.max_steps = 4
+    t.fit(m, points())
+    assert t.global_step == 4
+
+
+def test_tied_weights_are_averaged_and_exchanged_once(tmp_path):
+    m, ema = module(), EMA(0.5, ramp=False)
+    m.backbone.layers[1].weight = m.backbone.layers[0].weight
+    trainer(tmp_path, callbacks=[ema]).fit(m, points())
+    raw = m.backbone.layers[0].weight.detach().clone()
+    assert torch.equal(ema.average["layers.0.weight"], ema.average["layers.1.weight"])
+    average = ema.average["layers.0.weight"].clone()
+    with ema.applied(m):
+        assert torch.equal(m.backbone.layers[1].weight, average)
+    assert torch.equal(m.backbone.layers[1].weight, raw)
+    assert torch.equal(ema.average["layers.1.weight"], average)

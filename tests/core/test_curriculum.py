@@ -15,6 +15,7 @@ from cm_lightning.core.curriculum import (
 from cm_lightning.core.noise import LogNormal, LogNormalIntervals, karras_sigmas
 from cm_lightning.core.schedule import HoldThenCosine
 from cm_lightning.core.weighting import InverseGap, InverseVariance, Uniform
+from cm_lightning.errors import ConfigError
 
 K = 800_000
 
@@ -111,3 +112,32 @@ def test_learning_rate_rises_holds_drops_and_falls_to_nothing():
     schedule = HoldThenCosine(rise=10, hold=0.5, drop=0.4)
     values = [schedule(step, 100) for step in (0, 9, 49, 50, 75, 100)]
     assert values == pytest.approx([0.1, 1, 1, 0.4, 0.2, 0])
+
+
+def test_a_warm_up_of_the_whole_run_and_a_rate_that_only_holds():
+    curriculum = WarmUp(ContinuousCurriculum(), fraction=1)
+    assert curriculum.target_is_data(100, 100)
+    assert not curriculum.pairs(4, 100, 100)[1].any()
+    assert HoldThenCosine(rise=1, hold=1)(100, 100) == 1
+
+
+def test_the_warm_up_shifts_one_clock_for_n_and_mu():
+    levels = ProgressiveLevels(2, 150)
+    curriculum = WarmUp(GridCurriculum(levels), fraction=0.5)
+    rate = ProgressiveRate(levels, 0.9)
+    assert rate(*curriculum.clock(100, 1000)) == rate(*curriculum.clock(500, 1000)) == pytest.approx(0.9)
+    assert curriculum.progress(1000, 1000)["N"] == 151
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: WarmUp(ContinuousCurriculum(), 1.5),
+        lambda: HoldThenCosine(rise=0),
+        lambda: HoldThenCosine(hold=-1),
+        lambda: ConstantLevels(1),
+    ],
+)
+def test_schedules_refuse_what_they_cannot_follow(make):
+    with pytest.raises(ConfigError):
+        make()

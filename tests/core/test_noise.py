@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from cm_lightning.core.noise import LogNormal, LogNormalIntervals, UniformIntervals, karras_sigmas
+from cm_lightning.core.noise import (
+    LogNormal,
+    LogNormalIntervals,
+    UniformIntervals,
+    generators,
+    karras_sigmas,
+    unit_noise,
+)
 
 KARRAS_18 = [
     80, 57.5859847212, 40.7855737965, 28.374584604, 19.352452980, 12.910082381, 8.4009353091, 5.3151945218,
@@ -18,6 +25,14 @@ def test_karras_grid_has_the_published_levels():
     torch.testing.assert_close(sigmas, torch.tensor(KARRAS_18, dtype=torch.float64), rtol=1e-9, atol=0)
     assert sigmas[0] == 80.0
     assert sigmas[-1] == 0.002
+
+
+def test_noise_of_numbered_samples_does_not_depend_on_the_batch():
+    whole = unit_noise([5, 2, 3], generators(7, range(5)))
+    parts = [unit_noise([len(rows), 2, 3], generators(7, rows)) for rows in (range(2), range(2, 5))]
+    assert torch.equal(whole, torch.cat(parts))
+    assert not torch.equal(whole[0], whole[1])
+    assert not torch.equal(whole, unit_noise([5, 2, 3], generators(8, range(5))))
 
 
 @pytest.mark.parametrize("arguments", [(1,), (5, 0.0), (5, 2.0, 1.0)])

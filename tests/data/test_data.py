@@ -130,15 +130,27 @@ def test_flat_folder_and_ready_split(tmp_path):
     assert flat.split("train")[0][1] == 0
 
 
-def test_flip_mirrors_training_images_only(tmp_path):
+def test_flip_adds_the_mirror_images_to_training_only(tmp_path):
     for i in range(20):
         image = Image.new("RGB", (8, 8))
         image.putpixel((0, 0), (255, 255, 255))
         image.save(tmp_path / f"{i:02d}.png")
     data = ImageFolder(str(tmp_path), size=8, flip=True)
-    corners = {tuple((image[0, 0, [0, -1]] > 0).tolist()) for image, _ in data.split("train")}
-    assert corners == {(True, False), (False, True)}
+    train = data.training_set()
+    assert len(train) == 2 * len(data.split("train")) == 36
+    corners = [tuple((image[0, 0, [0, -1]] > 0).tolist()) for image, _ in (train[i] for i in range(36))]
+    assert corners == [(True, False)] * 18 + [(False, True)] * 18
     assert all(image[0, 0, 0] > 0 for image, _ in data.split("val"))
+
+
+def test_classes_of_the_validation_images_are_those_of_training(tmp_path):
+    for split, names in (("train", "cat dog frog"), ("val", "cat frog")):
+        for name in names.split():
+            paint(tmp_path / split / name / "a.png", (20, 20), (0, 0, 0))
+    assert [int(label) for _, label in ImageFolder(str(tmp_path), size=8).split("val")] == [0, 2]
+    paint(tmp_path / "val" / "newt" / "a.png", (20, 20), (0, 0, 0))
+    with pytest.raises(DataError, match=r"val.newt is none of the classes"):
+        ImageFolder(str(tmp_path), size=8).split("val")
 
 
 def test_bad_folders_and_files_are_named(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from cm_lightning.backbones.mlp import ResidualMLP
 from cm_lightning.callbacks.ema import EMA
@@ -55,8 +56,8 @@ class ExactGaussian(nn.Module):
 
 def attached(m, tmp_path, step=0):
     """The module as a Trainer leaves it after a run that did nothing: with a clock at ``step``."""
-    t = trainer(tmp_path, max_steps=100)
-    t.strategy.connect(m)
+    t = trainer(tmp_path, max_steps=100, max_epochs=-1)
+    t.strategy._lightning_module = m
     m.trainer = t
     t.state.fn = TrainerFn.FITTING
     t.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = step
@@ -221,8 +222,12 @@ def test_no_checkpoint_of_a_failed_run_is_written(tmp_path):
     m = module()
     t = trainer(tmp_path, max_steps=2)
     t.fit(m, points())
-    m._failed_step.fill_(1)
+    m._failed_step = torch.tensor(1)
     with pytest.raises(NonFiniteLossError, match="since step 1"):
+        t.save_checkpoint(tmp_path / "bad.ckpt")
+    m._failed_step = None
+    m.backbone.head.bias.data.fill_(float("nan"))
+    with pytest.raises(NonFiniteLossError, match="weights are not finite at step 2"):
         t.save_checkpoint(tmp_path / "bad.ckpt")
     assert not (tmp_path / "bad.ckpt").exists()
 
@@ -273,8 +278,41 @@ def test_labels(tmp_path):
     assert m.sample_labels(2, [3, 0]).tolist() == [3, 0]  # 3 is the null class
     with pytest.raises(ConfigError, match=r"0 \.\.\. 2"):
         m.sample_labels(1, 4)
+    with pytest.raises(ConfigError, match="3 labels were given for 4"):
+        m.sample_labels(4, [0, 1, 2])
     with pytest.raises(ConfigError, match="class-conditional"):
         module(label_dropout=0.1)
+
+
+def test_labels_of_the_data_are_checked(tmp_path):
+    def fit(labels, classes):
+        data = TensorDataset(torch.randn(8, 2), *labels)
+        m = module(backbone=ResidualMLP(2, 8, 1, num_classes=classes))
+        trainer(tmp_path, max_steps=1).fit(m, DataLoader(data, batch_size=4))
+
+    with pytest.raises(ConfigError, match=r"labels from 3 to 3.*num_classes"):
+        fit([torch.full((8,), 3)], classes=3)
+    with pytest.raises(ConfigError, match="no labels"):
+        fit([], classes=3)
+    fit([], classes=0)
+    fit([torch.full((8,), 7)], classes=0)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "64-true"])
+@pytest.mark.parametrize("curriculum", [ContinuousCurriculum(), GridCurriculum(ConstantLevels(5))], ids=["ect", "grid"])
+def test_other_precisions(tmp_path, precision, curriculum):
+    m = module(curriculum=curriculum, target_rate=ConstantRate(0.5))
+    t = trainer(tmp_path, precision=precision, max_steps=2)
+    t.fit(m, points())
+    m = m.to({"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision, torch.float32))
+    assert m.sample(2, 2).isfinite().all()
+
+
+def test_schedules_take_the_shorter_of_steps_and_epochs(tmp_path):
+    m = module()
+    t = trainer(tmp_path, max_steps=1000, max_epochs=1)
+    t.fit(m, points())
+    assert m.total_steps == t.global_step == 4
 
 
 def test_data_of_another_shape_names_the_option(tmp_path):
@@ -290,10 +328,19 @@ def test_start_from_takes_the_weights_and_refuses_those_of_another_network(tmp_p
     t.save_checkpoint(tmp_path / "a.ckpt")
     average = next(c for c in t.callbacks if isinstance(c, EMA)).average
     m = module(start_from=str(tmp_path / "a.ckpt"), target_rate=ConstantRate(0.5))
+    m.trainer = trainer(tmp_path)
     m.setup("fit")
     for net in (m.backbone, m.target):
         torch.testing.assert_close(net.state_dict(), average, rtol=0, atol=0)
+    other = module(backbone=ResidualMLP(2, 8, 2), start_from=str(tmp_path / "a.ckpt"))
     with pytest.raises(CheckpointError, match="another network"):
-        module(backbone=ResidualMLP(2, 8, 2), start_from=str(tmp_path / "a.ckpt")).setup("fit")
+        trainer(tmp_path).fit(other, points())
     with pytest.raises(CheckpointError, match="no checkpoint at"):
-        module(start_from=str(tmp_path / "b.ckpt")).setup("fit")
+        trainer(tmp_path).fit(module(start_from=str(tmp_path / "b.ckpt")), points())
+    # without averaged weights the raw ones serve, and a run that goes on does not need the file
+    t = trainer(tmp_path)
+    t.fit(source, points())
+    t.save_checkpoint(tmp_path / "raw.ckpt")
+    trainer(tmp_path, max_steps=6).fit(module(start_from=str(tmp_path / "raw.ckpt")), points())
+    gone = module(start_from=str(tmp_path / "gone.ckpt"))
+    trainer(tmp_path, max_steps=6).fit(gone, points(), ckpt_path=str(tmp_path / "raw.ckpt"), weights_only=True)

@@ -1,0 +1,5 @@
+"""What a checkpoint must never import."""
+
+from cm_lightning.backbones.mlp import ResidualMLP as Net
+
+__all__ = ["Net"]
