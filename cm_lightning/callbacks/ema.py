@@ -63,8 +63,6 @@ class EMA(Callback):
         if self.evaluate and found and self.state_key not in checkpoint["callbacks"]:
             self.load_state_dict(found[0])
 
-    # Averaging ----------------------------------------------------------------------------------------------------
-
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not isinstance(getattr(pl_module, self.attribute, None), nn.Module):
             raise ConfigError(f"EMA: {type(pl_module).__name__} has no submodule {self.attribute!r}")
@@ -100,8 +98,6 @@ class EMA(Callback):
         for name, buffer in module.named_buffers(remove_duplicate=False):
             if name in self.average:  # only persistent buffers are part of the state
                 self.average[name].copy_(buffer)
-
-    # Evaluation ---------------------------------------------------------------------------------------------------
 
     def swap(self, pl_module: L.LightningModule) -> None:
         """Exchange the module's weights and the average, in place."""

@@ -19,6 +19,7 @@ from cm_lightning.core.noise import derived_seed, unit_noise
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
 from cm_lightning.modules import randomness
+from cm_lightning.modules.batch import images_and_labels
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
@@ -80,8 +81,6 @@ class GenerativeModule(L.LightningModule):
         """What to log of the method's schedules at this step."""
         return {}
 
-    # The clock of the schedules ---------------------------------------------------------------------------------
-
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
@@ -114,8 +113,6 @@ class GenerativeModule(L.LightningModule):
             scheduler = cast(LambdaLR, self.lr_scheduler(optimizer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    # Training and validation --------------------------------------------------------------------------------------
-
     def setup(self, stage: str) -> None:
         if stage != "fit" or not self.start_from:
             return
@@ -136,7 +133,7 @@ class GenerativeModule(L.LightningModule):
         self.backbone.load_state_dict(state)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        x, labels = self._images_and_labels(batch, batch_idx)
+        x, labels = images_and_labels(batch, self.image_shape, self.num_classes, first=batch_idx == 0)
         if labels is not None and self.label_dropout:
             dropped = torch.rand(labels.shape, device=x.device) < self.label_dropout
             labels = torch.where(dropped, self.num_classes, labels)
@@ -153,7 +150,7 @@ class GenerativeModule(L.LightningModule):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        x, labels = self._images_and_labels(batch, batch_idx)
+        x, labels = images_and_labels(batch, self.image_shape, self.num_classes, first=batch_idx == 0)
         generator = torch.Generator(self.device).manual_seed(batch_idx)
         self.log("val/loss", self.loss(x, labels, generator), batch_size=len(x), sync_dist=True)
 
@@ -162,37 +159,9 @@ class GenerativeModule(L.LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """As many samples as the batch has images, of the batch's classes."""
-        x, labels = self._images_and_labels(batch, batch_idx)
+        x, labels = images_and_labels(batch, self.image_shape, self.num_classes, first=batch_idx == 0)
         number = batch_idx * self.trainer.world_size + self.global_rank  # each rank has batches of its own
         return self.sample(len(x), labels=labels, generator=torch.Generator().manual_seed(number))
-
-    def _images_and_labels(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor | None]:
-        if not isinstance(batch, (Tensor, tuple, list)):
-            raise ConfigError(f"the data has batches of type {type(batch).__name__}: give images, or (images, labels)")
-        x, labels = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1] if len(batch) > 1 else None)
-        if tuple(x.shape[1:]) != self.image_shape:
-            shape = ",".join(str(size) for size in x.shape[1:])
-            raise ConfigError(
-                f"the data has samples of shape {tuple(x.shape[1:])}, the model expects {self.image_shape}: "
-                f"set --model.image_shape=[{shape}] and the channels of its backbone"
-            )
-        if not x.is_floating_point():
-            raise ConfigError(f"the data has samples of type {x.dtype}: give floats in [-1, 1]")
-        if not self.num_classes:
-            return x, None
-        self._check_labels(labels, batch_idx)
-        return x, labels
-
-    def _check_labels(self, labels: Tensor | None, batch_idx: int) -> None:
-        if labels is None:
-            raise ConfigError("the backbone has classes, but the data no labels: set --model.backbone.num_classes=0")
-        if labels.device.type != "cpu" and batch_idx > 0:
-            return  # looking at the values makes an accelerator wait
-        if not 0 <= labels.min() <= labels.max() < self.num_classes:
-            raise ConfigError(
-                f"the data has labels from {int(labels.min())} to {int(labels.max())}, the backbone {self.num_classes} "
-                "classes: set --model.backbone.num_classes to the number of classes, or to 0"
-            )
 
     def _note_failure(self, loss: Tensor) -> None:
         """Keep the step of the first bad loss on the device: no step waits for the accelerator."""
@@ -211,8 +180,6 @@ class GenerativeModule(L.LightningModule):
                 f"the loss is not finite since step {step}: lower the learning rate, or set "
                 "--trainer.gradient_clip_val=1; the last checkpoint is from before that step"
             )
-
-    # Sampling -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def sample(
@@ -244,11 +211,13 @@ class GenerativeModule(L.LightningModule):
             raise ConfigError(f"sigmas must be positive and descend, got {levels}")
         dtype = next(self.backbone.parameters()).dtype
         z = unit_noise([n, *self.image_shape], generator, self.device, dtype)
+        classes = self.sample_labels(n, labels)
         training = self.backbone.training
         self.backbone.eval()
-        images = self.generate(z, self.sample_labels(n, labels), levels, generator)
-        self.backbone.train(training)
-        return images.clamp(-1, 1)
+        try:
+            return self.generate(z, classes, levels, generator).clamp(-1, 1)
+        finally:
+            self.backbone.train(training)
 
     def sample_labels(self, n: int, labels: Tensor | Sequence[int] | int | None) -> Tensor | None:
         """N class labels on the module's device; see :meth:`sample`."""
@@ -265,8 +234,6 @@ class GenerativeModule(L.LightningModule):
         if bool(((labels < 0) | (labels > self.num_classes)).any()):
             raise ConfigError(f"labels must lie in 0 ... {self.num_classes - 1} ({self.num_classes}: the null class)")
         return labels
-
-    # Checkpoints --------------------------------------------------------------------------------------------------
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         try:
