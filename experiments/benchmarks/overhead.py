@@ -1,6 +1,7 @@
 """What the Trainer costs: the main job's full step against a bare PyTorch loop of the same mathematics.
 
-    python experiments/benchmarks/overhead.py
+    python experiments/benchmarks/overhead.py            the ratio at the main job's size
+    python experiments/benchmarks/overhead.py --small    a network so small that little else is left to time
 
 The full step has the averaged weights, logging and the progress bar; the bare loop has none of them. Bare steps are
 timed before and after the run, in the same process, so that a machine that drifts counts against both alike.
@@ -76,25 +77,27 @@ class Stopwatch(Callback):
         self.bare.append((time.perf_counter() - since) / self.steps)
 
 
-def run(steps: int) -> None:
+def run(steps: int, small: bool) -> None:
     """Time ``steps`` steps of each kind and print the ratio."""
+    size = ["--model.backbone.channels=8", "--data.batch_size=2"] if small else []
     total = steps + WARM
     with tempfile.TemporaryDirectory() as folder:
         main([
             "fit", f"--config={CONFIG}", f"--trainer.max_steps={total}", f"--trainer.val_check_interval={10 * total}",
             "--trainer.limit_val_batches=0", f"--trainer.logger.save_dir={folder}", "--model.curriculum.fraction=0",
-            "--trainer.callbacks+=__main__.Stopwatch", f"--trainer.callbacks.steps={steps}",
+            "--trainer.callbacks+=__main__.Stopwatch", f"--trainer.callbacks.steps={steps}", *size,
         ])  # fmt: skip
     bare = sum(Stopwatch.bare) / len(Stopwatch.bare)
     (full,) = Stopwatch.full
     before, after = (1000 * seconds for seconds in Stopwatch.bare)
     print(f"bare loop {before:.1f} ms before and {after:.1f} ms after, full step {1000 * full:.1f} ms a step")
-    print(f"ratio full / bare: {full / bare:.3f}")
+    print(f"ratio full / bare: {full / bare:.3f}, difference {1000 * (full - bare):.1f} ms a step")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=50, help="of each kind; at most as many as an epoch less ten")
+    parser.add_argument("--small", action="store_true", help="8 channels, 2 images a step")
     arguments = parser.parse_args()
     sys.argv[1:] = []
-    run(arguments.steps)
+    run(arguments.steps, arguments.small)
