@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "DigitQuality": "callbacks.digit_quality",
+    "Quality": "callbacks.quality",
     "EMA": "callbacks.ema",
     "RunProgress": "callbacks.progress",
     "SampleGrid": "callbacks.sample_grid",
@@ -19,10 +19,16 @@ _HOME = {
     "Backbone": "backbones.protocol",
     "ResidualMLP": "backbones.mlp",
     "UNet": "backbones.unet",
+    "ConsistencyDistillation": "modules.distillation",
     "ConsistencyTraining": "modules.training",
+    "DiffusionModule": "modules.diffusion",
+    "Inception": "metrics.extractor",
+    "MnistJudge": "metrics.extractor",
     "load_module": "modules.loading",
+    "CIFAR10": "data.cifar",
     "FashionMNIST": "data.mnist",
     "ImageFolder": "data.folder",
+    "ImageNet64": "data.imagenet",
     "MNIST": "data.mnist",
     "Toy": "data.toy",
 }
@@ -33,15 +39,21 @@ if TYPE_CHECKING:
     from cm_lightning.backbones.mlp import ResidualMLP as ResidualMLP
     from cm_lightning.backbones.protocol import Backbone as Backbone
     from cm_lightning.backbones.unet import UNet as UNet
-    from cm_lightning.callbacks.digit_quality import DigitQuality as DigitQuality
     from cm_lightning.callbacks.ema import EMA as EMA
     from cm_lightning.callbacks.progress import RunProgress as RunProgress
+    from cm_lightning.callbacks.quality import Quality as Quality
     from cm_lightning.callbacks.sample_grid import SampleGrid as SampleGrid
     from cm_lightning.callbacks.throughput import Throughput as Throughput
+    from cm_lightning.data.cifar import CIFAR10 as CIFAR10
     from cm_lightning.data.folder import ImageFolder as ImageFolder
+    from cm_lightning.data.imagenet import ImageNet64 as ImageNet64
     from cm_lightning.data.mnist import MNIST as MNIST
     from cm_lightning.data.mnist import FashionMNIST as FashionMNIST
     from cm_lightning.data.toy import Toy as Toy
+    from cm_lightning.metrics.extractor import Inception as Inception
+    from cm_lightning.metrics.extractor import MnistJudge as MnistJudge
+    from cm_lightning.modules.diffusion import DiffusionModule as DiffusionModule
+    from cm_lightning.modules.distillation import ConsistencyDistillation as ConsistencyDistillation
     from cm_lightning.modules.loading import load_module as load_module
     from cm_lightning.modules.training import ConsistencyTraining as ConsistencyTraining
 

@@ -9,7 +9,12 @@ from cm_lightning import __version__
 from cm_lightning.errors import CmError
 
 _TRAINER = ("fit", "validate", "test", "predict")
-_COMMANDS = {"sample": "draw images from a checkpoint", "train-judge": "train the classifier that judges digits"}
+_COMMANDS = {
+    "sample": "draw images from a checkpoint",
+    "compare": "tables, curves and samples of several runs side by side",
+    "sweep": "run a W&B sweep file on this machine alone",
+    "train-judge": "train the classifier that judges digits",
+}
 
 _HELP = f"""usage: cm-lightning COMMAND [OPTIONS]
 

@@ -23,7 +23,7 @@ from cm_lightning.checkpoint import read_checkpoint
 from cm_lightning.errors import CheckpointError, CmError, ConfigError, brief
 from cm_lightning.files import replacing
 from cm_lightning.modules.base import GenerativeModule
-from cm_lightning.run import run_directory
+from cm_lightning.run import RunNote, run_directory
 
 
 class _Parser(LightningArgumentParser):
@@ -71,6 +71,7 @@ class _SaveConfig(SaveConfigCallback):
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        RunNote(str(run_directory(trainer))).leave()
         with replacing(run_directory(trainer) / self.config_filename) as path:
             self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
         for logger in trainer.loggers:
@@ -104,6 +105,10 @@ class _CLI(LightningCLI):
             present = loggers if isinstance(loggers, list) else [loggers] if isinstance(loggers, Logger) else []
             kwargs["logger"] = [*present, _wandb_logger(present, offline=config.wandb == "offline")]
         return super().instantiate_trainer(**kwargs)
+
+    def after_fit(self) -> None:
+        if self.trainer.is_global_zero and not self.trainer.received_sigterm and not self.trainer.interrupted:
+            RunNote(str(run_directory(self.trainer)), finished=True).leave()
 
     def after_instantiate_classes(self) -> None:
         config = self.config_init[self.subcommand]

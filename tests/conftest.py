@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 import pytest
 import torch
 
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cm_lightning_tests_")  # not the user's
 os.environ["WANDB_SILENT"] = "true"
 os.environ["PYTHONWARNINGS"] = "ignore"
 

@@ -1,4 +1,4 @@
-"""Images a second, over all ranks."""
+"""Images a second, and the totals of a run: images and seconds."""
 
 from __future__ import annotations
 
@@ -12,10 +12,21 @@ from torch import Tensor
 
 
 class Throughput(Callback):
-    """Logs ``train/images_per_s`` between two logging steps: data loading counts, validation does not."""
+    """Logs ``train/images_per_s``, and the totals ``train/images`` and ``train/seconds``, over all ranks.
+
+    Data loading counts, validation does not. The totals go on in a resumed run.
+    """
 
     def __init__(self) -> None:
         self._images, self._seconds, self._since, self._step = 0, 0.0, 0.0, 0
+        self._noted = (0, 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"images": self._images, "seconds": self._seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._images, self._seconds = state_dict["images"], state_dict["seconds"]
+        self._noted = (self._images, self._seconds)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._since = time.perf_counter()
@@ -34,5 +45,8 @@ class Throughput(Callback):
         n, step = trainer.log_every_n_steps, trainer.global_step  # type: ignore[attr-defined]
         if n and step % n == 0 and step != self._step:
             self._step = step
-            pl_module.log("train/images_per_s", self._images / self._seconds, prog_bar=True)
-            self._images, self._seconds = 0, 0.0
+            images, seconds = self._noted
+            self._noted = (self._images, self._seconds)
+            rate = (self._images - images) / (self._seconds - seconds)
+            pl_module.log("train/images_per_s", rate, prog_bar=True)
+            pl_module.log_dict({"train/images": float(self._images), "train/seconds": self._seconds})

@@ -11,6 +11,9 @@ from cm_lightning.core.noise import expand
 #: x (B, ...), sigma (B,) -> the estimate of the clean image, (B, ...).
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
+#: (denoiser, x (B, ...), sigma (B,), sigma_next (B,)) -> x at sigma_next.
+Step = Callable[[Denoiser, Tensor, Tensor, Tensor], Tensor]
+
 
 def slope(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
     """dx/dsigma at x (B, ...), sigma (B,) > 0."""

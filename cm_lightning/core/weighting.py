@@ -10,6 +10,11 @@ from torch import Tensor
 from cm_lightning.core.noise import SIGMA_DATA
 
 
+def edm_weight(sigma: Tensor, sigma_data: float = SIGMA_DATA) -> Tensor:
+    """lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2: EDM, Table 1."""
+    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+
 class Weighting(ABC):
     """A weighting as an object, to be chosen and configured by class path."""
 
@@ -40,10 +45,10 @@ class InverseGap(Weighting):
 
 
 class InverseVariance(Weighting):
-    """w = (t^2 + sigma_data^2) / (t sigma_data)^2: EDM's weighting, which ECT uses on ImageNet-64."""
+    """w = :func:`edm_weight` at t, which ECT uses on ImageNet-64."""
 
     def __init__(self, sigma_data: float = SIGMA_DATA) -> None:
         self.sigma_data = sigma_data
 
     def __call__(self, t: Tensor, r: Tensor) -> Tensor:
-        return (t**2 + self.sigma_data**2) / (t * self.sigma_data) ** 2
+        return edm_weight(t, self.sigma_data)

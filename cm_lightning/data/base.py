@@ -9,8 +9,9 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
+from cm_lightning.data.images import to_unit_range
 from cm_lightning.data.stream import Stream
 from cm_lightning.errors import ConfigError
 
@@ -30,8 +31,6 @@ class InMemory(Dataset[tuple[Tensor, Tensor]]):
         return len(self.samples)
 
     def __getitem__(self, index: Any) -> tuple[Tensor, Tensor]:
-        from cm_lightning.data.images import to_unit_range
-
         samples = self.samples[index]
         return (to_unit_range(samples) if samples.dtype == torch.uint8 else samples), self.labels[index]
 
@@ -53,6 +52,18 @@ class Mirrored(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image, label = self.dataset[index % len(self.dataset)]
         return (image if index < len(self.dataset) else image.flip(-1)), label
+
+
+class MirroredInMemory(Mirrored):
+    """:class:`Mirrored`, a batch at a time."""
+
+    dataset: InMemory
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        index = torch.as_tensor(indices)
+        images, labels = self.dataset[index % len(self.dataset)]
+        mirrored = (index >= len(self.dataset)).view(-1, *[1] * (images.ndim - 1))
+        return torch.where(mirrored, images.flip(-1), images), labels
 
 
 class GenerativeDataModule(L.LightningDataModule):
@@ -116,10 +127,10 @@ class GenerativeDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         return self.val_dataloader()
 
-    def reference_images(self) -> Iterator[Tensor]:
-        """The training images in order, in batches: what samples are compared with."""
-        for images, _ in self._loader(self.split("train"), 500):
-            yield images
+    def in_order(self, split: str, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of every ``ranks``-th image of a split from number ``rank`` on, without augmentation."""
+        images: Any = self.split(split)
+        yield from self._loader(Subset(images, range(rank, len(images), ranks)), 500)
 
     def _loader(self, dataset: Dataset[Any], batch_size: int, sampler: Stream | None = None) -> DataLoader[Any]:
         return DataLoader(
@@ -127,11 +138,15 @@ class GenerativeDataModule(L.LightningDataModule):
             batch_size=batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
-            collate_fn=_already_a_batch if isinstance(dataset, InMemory) else None,
+            collate_fn=_already_a_batch if _comes_in_batches(dataset) else None,
             persistent_workers=False,
             # its own generator: starting a loader must not advance the global one, or a resumed run would differ
             generator=torch.Generator().manual_seed(self.seed),
         )
+
+
+def _comes_in_batches(dataset: Dataset[Any]) -> bool:
+    return isinstance(dataset.dataset if isinstance(dataset, Subset) else dataset, (InMemory, MirroredInMemory))
 
 
 def _already_a_batch(batch: Any) -> Any:

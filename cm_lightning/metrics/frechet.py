@@ -1,38 +1,85 @@
-"""Frechet distances of features, and the agreement of samples with the labels that were asked for."""
+"""Frechet distances of samples to real images, shared out over the ranks of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from pathlib import Path
 
+import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.aggregation import MeanMetric
 
-from cm_lightning.metrics.judge import Judge
+from cm_lightning.errors import CheckpointError
+from cm_lightning.files import replacing
+from cm_lightning.metrics.extractor import Extractor
+
+_STATE = ("real_features_sum", "real_features_cov_sum", "real_features_num_samples")
+
+#: (images (B, C, H, W) in [-1, 1], labels (B,) or None), again and again.
+Batches = Iterable[tuple[Tensor, "Tensor | None"]]
 
 
-class DigitScores:
-    """``frechet_mnist`` and label accuracy by the judge.
+class FrechetScores:
+    """The Frechet distance of features, and the agreement of images with the labels they were asked for.
 
-    The distance is torchmetrics' with the judge's 64 features in place of Inception's: it is no FID, and its numbers
-    compare only with others of the same judge.
+    Each rank gives its own share of the images; all get the score of the whole. The distance is torchmetrics', so with
+    :class:`Inception` it is the FID that others report.
 
     Args:
-        judge: the classifier, on the CPU: 64 features of small images need no accelerator.
-        real: batches of real images (B, 1, 28, 28) in [-1, 1], the reference.
+        extractor: of the features.
     """
 
-    def __init__(self, judge: Judge, real: Iterable[Tensor]) -> None:
-        self.judge = judge
-        self.distance = FrechetInceptionDistance(feature=judge, reset_real_features=False, sync_on_compute=False)
-        for images in real:
-            self.distance.update(images.cpu(), real=True)
+    def __init__(self, extractor: Extractor) -> None:
+        self.extractor = extractor
+        self.distance, self.agreement = extractor.distance(), MeanMetric()
 
-    def __call__(self, images: Tensor, labels: Tensor | None) -> Mapping[str, float]:
-        """Scores of images (N, 1, 28, 28) in [-1, 1] and the labels (N,) they were asked for, if any."""
-        images = images.cpu()
+    def to(self, device: torch.device) -> None:
+        """Work there; Apple's accelerator lacks the float64 that covariances need, and leaves it to the CPU."""
+        device = torch.device("cpu") if device.type == "mps" else device
+        self.distance, self.agreement = self.distance.to(device), self.agreement.to(device)
+
+    def add_reference(self, images: Iterable[Tensor]) -> None:
+        """Take real images, in batches, as what others are compared with."""
+        for batch in images:
+            self.distance.update(self._prepared(batch), real=True)
+
+    def __call__(self, batches: Batches) -> dict[str, float]:
+        """Scores of images and the labels they were asked for: the distance by its name, and ``accuracy`` if told."""
         self.distance.reset()
-        self.distance.update(images, real=False)
-        scores = {"frechet_mnist": float(self.distance.compute())}
-        if labels is not None:
-            scores["accuracy"] = (self.judge.classify(images).argmax(1) == labels.cpu()).float().mean().item()
+        self.agreement.reset()
+        for images, labels in batches:
+            prepared = self._prepared(images)
+            self.distance.update(prepared, real=False)
+            classes = self.extractor.classify(prepared) if labels is not None else None
+            if labels is not None and classes is not None:
+                self.agreement.update((classes == labels.to(classes.device)).float())
+        scores = {self.extractor.name: float(self.distance.compute())}
+        if self.agreement.update_called:
+            scores["accuracy"] = float(self.agreement.compute())
         return scores
+
+    def save_reference(self, path: Path, write: bool) -> None:
+        """Write the statistics of the real images of all ranks; all call it, and one writes."""
+        with self.distance.sync_context():
+            state = {name: getattr(self.distance, name).clone() for name in _STATE}
+        if write:
+            with replacing(path) as temporary:
+                save_file(state, temporary)
+
+    def load_reference(self, path: Path) -> None:
+        """Read what :meth:`save_reference` wrote; one rank does, for the sum over ranks is taken.
+
+        Raises:
+            CheckpointError: the file is damaged, or of another extractor.
+        """
+        try:
+            state = load_file(path)
+            for name in _STATE:
+                held = getattr(self.distance, name)
+                held.copy_(state[name].reshape(held.shape))
+        except Exception as error:
+            raise CheckpointError(f"{path} holds no reference statistics: remove it, they are made anew") from error
+
+    def _prepared(self, images: Tensor) -> Tensor:
+        return self.extractor.prepare(images).to(self.distance.device)

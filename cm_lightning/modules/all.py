@@ -2,6 +2,9 @@
 
 from cm_lightning.backbones.mlp import ResidualMLP
 from cm_lightning.backbones.unet import UNet
+from cm_lightning.modules.diffusion import DiffusionModule
+from cm_lightning.modules.distillation import ConsistencyDistillation
+from cm_lightning.modules.lpips import LPIPS
 from cm_lightning.modules.training import ConsistencyTraining
 
-__all__ = ["ConsistencyTraining", "ResidualMLP", "UNet"]
+__all__ = ["LPIPS", "ConsistencyDistillation", "ConsistencyTraining", "DiffusionModule", "ResidualMLP", "UNet"]

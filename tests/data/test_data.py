@@ -39,7 +39,7 @@ def test_batches_are_in_range_with_labels():
     assert (images.min().item(), images.max().item()) == (-1, 1)
     assert labels.dtype == torch.int64
     assert len(data.train_dataloader()) == 4000 // 32
-    assert sum(len(images) for images in data.reference_images()) == 4000
+    assert sum(len(images) for images, _ in data.in_order("train")) == 4000
 
 
 def test_pixels_survive_the_way_there_and_back():

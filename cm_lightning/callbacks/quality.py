@@ -1,0 +1,165 @@
+"""How good samples are at each number of evaluations of the network."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning_utilities.core.rank_zero import rank_zero_info
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from cm_lightning.core.noise import generators
+from cm_lightning.data.base import GenerativeDataModule
+from cm_lightning.errors import ConfigError
+from cm_lightning.metrics.extractor import Extractor, MnistJudge
+from cm_lightning.metrics.frechet import FrechetScores
+from cm_lightning.modules.base import GenerativeModule
+
+
+class Quality(Callback):
+    """Logs the Frechet distance of samples to the training images at validation and test, and prints it as a table.
+
+    Where the extractor tells classes, the accuracy of the labels that were asked for too. The images of the split
+    ``val`` give the floor: what real images score. Samples, reference and floor are shared out over the ranks; each
+    sample has a noise of its own, so the scores do not depend on how many there are. The extractor stays outside the
+    module, and so outside its checkpoints.
+
+    Args:
+        nfe: numbers of evaluations of the network for a sample; the log's names tell how many there really were.
+        num_samples: images drawn for each, the classes in turn.
+        batch_size: images drawn at a time.
+        extractor: of the features; the judge of digits if None.
+        seed: of the noise, the same at every call.
+        cache: folder in which the statistics of training images are kept from run to run; ``cm_lightning`` in
+            ``$XDG_CACHE_HOME`` (``~/.cache``) if None.
+    """
+
+    def __init__(
+        self,
+        nfe: Sequence[int] = (1, 2, 4),
+        num_samples: int = 1000,
+        batch_size: int = 250,
+        extractor: Extractor | None = None,
+        seed: int = 0,
+        cache: str | None = None,
+    ) -> None:
+        if num_samples < 2 or batch_size < 1:
+            raise ConfigError(f"Quality needs num_samples >= 2, batch_size >= 1; got {num_samples}, {batch_size}")
+        self.nfe, self.num_samples, self.batch_size, self.seed = list(nfe), num_samples, batch_size, seed
+        self.extractor = extractor or MnistJudge()
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        self.cache = Path(cache) if cache else Path(home) / "cm_lightning"
+        self._scores: FrechetScores | None = None
+        self._floor: dict[str, float] | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Find what is missing before the training, not at its first validation."""
+        data, shape = trainer.datamodule, self.extractor.image_shape  # type: ignore[attr-defined]
+        if not isinstance(data, GenerativeDataModule):
+            raise ConfigError("Quality needs a data module of this suite, for its images: use one, or remove it")
+        if shape and shape != getattr(pl_module, "image_shape", None):
+            name = type(self.extractor).__name__
+            raise ConfigError(f"Quality: {name} judges images of shape {shape} only: set its extractor to Inception")
+        if trainer.world_size > self.num_samples:
+            raise ConfigError(f"Quality: {self.num_samples} samples are fewer than ranks: raise num_samples")
+        if self._scores is None and stage != "predict":
+            self._scores = FrechetScores(self.extractor)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._measure(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._measure(trainer, pl_module, "test")
+
+    def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if trainer.sanity_checking:
+            return
+        assert isinstance(pl_module, GenerativeModule)
+        assert self._scores is not None
+        if self._floor is None:  # it, and the reference, are of the data alone
+            self._scores.to(pl_module.device)
+            self._reference(trainer, self._scores)
+            self._floor = self._scores(_share(trainer, "val"))
+        rows = {"floor": self._floor}
+        for steps in self.nfe:
+            samples = _Samples(self, trainer, pl_module, steps)
+            scores = self._scores(samples)
+            rows[f"nfe{samples.evaluations}"] = scores
+        for row, values in rows.items():
+            pl_module.log_dict({f"{stage}/{name}_{row}": value for name, value in values.items()})
+        if trainer.is_global_zero:
+            title = f"step {pl_module.trained_steps}: {self.num_samples} samples"
+            Console().print(_table(title, rows))
+
+    def _reference(self, trainer: L.Trainer, scores: FrechetScores) -> None:
+        """The statistics of the training images: from the cache, or made and kept there."""
+        path = self.cache / f"{self.extractor.name}-{_fingerprint(trainer, self.extractor)}.safetensors"
+        if trainer.strategy.broadcast(path.is_file()):  # the first rank's word counts on nodes with discs of their own
+            if trainer.is_global_zero:
+                scores.load_reference(path)
+            return
+        scores.add_reference(images for images, _ in _share(trainer, "train"))
+        scores.save_reference(path, write=trainer.is_global_zero)
+        rank_zero_info(f"statistics of the training images: {path}")
+
+
+class _Samples:
+    """A rank's share of the samples, in batches; counts the network's calls as they happen."""
+
+    def __init__(self, quality: Quality, trainer: L.Trainer, pl_module: GenerativeModule, steps: int) -> None:
+        self.quality, self.module, self.steps = quality, pl_module, steps
+        self.rows = range(trainer.global_rank, quality.num_samples, trainer.world_size)
+        self.calls, self.batches = 0, 0
+
+    @property
+    def evaluations(self) -> int:
+        """Calls of the network for one sample."""
+        return self.calls // self.batches
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        labels = self.module.sample_labels(self.quality.num_samples, None)
+        hook = self.module.backbone.register_forward_hook(self._count)
+        try:
+            for first in range(0, len(self.rows), self.quality.batch_size):
+                rows = self.rows[first : first + self.quality.batch_size]
+                chosen = None if labels is None else labels[list(rows)]
+                self.batches += 1
+                yield self.module.sample(len(rows), self.steps, chosen, generators(self.quality.seed, rows)), chosen
+        finally:
+            hook.remove()
+
+    def _count(self, *_: Any) -> None:
+        self.calls += 1
+
+
+def _share(trainer: L.Trainer, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+    data: GenerativeDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    return data.in_order(split, trainer.global_rank, trainer.world_size)
+
+
+def _fingerprint(trainer: L.Trainer, extractor: Extractor) -> str:
+    """Of the extractor, the data set, its length and 64 of its images: other data never meets old statistics."""
+    data: GenerativeDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    images: Any = data.split("train")
+    digest = hashlib.sha256(f"{extractor.identity()} {len(images)}".encode())
+    for i in range(0, len(images), -(-len(images) // 64)):
+        digest.update(images[i][0].numpy().tobytes())
+    return f"{type(data).__name__}-train-{len(images)}-{digest.hexdigest()[:16]}"
+
+
+def _table(title: str, rows: dict[str, Any]) -> Table:
+    table = Table(title=title)
+    names = list(dict.fromkeys(name for values in rows.values() for name in values))
+    for column in ["", *names]:
+        table.add_column(column, justify="right" if column else "left")
+    for row, values in rows.items():
+        shown = "real held-out" if row == "floor" else row
+        table.add_row(shown, *[f"{values[name]:.3f}" if name in values else "" for name in names])
+    return table

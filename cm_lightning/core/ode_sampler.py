@@ -1,0 +1,101 @@
+"""From noise to images along the probability-flow ODE: the diffusion baselines of one-step methods."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from cm_lightning.core.noise import SIGMA_MAX, SIGMA_MIN, karras_sigmas
+from cm_lightning.core.solver import Denoiser, Step, euler_step, heun_step
+from cm_lightning.errors import ConfigError
+
+
+def integrate(step: Step, denoiser: Denoiser, z: Tensor, sigmas: Tensor) -> Tensor:
+    """Follow the ODE from sigmas[0] z down the levels, and from the last of them to 0 in an Euler step.
+
+    Args:
+        step: :func:`euler_step` or :func:`heun_step`.
+        denoiser: x (B, ...), sigma (B,) -> (B, ...).
+        z: unit noise (B, ...).
+        sigmas: (N,) noise levels, descending, above 0.
+    """
+    levels = sigmas.to(z)[:, None].expand(-1, len(z))
+    x = sigmas[0].to(z) * z
+    for sigma, sigma_next in pairwise(levels):
+        x = step(denoiser, x, sigma, sigma_next)
+    return denoiser(x, levels[-1])  # an Euler step to 0 is the denoiser itself
+
+
+def ddpm_sigmas(n: int, sigma_max: float = SIGMA_MAX) -> Tensor:
+    """The noise levels of n evenly spaced timesteps of DDPM's linear schedule (Ho et al. 2020): (n,) float64, falling.
+
+    sigma = sqrt((1 - alpha_bar) / alpha_bar); levels above sigma_max, where the network was not trained, become it.
+    """
+    alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    timesteps = torch.linspace(999, 999 / n if n > 1 else 999, n, dtype=torch.float64).round().long()
+    return ((1 - alpha_bar[timesteps]) / alpha_bar[timesteps]).sqrt().clamp(max=sigma_max)
+
+
+class ODESampler(ABC):
+    """A solver with its noise levels, for a given number of evaluations of the network (NFE)."""
+
+    @abstractmethod
+    def sigmas(self, nfe: int) -> Tensor:
+        """The levels on which a sample costs ``nfe`` evaluations. Raises ConfigError if there are none."""
+
+    @abstractmethod
+    def __call__(self, denoiser: Denoiser, z: Tensor, sigmas: Tensor) -> Tensor:
+        """Images from unit noise z (B, ...) through the levels."""
+
+
+class Heun(ODESampler):
+    """EDM's deterministic sampler (Karras et al. 2022, Algorithm 1): N levels cost 2N - 1 evaluations."""
+
+    def __init__(self, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = 7.0) -> None:
+        self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
+
+    def sigmas(self, nfe: int) -> Tensor:
+        if nfe < 3 or nfe % 2 == 0:
+            raise ConfigError(f"Heun takes an odd number of evaluations from 3 on (2N - 1), got {nfe}")
+        return karras_sigmas((nfe + 1) // 2, self.sigma_min, self.sigma_max, self.rho)
+
+    def __call__(self, denoiser: Denoiser, z: Tensor, sigmas: Tensor) -> Tensor:
+        return integrate(heun_step, denoiser, z, sigmas)
+
+
+class Euler(ODESampler):
+    """Euler steps on the Karras grid: as many evaluations as levels."""
+
+    def __init__(self, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = 7.0) -> None:
+        self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
+
+    def sigmas(self, nfe: int) -> Tensor:
+        if nfe < 1:
+            raise ConfigError(f"Euler takes at least one evaluation, got {nfe}")
+        if nfe == 1:
+            return torch.tensor([self.sigma_max], dtype=torch.float64)
+        return karras_sigmas(nfe, self.sigma_min, self.sigma_max, self.rho)
+
+    def __call__(self, denoiser: Denoiser, z: Tensor, sigmas: Tensor) -> Tensor:
+        return integrate(euler_step, denoiser, z, sigmas)
+
+
+class DDIM(ODESampler):
+    """DDIM with eta = 0 (Song et al. 2021): Euler steps on the levels of DDPM's linear schedule.
+
+    In the space of x / sqrt(alpha_bar) = x0 + sigma z its update is Euler's (EDM, Appendix C.1).
+    """
+
+    def __init__(self, sigma_max: float = SIGMA_MAX) -> None:
+        self.sigma_max = sigma_max
+
+    def sigmas(self, nfe: int) -> Tensor:
+        if nfe < 1:
+            raise ConfigError(f"DDIM takes at least one evaluation, got {nfe}")
+        return ddpm_sigmas(nfe, self.sigma_max)
+
+    def __call__(self, denoiser: Denoiser, z: Tensor, sigmas: Tensor) -> Tensor:
+        return integrate(euler_step, denoiser, z, sigmas)

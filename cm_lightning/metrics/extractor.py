@@ -1,0 +1,106 @@
+"""What images are compared by: the features of a network, and the name of the Frechet distance between them."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from torch import Tensor
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from cm_lightning.data.images import to_pixels
+from cm_lightning.errors import ConfigError
+from cm_lightning.metrics.judge import WEIGHTS, Judge, load_judge
+
+
+class Extractor(ABC):
+    """A feature extractor that makes torchmetrics' Frechet distance and a name for it."""
+
+    #: What the distance is called; only Inception's is an ``fid``.
+    name: str
+    #: (C, H, W) of the images it is made for; None: any.
+    image_shape: tuple[int, ...] | None = None
+
+    @abstractmethod
+    def distance(self) -> FrechetInceptionDistance:
+        """A new metric that keeps its real features when reset."""
+
+    @abstractmethod
+    def identity(self) -> str:
+        """Tells weights of the same name apart: features of one must never be compared with another's."""
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] -> what the metric takes."""
+        return images
+
+    def classify(self, images: Tensor) -> Tensor | None:
+        """Images (B, C, H, W) in [-1, 1] -> classes (B,), where the extractor tells any."""
+        return None
+
+
+class MnistJudge(Extractor):
+    """The shipped classifier of digits of 28 x 28: ``frechet_mnist``, and label accuracy.
+
+    Args:
+        weights: a .safetensors file made by ``cm-lightning train-judge``; the shipped one if None.
+    """
+
+    name = "frechet_mnist"
+    image_shape = (1, 28, 28)
+
+    def __init__(self, weights: str | None = None) -> None:
+        self.path = Path(weights) if weights else WEIGHTS
+        self._judge: Judge | None = None
+
+    def distance(self) -> FrechetInceptionDistance:
+        self._judge = load_judge(self.path)
+        return FrechetInceptionDistance(feature=self._judge, reset_real_features=False)
+
+    def identity(self) -> str:
+        return _digest(self.path)
+
+    def classify(self, images: Tensor) -> Tensor | None:
+        assert self._judge is not None, "distance() loads the judge"
+        return self._judge.classify(images).argmax(1)
+
+
+class Inception(Extractor):
+    """Inception-v3 as everybody's FID uses it, by torch-fidelity: ``fid``. Needs ``pip install cm-lightning[fid]``.
+
+    Images are rounded to 8 bits first, as if they had been saved.
+
+    Args:
+        weights: torch-fidelity's weights file; downloaded if None.
+    """
+
+    name = "fid"
+
+    def __init__(self, weights: str | None = None) -> None:
+        self.weights = weights
+
+    def distance(self) -> FrechetInceptionDistance:
+        if self.weights and not Path(self.weights).is_file():
+            raise ConfigError(f"no Inception weights at {self.weights}: set the extractor's weights to the file")
+        try:
+            return FrechetInceptionDistance(
+                feature=2048, reset_real_features=False, feature_extractor_weights_path=self.weights
+            )
+        except ModuleNotFoundError as error:
+            raise ConfigError("fid needs torch-fidelity: pip install 'cm-lightning[fid]'") from error
+        except Exception as error:
+            raise ConfigError(
+                "Inception's weights could not be loaded or downloaded: fetch torch-fidelity's "
+                "weights-inception-2015-12-05-6726825d.pth and set the extractor's weights to the file"
+            ) from error
+
+    def identity(self) -> str:
+        return _digest(Path(self.weights)) if self.weights else "torch-fidelity"
+
+    def prepare(self, images: Tensor) -> Tensor:
+        pixels = to_pixels(images)
+        return pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -1,0 +1,59 @@
+"""EDM: the diffusion model that serves as baseline and as teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cm_lightning.core.noise import LogNormal, add_noise, expand, unit_noise
+from cm_lightning.core.ode_sampler import Heun, ODESampler
+from cm_lightning.core.parameterization import EDM
+from cm_lightning.core.weighting import edm_weight
+from cm_lightning.modules.base import GenerativeModule, Generators
+
+
+class DiffusionModule(GenerativeModule):
+    """A denoiser D(x, sigma) trained and sampled as by Karras et al. 2022.
+
+    Args:
+        backbone, image_shape, options: see :class:`GenerativeModule`.
+        parameterization: makes the denoiser from the network.
+        density: of the noise levels; EDM's ln sigma ~ N(-1.2, 1.2^2) if None.
+        sampler: the ODE solver of :meth:`sample`; EDM's Heun if None.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        image_shape: Sequence[int],
+        parameterization: EDM | None = None,
+        density: LogNormal | None = None,
+        sampler: ODESampler | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(backbone, image_shape, **options)
+        self.parameterization = parameterization or EDM()
+        self.density = density or LogNormal(-1.2, 1.2)
+        self.sampler = sampler or Heun()
+
+    def loss(self, x: Tensor, labels: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
+        """Mean lambda(sigma) (D(x + sigma z, sigma) - x)^2 over samples and pixels: EDM, Eq. 2 and Table 1."""
+        sigma = self.density.sample(len(x), x.device, generator)
+        z = unit_noise(x.shape, generator, x.device, x.dtype)
+        denoised = self.denoiser(add_noise(x, sigma, z), sigma, labels)
+        weight = edm_weight(sigma, self.parameterization.sigma_data)
+        return (expand(weight, x) * (denoised - x).square()).mean()
+
+    def denoiser(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """D(x, sigma) with the weights the module holds: (B, ...), (B,), (B,) or None -> (B, ...)."""
+        return self.parameterization(self.backbone, x, sigma, labels)
+
+    def generate(self, z: Tensor, labels: Tensor | None, sigmas: Sequence[float], generator: Generators) -> Tensor:
+        return self.sampler(partial(self.denoiser, labels=labels), z, torch.tensor(sigmas, dtype=torch.float64))
+
+    def default_sigmas(self, steps: int) -> list[float]:
+        return [float(sigma) for sigma in self.sampler.sigmas(steps)]

@@ -1,0 +1,110 @@
+"""Tables of runs: the same rows as Markdown and as HTML."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cm_lightning.report.runs import Run
+
+#: Metrics of which more is better; of all others less is.
+_RISING = {"accuracy"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, the heads of the columns, and rows of text."""
+
+    title: str
+    heads: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        """As GitHub renders it."""
+        lines = [" | ".join(row) for row in [self.heads, ["---"] * len(self.heads), *self.rows]]
+        return f"## {self.title}\n\n" + "\n".join(f"| {line} |" for line in lines) + "\n"
+
+    def html(self) -> str:
+        """The same."""
+        heads = "".join(f"<th>{html.escape(head)}</th>" for head in self.heads)
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>\n" for row in self.rows
+        )
+        return f"<h2>{html.escape(self.title)}</h2>\n<table>\n<tr>{heads}</tr>\n{rows}</table>\n"
+
+
+def few_step_table(runs: Sequence[Run], metric: str) -> Table:
+    """Each run of a consistency model at each number of evaluations it was measured at; and the mean over its seeds."""
+    runs = [run for run in runs if _few_steps(run, metric)]
+    nfes = sorted({nfe for run in runs for nfe in _few_steps(run, metric)})
+    also = (
+        ["accuracy"] if metric != "accuracy" and any(run.final("accuracy", nfe) for run in runs for nfe in nfes) else []
+    )
+    heads = ["run", "method", "seed", "parameters", "images", "seconds", *(_evaluations(nfe) for nfe in nfes)]
+    rows = []
+    for name in dict.fromkeys(run.name for run in runs):
+        seeds = [run for run in runs if run.name == name]
+        for run in seeds:
+            cells = [" / ".join(_number(run.final(m, nfe)) for m in [metric, *also]) for nfe in nfes]
+            rows.append([name, run.method, str(run.seed), _whole(run.parameters), _whole(run.images),
+                         _whole(run.seconds), *cells])  # fmt: skip
+        if len(seeds) > 1:
+            cells = [" / ".join(_mean([run.final(m, nfe) for run in seeds]) for m in [metric, *also]) for nfe in nfes]
+            rows.append([name, seeds[0].method, f"mean of {len(seeds)}", "", "", "", *cells])
+    return Table(f"{' / '.join([metric, *also])} by evaluations of the network", heads, rows)
+
+
+def baseline_table(runs: Sequence[Run], metric: str) -> Table:
+    """Diffusion models, by solver and number of evaluations: the last measurement of each."""
+    last = {(run.name, str(run.seed), s.sampler, s.nfe): (run, s) for run in runs for s in run.scores
+            if s.sampler and s.metric == metric}  # fmt: skip
+    rows = [
+        [name, seed, sampler, str(nfe), _number(score.value), _number(run.final("accuracy", nfe)), _whole(run.seconds)]
+        for (name, seed, sampler, nfe), (run, score) in sorted(last.items(), key=lambda item: item[0])
+    ]
+    return Table("Diffusion baselines", ["run", "seed", "solver", "evaluations", metric, "accuracy", "seconds"], rows)
+
+
+def target_table(runs: Sequence[Run], metric: str, nfe: int, target: float) -> Table:
+    """When each run's measurements first reached a quality, and how that compares with the first to do so."""
+    reached = [(run, _first(run, metric, nfe, target)) for run in runs if run.curve(metric, nfe)]
+    reached.sort(key=lambda pair: pair[1][1] if pair[1] else math.inf)
+    rows = []
+    for run, first in reached:
+        best = reached[0][1]
+        if first is None or best is None:
+            rows.append([run.name, str(run.seed), "not reached", "", "", ""])
+        else:
+            times = f"{first[1] / best[1]:.2f}" if best[1] else ""
+            rows.append([run.name, str(run.seed), _number(first[2]), _whole(first[0]), _whole(first[1]), times])
+    sign = ">=" if metric in _RISING else "<="
+    title = f"First measurement with {metric} {sign} {target:g} at {_evaluations(nfe)}"
+    return Table(title, ["run", "seed", metric, "images", "seconds", "times the fastest"], rows)
+
+
+def _first(run: Run, metric: str, nfe: int, target: float) -> tuple[float, float, float] | None:
+    good = [p for p in run.curve(metric, nfe) if (p[2] >= target if metric in _RISING else p[2] <= target)]
+    return good[0] if good else None
+
+
+def _few_steps(run: Run, metric: str) -> set[int]:
+    return {score.nfe for score in run.scores if score.metric == metric and not score.sampler}
+
+
+def _evaluations(nfe: int) -> str:
+    return f"{nfe} evaluation" + "s" * (nfe > 1)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}" if abs(value) < 2 else f"{value:.1f}"
+
+
+def _whole(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return _number(sum(known) / len(known)) if known else ""

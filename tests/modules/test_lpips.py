@@ -1,0 +1,64 @@
+import pytest
+import torch
+import torchvision
+from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+from cm_lightning.errors import CheckpointError, ConfigError
+from cm_lightning.modules.lpips import LPIPS
+
+
+@pytest.fixture(scope="module")
+def vgg(tmp_path_factory):
+    """A file of torchvision's format with weights that mean nothing."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "vgg16-397923af.pth"
+    with torch.device("cpu"):
+        features = torchvision.models.vgg16(weights=None).features
+    torch.save({f"features.{name}": value for name, value in features.state_dict().items()}, path)
+    return path
+
+
+def test_it_is_torchmetrics_on_enlarged_images(vgg, monkeypatch):
+    torch.manual_seed(1)
+    x, y = (torch.rand(2, 3, 16, 16) * 2 - 1 for _ in range(2))
+    ours = LPIPS(str(vgg))(x, y)
+    assert ours.shape == (2,)
+    state = torch.load(vgg, weights_only=True)
+
+    class Features(torch.nn.Module):
+        def __init__(self, weights):
+            super().__init__()
+            self.features = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"])
+            self.load_state_dict(state)
+
+    monkeypatch.setattr(torchvision.models, "vgg16", Features)
+    theirs = LearnedPerceptualImagePatchSimilarity("vgg", reduction="sum")
+    large = [torch.nn.functional.interpolate(i, (224, 224), mode="bilinear").clamp(-1, 1) for i in (x, y)]
+    assert ours.sum().item() == pytest.approx(theirs(*large).item(), rel=1e-4)
+
+
+def test_its_gradient_reaches_the_image_and_nothing_else(vgg):
+    distance = LPIPS(str(vgg))
+    x = (torch.rand(1, 1, 16, 16) * 2 - 1).requires_grad_()
+    assert distance(x, x.detach()).item() == 0
+    distance(x, -x.detach()).sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert not any(p.requires_grad for p in distance._network.parameters())
+
+
+def test_errors_name_the_file(vgg, tmp_path, monkeypatch):
+    x = torch.zeros(1, 3, 8, 8)
+    with pytest.raises(CheckpointError, match=r"no file nowhere.pth: set the distance's weights"):
+        LPIPS("nowhere.pth")(x, x)
+    (tmp_path / "other.pth").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match=r"other.pth does not hold"):
+        LPIPS(str(tmp_path / "other.pth"))(x, x)
+    with pytest.raises(ConfigError, match="grey or colour"):
+        LPIPS(str(vgg))(torch.zeros(2, 2), torch.zeros(2, 2))
+
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torchvision.models, "vgg16", offline)
+    with pytest.raises(ConfigError, match=r"vgg16-397923af.pth, which could not be downloaded: .*weights"):
+        LPIPS()(x, x)
