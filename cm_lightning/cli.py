@@ -23,6 +23,7 @@ from cm_lightning.checkpoint import read_checkpoint
 from cm_lightning.errors import CheckpointError, CmError, ConfigError, brief
 from cm_lightning.files import replacing
 from cm_lightning.modules.base import GenerativeModule
+from cm_lightning.plan import plan
 from cm_lightning.run import RunNote, run_directory
 
 
@@ -94,6 +95,31 @@ class _CLI(LightningCLI):
             default="off",
             help="Also log to Weights & Biases; offline runs are uploaded later with 'wandb sync'.",
         )
+
+        parser.add_argument(
+            "--dry_run",
+            action="store_true",
+            help="With fit: print parameters, images, schedule and memory, and stop.",
+        )
+
+    def instantiate_classes(self) -> None:
+        if not self.config[self.subcommand].dry_run:
+            super().instantiate_classes()
+            return
+        with torch.device("meta"):  # the largest network takes no memory there
+            super().instantiate_classes()
+
+    def before_fit(self) -> None:
+        if not self.config[self.subcommand].dry_run:
+            return
+        trainer, module = self.trainer, self.model
+        assert isinstance(module, GenerativeModule)
+        batch = getattr(self.datamodule, "batch_size", None)
+        if trainer.max_steps < 1 or batch is None:
+            raise ConfigError("--dry_run needs trainer.max_steps and a data module with batch_size")
+        ranks, callbacks = trainer.world_size, trainer.callbacks  # type: ignore[attr-defined]
+        print(plan(module, trainer.max_steps, batch, ranks, trainer.accumulate_grad_batches, callbacks))
+        raise SystemExit(0)
 
     def _parse_ckpt_path(self) -> None:
         """Leave the command line alone: Lightning's own lets the checkpoint overwrite the model that was asked for."""

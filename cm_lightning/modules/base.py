@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -77,8 +78,8 @@ class GenerativeModule(L.LightningModule):
     def default_sigmas(self, steps: int) -> list[float]:
         """The noise levels of a number of sampling steps."""
 
-    def progress(self) -> dict[str, float]:
-        """What to log of the method's schedules at this step."""
+    def progress(self, step: int, total: int) -> dict[str, float]:
+        """The method's schedules at step ``step`` of ``total``, by the papers' names: what to log."""
         return {}
 
     @property
@@ -127,6 +128,7 @@ class GenerativeModule(L.LightningModule):
     def on_fit_start(self) -> None:
         if self._start_failure and not self._loaded_step:
             raise self._start_failure
+        self._say_what_a_rank_does()
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
         """Start from these weights of the backbone."""
@@ -144,7 +146,7 @@ class GenerativeModule(L.LightningModule):
         if n and (self.global_step + 1) % n == 0:
             self._stop_if_failed()
             self.log("train/loss", loss, prog_bar=True)
-            for name, value in self.progress().items():
+            for name, value in self.progress(*self.clock).items():
                 self.log(f"train/{name}", value, prog_bar=True)
             self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
@@ -162,6 +164,16 @@ class GenerativeModule(L.LightningModule):
         x, labels = images_and_labels(batch, self.image_shape, self.num_classes, first=batch_idx == 0)
         number = batch_idx * self.trainer.world_size + self.global_rank  # each rank has batches of its own
         return self.sample(len(x), labels=labels, generator=torch.Generator().manual_seed(number))
+
+    def _say_what_a_rank_does(self) -> None:
+        batch = getattr(self.trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
+        ranks, accumulate = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        if batch and ranks * accumulate > 1:
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            rank_zero_info(
+                f"a step takes {accumulate * batch} images: {ranks} rank(s) x {accumulate} batch(es) of "
+                f"{batch // ranks}; the learning rate stays as given, {rate:g}, for it belongs to the whole"
+            )
 
     def _note_failure(self, loss: Tensor) -> None:
         """Keep the step of the first bad loss on the device: no step waits for the accelerator."""

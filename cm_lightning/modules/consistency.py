@@ -88,10 +88,10 @@ class ConsistencyModule(GenerativeModule):
                 f_r = self.parameterization(self.target or self.backbone, x_r, r, labels)
         return (self.weighting(t, r) * self.distance(f_t, f_r)).mean()
 
-    def progress(self) -> dict[str, float]:
-        shown = self.curriculum.progress(*self.clock)
+    def progress(self, step: int, total: int) -> dict[str, float]:
+        shown = self.curriculum.progress(step, total)
         if self.target_rate:
-            shown["mu"] = self.target_rate(*self.curriculum.clock(*self.clock))
+            shown["mu"] = self.target_rate(*self.curriculum.clock(step, total))
         return shown
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[2]
 CONF = Path(__file__).parents[1] / "conf"
 
 
-def start(*arguments, cwd, check=True):
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def start(*arguments, cwd, check=True, env=None):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(env or {})}
     done = subprocess.run([sys.executable, *arguments], cwd=cwd, env=env, capture_output=True, text=True, check=False)
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done

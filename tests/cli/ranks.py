@@ -1,0 +1,88 @@
+"""A run whose noise is a function of the image's place in the whole batch: what it trains does not depend on the ranks.
+
+Started by test_ddp.py as ``python ranks.py RANKS OUTPUT``.
+"""
+
+import sys
+
+import lightning as L
+import torch
+
+from cm_lightning.backbones.unet import UNet
+from cm_lightning.callbacks.ema import EMA
+from cm_lightning.callbacks.quality import Quality
+from cm_lightning.core.curriculum import ConstantRate, Curriculum, GridCurriculum, ProgressiveLevels
+from cm_lightning.data.mnist import MNIST
+from cm_lightning.modules import consistency
+from cm_lightning.modules.diffusion import DiffusionModule
+from cm_lightning.modules.distillation import ConsistencyDistillation
+from tests.helpers import trainer
+
+BATCH = 16
+
+
+def network(seed):
+    torch.manual_seed(seed)
+    unet = UNet(1, 8, (1,), 1, (), num_classes=10, patch=4)
+    torch.nn.init.normal_(unet.head[2].weight, std=0.2)
+    return unet
+
+
+class OfTheWholeBatch(Curriculum):
+    """Each rank takes its part of the pairs that one rank would draw for the whole batch."""
+
+    def __init__(self):
+        self.inner = GridCurriculum(ProgressiveLevels(4, 8))
+
+    def pairs(self, n, step, total, device="cpu", generator=None):
+        if generator is not None:  # validation
+            return self.inner.pairs(n, step, total, device, generator)
+        whole = self.inner.pairs(BATCH, step, total, device, torch.Generator().manual_seed(step))
+        return tuple(part[RANK * n : (RANK + 1) * n] for part in whole)
+
+    def progress(self, step, total):
+        return self.inner.progress(step, total)
+
+
+def noise_of_the_whole_batch(shape, generator=None, device="cpu", dtype=torch.float32):
+    if generator is not None:
+        return torch.randn(*shape, generator=generator)
+    whole = torch.randn(BATCH, *shape[1:], generator=torch.Generator().manual_seed(77))
+    return whole[RANK * shape[0] : (RANK + 1) * shape[0]]
+
+
+class Watch(L.Callback):
+    """Everything that must be alike on all ranks is."""
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        parts = [pl_module.backbone, pl_module.target, pl_module.teacher.backbone]
+        held = torch.cat([p.detach().flatten() for part in parts for p in part.parameters()])
+        schedules = torch.tensor([*pl_module.progress(*pl_module.clock).values()])
+        for tensor in (held, schedules):
+            first, *others = trainer.strategy.all_gather(tensor).reshape(RANKS, -1)
+            assert all(torch.equal(first, other) for other in others)
+
+
+class NoteScores(L.Callback):
+    def on_validation_end(self, trainer, pl_module):
+        self.scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+if __name__ == "__main__":
+    RANKS, output = int(sys.argv[1]), sys.argv[2]
+    torch.set_num_threads(1)
+    consistency.unit_noise, seen = noise_of_the_whole_batch, NoteScores()
+    module = ConsistencyDistillation(
+        network(1), (1, 28, 28), DiffusionModule(network(2), (1, 28, 28)), start_from_teacher=False,
+        curriculum=OfTheWholeBatch(), target_rate=ConstantRate(0.5), optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+    )  # fmt: skip
+    ema = EMA(0.9)
+    callbacks = [ema, Watch(), Quality(nfe=[1], num_samples=30, batch_size=10, cache=f"cache{RANKS}"), seen]
+    options = {"strategy": "ddp", "devices": RANKS} if RANKS > 1 else {}
+    t = trainer(".", max_steps=3, max_epochs=-1, val_check_interval=3, check_val_every_n_epoch=None,
+                limit_val_batches=1, callbacks=callbacks, **options)  # fmt: skip
+    RANK = t.global_rank
+    t.fit(module, MNIST(batch_size=BATCH))
+    t.save_checkpoint(output)
+    if t.is_global_zero:
+        torch.save(seen.scores, f"{output}.scores")
