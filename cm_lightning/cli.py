@@ -141,7 +141,7 @@ class _CLI(LightningCLI):
         if config.ckpt_path is None and self.subcommand != "fit":
             raise ConfigError(f"{self.subcommand} needs weights: give --ckpt_path FILE, or --ckpt_path last")
         if config.ckpt_path == "last":
-            config.ckpt_path = str(_last_checkpoint(self.trainer))
+            config.ckpt_path = self.config[self.subcommand].ckpt_path = str(_last_checkpoint(self.trainer))
         elif config.ckpt_path not in (None, "best", "hpc"):
             read_checkpoint(config.ckpt_path)  # says in a line what is wrong with it
 

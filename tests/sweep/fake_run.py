@@ -1,0 +1,22 @@
+"""Stands for a run in tests of the sweep runner: says where it lies, logs a metric, and does as its options say."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+options = dict(argument.removeprefix("--").split("=") for argument in sys.argv[1:])
+directory = Path(f"runs/fake/{options['x']}")
+directory.mkdir(parents=True, exist_ok=True)
+note = Path(os.environ["CM_LIGHTNING_RUN_FILE"])
+note.write_text(json.dumps({"directory": str(directory), "finished": False}))
+with open(directory / "metrics.csv", "w", buffering=1) as log:
+    log.write("step,val/loss\n")
+    for step in range(int(options.get("steps", 3))):
+        log.write(f"{step},{(float(options['x']) - 2) ** 2 + 1 / (step + 1)}\n")
+        time.sleep(float(options.get("sleep", 0)))
+if options["x"] == "7":
+    sys.exit("seven does not work")
+if options["x"] != "8":  # eight ends as a run does that was asked to stop: with status 0, and not finished
+    note.write_text(json.dumps({"directory": str(directory), "finished": True}))

@@ -1,0 +1,210 @@
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from wandb.sdk.launch.sweeps import utils as wandb_sweeps
+
+from cm_lightning import cli
+from cm_lightning.commands.sweep import main as sweep
+from cm_lightning.errors import ConfigError
+from cm_lightning.sweep.definition import read_sweep
+from cm_lightning.sweep.search import Grid, make_search
+from cm_lightning.sweep.trials import Records, Trial
+from tests.cli.test_processes import CONF, ROOT
+
+SHIPPED = sorted((ROOT / "sweeps").glob("*.yaml"))
+FAKE = Path(__file__).with_name("fake_run.py")
+
+
+@pytest.fixture(autouse=True)
+def in_a_fresh_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["cm-lightning"])
+
+
+def write(**content):
+    fake = {"method": "grid", "metric": {"name": "val/loss"}, "command": ["${interpreter}", str(FAKE), "${args}"]}
+    Path("s.yaml").write_text(yaml.safe_dump({"name": "fake", **fake, **content}))
+    return "s.yaml"
+
+
+def grid(*values, **constants):
+    constant = {name: {"value": value} for name, value in constants.items()}
+    return write(parameters={"x": {"values": list(values)}, **constant})
+
+
+def results(name="fake"):
+    with open(f"runs/sweeps/{name}/results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def agent_s_command(raw, values):
+    """What wandb's agent makes of a sweep's command (wandb_agent.py), by wandb's own functions."""
+    args = {"args": {name: {"value": value} for name, value in values.items()}}
+    macros = wandb_sweeps.create_sweep_command_args(args)
+    macros.update(interpreter=["python"], program=[raw.get("program")], env=["/usr/bin/env"])
+    line = []
+    for part in map(str, wandb_sweeps.create_sweep_command(list(raw["command"]))):
+        line += macros[part[2:-1]] if part.startswith("${") and part.endswith("}") else [part]
+    return line
+
+
+def test_the_command_is_the_one_that_wandb_s_agent_builds(monkeypatch):
+    monkeypatch.setenv("GREETING", "hello")
+    values = {"a.b": 1.0e-4, "c": True, "d": False, "e": None, "f": "x y"}
+    macros = ["args", "args_no_hyphens", "args_no_equals", "args_no_boolean_flags", "args_json", "program", "env"]
+    command = ["${interpreter}", "-m", 3, "say-${envvar:GREETING}-${envvar:NOBODY}", *(f"${{{m}}}" for m in macros)]
+    path = write(program="train.py", command=command, parameters={"x": {"value": 1}})
+    assert read_sweep(path).command_line(values) == agent_s_command(yaml.safe_load(Path(path).read_text()), values)
+    with pytest.raises(ConfigError, match=r"command has \$\{nonsense\}: choose one of env"):
+        read_sweep(write(command=["${nonsense}"], parameters={})).command_line({})
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_trial_of_every_shipped_sweep_parses_and_is_the_agent_s(path, monkeypatch):
+    definition, raw = read_sweep(path), yaml.safe_load(path.read_text())
+    seen = []
+    monkeypatch.setattr(cli._CLI, "instantiate_classes", lambda self: None)
+    monkeypatch.setattr(cli._CLI, "after_instantiate_classes", lambda self: None)
+    monkeypatch.setattr(cli._CLI, "_run_subcommand", lambda self, _: seen.append(self.config["fit"]))
+    monkeypatch.chdir(ROOT)
+    combinations = Grid(definition).combinations
+    for values in combinations:
+        line = definition.command_line(values)
+        assert line == agent_s_command(raw, values)
+        assert line[:4] == ["/usr/bin/env", "python", "-m", "cm_lightning"]
+        cli.main(line[4:])
+        assert seen[-1]["seed_everything"] == values["seed_everything"]
+        assert seen[-1]["wandb"] == "online"
+    assert len(seen) == len(combinations) >= 12
+
+
+def test_results_are_ranked_and_a_failing_trial_does_not_stop_the_others(capsys):
+    sweep([grid(3, 7, 2, 8)])
+    ranked = results()
+    assert [row["trial"] for row in ranked] == ["3", "1", "2", "4"]
+    assert [row["state"] for row in ranked] == ["finished", "finished", "failed", "failed"]
+    assert float(ranked[0]["val/loss"]) == pytest.approx(1 / 3)
+    assert ranked[0]["directory"] == "runs/fake/2"
+    out = capsys.readouterr().out
+    assert "trial 2: failed after" in out
+    assert "seven does not work  (runs/sweeps/fake/trials/0002.log)" in out
+
+
+def test_a_sweep_is_not_begun_twice_by_mistake():
+    sweep([grid(3), "--count=1"])
+    with pytest.raises(ConfigError, match=r"has 1 trials: give --resume to go on, or another --output"):
+        sweep(["s.yaml"])
+    sweep([grid(3, 4), "--resume"])
+    assert [row["trial"] for row in results()] == ["1", "2"]
+    sweep(["s.yaml", "--output=elsewhere", "--count=1"])
+    assert len(list(Path("elsewhere/trials").glob("*.json"))) == 1
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_no_finished_trial_is_lost(how):
+    grid(3, 4, steps=6, sleep=0.5)
+    command = [sys.executable, "-m", "cm_lightning", "sweep", "s.yaml"]
+    runner = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+    records = Records(Path("runs/sweeps/fake"))
+    while not records.path(2, ".run").exists():
+        assert runner.poll() is None
+        time.sleep(0.05)
+    runner.send_signal(how)
+    assert runner.wait(30) != 0
+    first = records.path(1, ".json").read_text()
+    assert [trial.state for trial in records.read()] == ["finished", "interrupted"]
+    if how == signal.SIGINT:
+        log = Path("runs/fake/4/metrics.csv").read_text()
+        time.sleep(1)
+        assert Path("runs/fake/4/metrics.csv").read_text() == log  # its process has ended too
+        assert [row["state"] for row in results()] == ["finished", "interrupted"]
+    sweep(["s.yaml", "--resume"])
+    assert [row["state"] for row in results()] == ["finished", "finished"]
+    assert records.path(1, ".json").read_text() == first
+
+
+def test_random_trials_are_within_bounds_and_the_same_each_time():
+    parameters = {
+        "a": {"min": 1, "max": 3},
+        "b": {"min": 0.5, "max": 1.5},
+        "c": {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-2},
+        "d": {"values": ["p", "q"], "probabilities": [0.0, 1.0]},
+        "e": {"distribution": "q_uniform", "min": 0, "max": 10, "q": 5},
+        "f": {"distribution": "normal", "mu": 100.0, "sigma": 1.0},
+        "g": {"value": "constant"},
+    }
+    search = make_search(read_sweep(write(method="random", parameters=parameters)))
+    drawn = [search.propose([Trial(0, {})] * n) for n in range(200)]
+    assert {values["a"] for values in drawn} == {1, 2, 3}
+    assert all(0.5 <= values["b"] <= 1.5 and 1e-5 <= values["c"] <= 1e-2 for values in drawn)
+    assert sum(values["c"] < 10**-3.5 for values in drawn) == pytest.approx(100, abs=25)
+    assert {values["d"] for values in drawn} == {"q"}
+    assert {values["e"] for values in drawn} == {0, 5, 10}
+    assert all(90 < values["f"] < 110 and values["g"] == "constant" for values in drawn)
+    assert drawn[:5] == [search.propose([Trial(0, {})] * n) for n in range(5)]
+
+
+def test_errors_name_the_file_or_the_parameter():
+    with pytest.raises(ConfigError, match=r"no sweep file at nowhere.yaml"):
+        sweep(["nowhere.yaml"])
+    Path("bad.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match=r"bad.yaml is no YAML"):
+        sweep(["bad.yaml"])
+    Path("bad.yaml").write_text("method: grid")
+    with pytest.raises(ConfigError, match=r"bad.yaml is no sweep: it needs method and parameters"):
+        sweep(["bad.yaml"])
+    with pytest.raises(ConfigError, match="choose grid, random or bayes"):
+        sweep([write(method="guess", parameters={})])
+    with pytest.raises(ConfigError, match="parameter x of a grid needs value or values"):
+        sweep([write(parameters={"x": {"min": 0, "max": 1}})])
+    with pytest.raises(ConfigError, match="a random search has no end: give --count"):
+        sweep([write(method="random", parameters={"x": {"min": 0, "max": 1}})])
+    with pytest.raises(ConfigError, match=r"parameter x: .* cannot be drawn"):
+        sweep([write(method="random", parameters={"x": {"distribution": "beta"}})])
+    with pytest.raises(ConfigError, match="nested ones go by dots"):
+        sweep([write(parameters={"x": {"parameters": {"y": {"value": 1}}}})])
+
+
+def test_a_missing_engine_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sweeps", None)
+    with pytest.raises(ConfigError, match=r"pip install 'cm-lightning\[sweeps\]'"):
+        sweep([write(method="bayes", parameters={"x": {"min": 0.0, "max": 1.0}}), "--count=2"])
+
+
+def test_bayes_and_hyperband_by_w_and_b_s_engine():
+    pytest.importorskip("sweeps.bayes_search", reason="the engine holds numpy below 2")
+    x = {"x": {"min": 0.0, "max": 6.0, "distribution": "uniform"}}
+    sweep([write(name="bayes", method="bayes", parameters=x), "--count=6"])
+    assert len(results("bayes")) == 6
+    assert all(0 <= float(row["x"]) <= 6 and row["state"] == "finished" for row in results("bayes"))
+    early = {"type": "hyperband", "min_iter": 2, "eta": 2, "s": 2, "strict": True}
+    constants = {"steps": {"value": 12}, "sleep": {"value": 0.5}}
+    write(name="early", early_terminate=early, parameters={"x": {"values": [2, 3, 5, 6]}, **constants})
+    sweep(["s.yaml"])
+    states = {row["x"]: row["state"] for row in results("early")}
+    assert states["2"] == "finished"
+    assert "stopped" in states.values()
+
+
+def test_a_real_trial(capsys):
+    parameters = {"config": {"value": f"{CONF}/toy.yaml"}, "seed_everything": {"values": [1]}}
+    command = ["${env}", "${interpreter}", "-m", "cm_lightning", "fit", "--wandb=online", "${args}"]
+    sweep([write(command=command, parameters=parameters)])
+    (row,) = results()
+    assert row["state"] == "finished"
+    assert float(row["val/loss"]) > 0
+    assert row["directory"] == "runs/toy/version_0"
+    assert list(Path("runs/toy/wandb").glob("offline-run-*"))  # no account was needed
+
+
+def test_a_dry_run_prints_commands_and_leaves_nothing(capsys):
+    sweep([grid(3, 4), "--dry-run"])
+    assert capsys.readouterr().out.splitlines() == [f"python {FAKE} --x=3", f"python {FAKE} --x=4"]
+    assert not Path("runs").exists()
