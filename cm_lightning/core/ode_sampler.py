@@ -32,11 +32,14 @@ def integrate(step: Step, denoiser: Denoiser, z: Tensor, sigmas: Tensor) -> Tens
 def ddpm_sigmas(n: int, sigma_max: float = SIGMA_MAX) -> Tensor:
     """The noise levels of n evenly spaced timesteps of DDPM's linear schedule (Ho et al. 2020): (n,) float64, falling.
 
-    sigma = sqrt((1 - alpha_bar) / alpha_bar); levels above sigma_max, where the network was not trained, become it.
+    sigma = sqrt((1 - alpha_bar) / alpha_bar). The first timestep is the last of 1,000 with a level of at most
+    sigma_max (999 has 157): above it the network was not trained.
     """
     alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
-    timesteps = torch.linspace(999, 999 / n if n > 1 else 999, n, dtype=torch.float64).round().long()
-    return ((1 - alpha_bar[timesteps]) / alpha_bar[timesteps]).sqrt().clamp(max=sigma_max)
+    sigmas = ((1 - alpha_bar) / alpha_bar).sqrt()
+    first = int((sigmas <= sigma_max).sum()) - 1
+    timesteps = torch.linspace(first, first / n, n, dtype=torch.float64).round().long()
+    return sigmas[timesteps]
 
 
 class ODESampler(ABC):
@@ -93,8 +96,8 @@ class DDIM(ODESampler):
         self.sigma_max = sigma_max
 
     def sigmas(self, nfe: int) -> Tensor:
-        if nfe < 1:
-            raise ConfigError(f"DDIM takes at least one evaluation, got {nfe}")
+        if not 1 <= nfe <= 500:
+            raise ConfigError(f"DDIM takes 1 to 500 evaluations, got {nfe}")
         return ddpm_sigmas(nfe, self.sigma_max)
 
     def __call__(self, denoiser: Denoiser, z: Tensor, sigmas: Tensor) -> Tensor:

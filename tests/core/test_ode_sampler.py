@@ -55,13 +55,16 @@ def test_order_of_convergence_of_whole_trajectories(sampler, order):
 
 
 def test_ddpm_levels():
-    sigmas = ddpm_sigmas(50)
-    assert len(sigmas) == 50
-    assert (sigmas[1:] <= sigmas[:-1]).all()
-    assert sigmas[0] == 80  # timestep 999 has 157
     alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
-    assert sigmas[-1].item() == pytest.approx(((1 - alpha_bar[20]) / alpha_bar[20]).sqrt().item())
     assert alpha_bar[999].item() == pytest.approx(4.0358e-5, rel=1e-4)  # Ho et al.: the usual schedule
+    levels = ((1 - alpha_bar) / alpha_bar).sqrt()
+    assert set(ddpm_sigmas(50, 1e3).tolist()) <= set(levels.tolist())
+    for n in (1, 2, 50, 500):
+        sigmas = ddpm_sigmas(n)
+        assert len(sigmas) == n
+        assert (sigmas[1:] < sigmas[:-1]).all()  # no evaluation is spent twice on a level
+        assert 79 < sigmas[0] <= 80
+    assert 0.05 < ddpm_sigmas(50)[-1] < 0.1
 
 
 def test_ddim_is_the_usual_update_in_the_space_of_alpha_bar():

@@ -7,7 +7,7 @@ from cm_lightning.backbones.mlp import ResidualMLP
 from cm_lightning.callbacks.ema import EMA
 from cm_lightning.core.curriculum import ConstantLevels, ConstantRate, GridCurriculum
 from cm_lightning.core.distance import L2
-from cm_lightning.core.ode_sampler import Euler
+from cm_lightning.core.ode_sampler import DDIM, Euler
 from cm_lightning.core.oracle import GaussianOracle
 from cm_lightning.core.parameterization import EDM, BoundaryShifted
 from cm_lightning.core.weighting import Uniform
@@ -96,6 +96,7 @@ def test_the_teacher_s_samples():
     m = teacher(backbone=ExactDenoiser(GaussianOracle(0.5)))
     assert m.sample(4000, 35).std().item() == pytest.approx(0.5, abs=0.05)  # cut at 1
     assert teacher(sampler=Euler()).sample(3, 7).shape == (3, 2)
+    assert teacher(sampler=DDIM()).sample(3, 50).shape == (3, 2)
     with pytest.raises(ConfigError, match="odd"):
         m.sample(1, 4)
 
