@@ -12,7 +12,7 @@ from cm_lightning.core.curriculum import ConstantLevels, Curriculum, GridCurricu
 from cm_lightning.core.distance import L2, Distance
 from cm_lightning.core.solver import euler_step, heun_step
 from cm_lightning.core.weighting import Uniform, Weighting
-from cm_lightning.errors import ConfigError
+from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.modules.consistency import ConsistencyModule
 from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.loading import load_module
@@ -67,7 +67,10 @@ class ConsistencyDistillation(ConsistencyModule):
         """The teacher, read from its file when first asked for. Raises CheckpointError or ConfigError."""
         if not self._teacher:
             assert self.teacher_path is not None
-            loaded = load_module(self.teacher_path)
+            try:
+                loaded = load_module(self.teacher_path)
+            except CheckpointError as error:
+                raise CheckpointError(f"{error}: set --model.teacher to a DiffusionModule's checkpoint") from error
             if not isinstance(loaded, DiffusionModule):
                 raise ConfigError(f"teacher: {self.teacher_path} holds a {type(loaded).__name__}, no DiffusionModule")
             self._teacher.append(loaded)

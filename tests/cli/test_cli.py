@@ -227,6 +227,25 @@ def test_errors_are_a_line_that_names_the_option(toy_run, capsys):
     assert "set its extractor to Inception" in failure(capsys, "fit", toy, "--trainer.callbacks+=Quality")
 
 
+def test_distillation_by_the_command_line(toy_run, capsys):
+    toy = [f"--config={CONF}/toy.yaml", "--trainer.max_steps=3", "--trainer.val_check_interval=3"]
+    main(["fit", *toy, "--model=DiffusionModule", "--trainer.logger.init_args.name=teacher"])
+    Path("runs/teacher/version_0/checkpoints/last.ckpt").rename("teacher.ckpt")
+    student = [*toy, "--model=ConsistencyDistillation", "--trainer.logger.init_args.name=student"]
+    main(["fit", *student, "--model.teacher=teacher.ckpt"])
+    Path("teacher.ckpt").rename("away.ckpt")
+    last = "runs/student/version_0/checkpoints/last.ckpt"
+    assert load_module(last).sample(3).shape == (3, 2)  # a student samples without its teacher
+    main(["test", *student, "--model.teacher=teacher.ckpt", f"--ckpt_path={last}"])
+    main(["fit", *student, "--model.teacher=away.ckpt", f"--ckpt_path={last}", "--trainer.max_steps=5"])
+
+    error = failure(capsys, "fit", *student, "--model.teacher=teacher.ckpt")
+    assert error.endswith("no checkpoint at teacher.ckpt: set --model.teacher to a DiffusionModule's checkpoint")
+    assert "no DiffusionModule" in failure(capsys, "fit", *student, f"--model.teacher={last}")
+    assert "teacher" in failure(capsys, "fit", *student)  # is required
+    assert "'teacher' is not accepted" in failure(capsys, "fit", *toy, "--model.teacher=away.ckpt")
+
+
 def test_errors_of_sample(toy_run, capsys):
     last = f"--ckpt_path={toy_run}/checkpoints/last.ckpt"
     assert "--num_samples" in failure(capsys, last, "--num_samples=0", run=sample)
