@@ -15,6 +15,7 @@ _HOME = {
     "EMA": "callbacks.ema",
     "RunProgress": "callbacks.progress",
     "SampleGrid": "callbacks.sample_grid",
+    "SaveLast": "callbacks.save_last",
     "Throughput": "callbacks.throughput",
     "Backbone": "backbones.protocol",
     "ResidualMLP": "backbones.mlp",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from cm_lightning.callbacks.progress import RunProgress as RunProgress
     from cm_lightning.callbacks.quality import Quality as Quality
     from cm_lightning.callbacks.sample_grid import SampleGrid as SampleGrid
+    from cm_lightning.callbacks.save_last import SaveLast as SaveLast
     from cm_lightning.callbacks.throughput import Throughput as Throughput
     from cm_lightning.data.cifar import CIFAR10 as CIFAR10
     from cm_lightning.data.folder import ImageFolder as ImageFolder

@@ -11,6 +11,7 @@ from cm_lightning.callbacks.ema import EMA
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.modules.base import GenerativeModule
 from cm_lightning.modules.distillation import ConsistencyDistillation
+from cm_lightning.modules.lpips import LPIPS
 
 _GIB = 2**30
 
@@ -48,7 +49,8 @@ def plan(
         + " + ".join(f"{n} x {name}" for name, n in copies.items() if n)
         + f" of {weights / _GIB:.2f} GiB",
         f"and activations in float32, half in 16 bits: {image / 2**20:.1f} MiB an image, "
-        f"{image * (batch_size // ranks) / _GIB:.1f} GiB a rank's batch",
+        f"{image * (batch_size // ranks) / _GIB:.1f} GiB a rank's batch"
+        + (", LPIPS's own not counted" if isinstance(getattr(module, "distance", None), LPIPS) else ""),
         "step        schedule",
     ]
     lines += [f"{step:<12,}{_schedule(module, step, steps)}" for step in (steps * i // 4 for i in range(5))]

@@ -57,7 +57,8 @@ class Quality(Callback):
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         self.cache = Path(cache) if cache else Path(home) / "cm_lightning"
         self._scores: FrechetScores | None = None
-        self._floor: dict[str, float] | None = None
+        self._floor: dict[str, float] = {}
+        self._data: str | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find what is missing before the training, not at its first validation."""
@@ -69,7 +70,12 @@ class Quality(Callback):
             raise ConfigError(f"Quality: {name} judges images of shape {shape} only: set its extractor to Inception")
         if trainer.world_size > self.num_samples:
             raise ConfigError(f"Quality: {self.num_samples} samples are fewer than ranks: raise num_samples")
-        if self._scores is None and stage != "predict":
+        if stage == "predict":
+            return
+        assert isinstance(pl_module, GenerativeModule)
+        for steps in self.nfe:
+            pl_module.default_sigmas(steps)  # raises for a number that its sampler cannot do
+        if self._scores is None:
             self._scores = FrechetScores(self.extractor)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -82,11 +88,8 @@ class Quality(Callback):
         if trainer.sanity_checking:
             return
         assert isinstance(pl_module, GenerativeModule)
+        self._meet_data(trainer, pl_module)
         assert self._scores is not None
-        if self._floor is None:  # it, and the reference, are of the data alone
-            self._scores.to(pl_module.device)
-            self._reference(trainer, self._scores)
-            self._floor = self._scores(_share(trainer, "val"))
         rows = {"floor": self._floor}
         for steps in self.nfe:
             samples = _Samples(self, trainer, pl_module, steps)
@@ -98,9 +101,21 @@ class Quality(Callback):
             title = f"step {pl_module.trained_steps}: {self.num_samples} samples"
             Console().print(_table(title, rows))
 
-    def _reference(self, trainer: L.Trainer, scores: FrechetScores) -> None:
+    def _meet_data(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Make the reference and the floor, which are of the data alone, once for each data set."""
+        data = _fingerprint(trainer, self.extractor)
+        if data == self._data:
+            return
+        if self._scores is None or self._data is not None:
+            self._scores = FrechetScores(self.extractor)
+        self._scores.to(pl_module.device)
+        self._reference(trainer, self._scores, data)
+        self._floor = self._scores(_share(trainer, "val"))
+        self._data = data
+
+    def _reference(self, trainer: L.Trainer, scores: FrechetScores, data: str) -> None:
         """The statistics of the training images: from the cache, or made and kept there."""
-        path = self.cache / f"{self.extractor.name}-{_fingerprint(trainer, self.extractor)}.safetensors"
+        path = self.cache / f"{self.extractor.name}-{data}.safetensors"
         if trainer.strategy.broadcast(path.is_file()):  # the first rank's word counts on nodes with discs of their own
             if trainer.is_global_zero:
                 scores.load_reference(path)

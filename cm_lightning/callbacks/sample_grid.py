@@ -38,6 +38,8 @@ class SampleGrid(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not isinstance(pl_module, GenerativeModule) or len(pl_module.image_shape) != 3:
             raise ConfigError("SampleGrid shows images: remove the callback for other data and other modules")
+        for steps in self.nfe:
+            pl_module.default_sigmas(steps)  # raises for a number that its sampler cannot do
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking and trainer.is_global_zero:

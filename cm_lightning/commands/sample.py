@@ -23,7 +23,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cm-lightning sample", description="Draw images from a checkpoint.")
     parser.add_argument("--ckpt_path", type=Path, required=True, help="a checkpoint made by cm-lightning fit")
     parser.add_argument("--num_samples", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=1, help="evaluations of the network")
+    parser.add_argument(
+        "--steps", type=int, help="evaluations of the network; default: 1, and 35 or 50 for a diffusion model"
+    )
     parser.add_argument("--sigmas", type=_numbers(float), help="noise levels in place of --steps: 80,0.8")
     parser.add_argument("--labels", type=_numbers(int), help="classes, repeated in turn: 0,1,2; default: all in turn")
     parser.add_argument("--seed", type=int, default=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,10 +43,16 @@ def main(argv: Sequence[str]) -> None:
     trials = records.read()
     if trials and not args.resume:
         raise ConfigError(f"{records.folder} has {len(trials)} trials: give --resume to go on, or another --output")
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         _run(sweep, search, count, records, trials)
     finally:
         _report(sweep, records)
+
+
+def _interrupt(*_: object) -> None:
+    """A plain kill ends a sweep as Ctrl-C does: with the trial's processes, and its record."""
+    raise KeyboardInterrupt
 
 
 def _run(sweep: Sweep, search: Search, count: int | None, records: Records, trials: list[Trial]) -> None:

@@ -45,6 +45,9 @@ def ddpm_sigmas(n: int, sigma_max: float = SIGMA_MAX) -> Tensor:
 class ODESampler(ABC):
     """A solver with its noise levels, for a given number of evaluations of the network (NFE)."""
 
+    #: What is usual.
+    default_nfe = 50
+
     @abstractmethod
     def sigmas(self, nfe: int) -> Tensor:
         """The levels on which a sample costs ``nfe`` evaluations. Raises ConfigError if there are none."""
@@ -56,6 +59,8 @@ class ODESampler(ABC):
 
 class Heun(ODESampler):
     """EDM's deterministic sampler (Karras et al. 2022, Algorithm 1): N levels cost 2N - 1 evaluations."""
+
+    default_nfe = 35
 
     def __init__(self, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = 7.0) -> None:
         self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho

@@ -119,7 +119,8 @@ class GenerativeDataModule(L.LightningDataModule):
         return loader
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.split("val"), self.batch_size)
+        ranks = self.trainer.world_size if self.trainer else 1
+        return self._loader(self.split("val"), max(1, self.batch_size // ranks))
 
     def test_dataloader(self) -> DataLoader[Any]:
         return self.val_dataloader()

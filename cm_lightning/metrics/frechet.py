@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -48,6 +49,7 @@ class FrechetScores:
         """Scores of images and the labels they were asked for: the distance by its name, and ``accuracy`` if told."""
         self.distance.reset()
         self.agreement.reset()
+        self.agreement.update(torch.empty(0))  # a rank without images still takes part in the sum
         for images, labels in batches:
             prepared = self._prepared(images)
             self.distance.update(prepared, real=False)
@@ -55,9 +57,8 @@ class FrechetScores:
             if labels is not None and classes is not None:
                 self.agreement.update((classes == labels.to(classes.device)).float())
         scores = {self.extractor.name: float(self.distance.compute())}
-        if self.agreement.update_called:
-            scores["accuracy"] = float(self.agreement.compute())
-        return scores
+        accuracy = float(self.agreement.compute())
+        return scores if math.isnan(accuracy) else {**scores, "accuracy": accuracy}
 
     def save_reference(self, path: Path, write: bool) -> None:
         """Write the statistics of the real images of all ranks; all call it, and one writes."""
@@ -82,4 +83,4 @@ class FrechetScores:
             raise CheckpointError(f"{path} holds no reference statistics: remove it, they are made anew") from error
 
     def _prepared(self, images: Tensor) -> Tensor:
-        return self.extractor.prepare(images).to(self.distance.device)
+        return self.extractor.prepare(images.float()).to(self.distance.device)

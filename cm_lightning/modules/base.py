@@ -40,6 +40,9 @@ class GenerativeModule(L.LightningModule):
         start_from: a checkpoint of this suite whose (averaged) backbone weights the training starts from.
     """
 
+    #: Evaluations of the network for a sample, where their number is not given.
+    default_steps = 1
+
     #: How the command line configured this module; saved in its checkpoints so that ``load_module`` can rebuild it.
     config: dict[str, Any] | None = None
 
@@ -153,7 +156,7 @@ class GenerativeModule(L.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         x, labels = images_and_labels(batch, self.image_shape, self.num_classes, first=batch_idx == 0)
-        generator = torch.Generator(self.device).manual_seed(batch_idx)
+        generator = torch.Generator(self.device).manual_seed(self._number(batch_idx))
         self.log("val/loss", self.loss(x, labels, generator), batch_size=len(x), sync_dist=True)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
@@ -162,14 +165,18 @@ class GenerativeModule(L.LightningModule):
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """As many samples as the batch has images, of the batch's classes."""
         x, labels = images_and_labels(batch, self.image_shape, self.num_classes, first=batch_idx == 0)
-        number = batch_idx * self.trainer.world_size + self.global_rank  # each rank has batches of its own
-        return self.sample(len(x), labels=labels, generator=torch.Generator().manual_seed(number))
+        return self.sample(len(x), labels=labels, generator=torch.Generator().manual_seed(self._number(batch_idx)))
+
+    def _number(self, batch_idx: int) -> int:
+        """Of a batch among those of all ranks."""
+        return batch_idx * self.trainer.world_size + self.global_rank
 
     def _say_what_a_rank_does(self) -> None:
         batch = getattr(self.trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
         ranks, accumulate = self.trainer.world_size, self.trainer.accumulate_grad_batches
         if batch and ranks * accumulate > 1:
-            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            group = self.trainer.optimizers[0].param_groups[0]
+            rate = group.get("initial_lr", group["lr"])  # before the schedule
             rank_zero_info(
                 f"a step takes {accumulate * batch} images: {ranks} rank(s) x {accumulate} batch(es) of "
                 f"{batch // ranks}; the learning rate stays as given, {rate:g}, for it belongs to the whole"
@@ -197,7 +204,7 @@ class GenerativeModule(L.LightningModule):
     def sample(
         self,
         n: int,
-        steps: int = 1,
+        steps: int | None = None,
         labels: Tensor | Sequence[int] | int | None = None,
         generator: Generators = None,
         sigmas: Sequence[float] | None = None,
@@ -206,7 +213,7 @@ class GenerativeModule(L.LightningModule):
 
         Args:
             n: number of images.
-            steps: evaluations of the network (NFE).
+            steps: evaluations of the network (NFE); ``default_steps`` if None.
             labels: a class, or n of them; None: the classes in turn, where the network has any.
             generator: of the noise; torch's global one if None; or one for each image, which then does not depend on
                 the others (:func:`cm_lightning.core.noise.generators`).
@@ -218,7 +225,9 @@ class GenerativeModule(L.LightningModule):
         Raises:
             ConfigError: steps below 1, labels that do not fit, or noise levels that do not descend.
         """
-        levels = list(sigmas) if sigmas is not None else self.default_sigmas(steps)
+        levels = (
+            list(sigmas) if sigmas is not None else self.default_sigmas(self.default_steps if steps is None else steps)
+        )
         if not levels or levels != sorted(set(levels), reverse=True) or levels[-1] <= 0:
             raise ConfigError(f"sigmas must be positive and descend, got {levels}")
         dtype = next(self.backbone.parameters()).dtype

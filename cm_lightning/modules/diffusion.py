@@ -39,6 +39,7 @@ class DiffusionModule(GenerativeModule):
         self.parameterization = parameterization or EDM()
         self.density = density or LogNormal(-1.2, 1.2)
         self.sampler = sampler or Heun()
+        self.default_steps = self.sampler.default_nfe
 
     def loss(self, x: Tensor, labels: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
         """Mean lambda(sigma) (D(x + sigma z, sigma) - x)^2 over samples and pixels: EDM, Eq. 2 and Table 1."""

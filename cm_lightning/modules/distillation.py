@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cm_lightning.core.curriculum import ConstantLevels, Curriculum, GridCurriculum
 from cm_lightning.core.distance import L2, Distance
+from cm_lightning.core.noise import SIGMA_MIN
 from cm_lightning.core.solver import euler_step, heun_step
 from cm_lightning.core.weighting import Uniform, Weighting
 from cm_lightning.errors import CheckpointError, ConfigError
@@ -29,8 +30,10 @@ class ConsistencyDistillation(ConsistencyModule):
     remembers only the teacher's path, and training needs the file again, while sampling does not.
 
     Args:
-        teacher: a diffusion module, or a checkpoint of one, of which the averaged weights are taken.
+        teacher: a diffusion module that has its weights, or a checkpoint of one, of which the averaged weights are
+            taken.
         solver: of the teacher's step.
+        trust: packages besides this one that the teacher's checkpoint may take classes from.
         start_from_teacher: whether the student starts with the teacher's weights.
         backbone, image_shape, curriculum, distance, weighting, options: see :class:`ConsistencyModule`.
     """
@@ -42,6 +45,7 @@ class ConsistencyDistillation(ConsistencyModule):
         teacher: str | DiffusionModule,
         solver: Literal["euler", "heun"] = "heun",
         start_from_teacher: bool = True,
+        trust: Sequence[str] = (),
         curriculum: Curriculum | None = None,
         distance: Distance | None = None,
         weighting: Weighting | None = None,
@@ -58,6 +62,7 @@ class ConsistencyDistillation(ConsistencyModule):
         if start_from_teacher and self.start_from:
             raise ConfigError("start_from and start_from_teacher exclude each other: set start_from_teacher to false")
         self.teacher_path = teacher if isinstance(teacher, str) else None
+        self.trust = tuple(trust)
         self.step, self.start_from_teacher = _STEPS[solver], start_from_teacher
         # in a list, where nn.Module does not look for submodules
         self._teacher: list[DiffusionModule] = [] if isinstance(teacher, str) else [teacher]
@@ -68,7 +73,7 @@ class ConsistencyDistillation(ConsistencyModule):
         if not self._teacher:
             assert self.teacher_path is not None
             try:
-                loaded = load_module(self.teacher_path)
+                loaded = load_module(self.teacher_path, trust=self.trust)
             except CheckpointError as error:
                 raise CheckpointError(f"{error}: set --model.teacher to a DiffusionModule's checkpoint") from error
             if not isinstance(loaded, DiffusionModule):
@@ -103,5 +108,5 @@ class ConsistencyDistillation(ConsistencyModule):
         self.teacher.to(self.device, self.dtype)
 
     def earlier_point(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, r: Tensor, labels: Tensor | None) -> Tensor:
-        """One step of dx/dt = (x - D(x, t)) / t by the teacher, from t down to r."""
-        return self.step(partial(self.teacher.denoiser, labels=labels), x_t, t, r)
+        """One step of dx/dt = (x - D(x, t)) / t by the teacher, from t down to r, or to sigma_min where r is 0."""
+        return self.step(partial(self.teacher.denoiser, labels=labels), x_t, t, r.clamp(min=SIGMA_MIN))

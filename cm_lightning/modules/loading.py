@@ -72,7 +72,8 @@ def _trusted_class(name: str, trusted: Sequence[str]) -> type:
     package, _, attribute = name.rpartition(".")
     if not _within(name, trusted):
         raise CheckpointError(
-            f"it names the class {name}: if you trust that package, pass --trust {name.split('.', maxsplit=1)[0]}"
+            f"it names the class {name}: if you trust that package, pass --trust {name.split('.', maxsplit=1)[0]} "
+            "(for a teacher --model.trust)"
         )
     found = getattr(import_module(package), attribute, None)
     # a trusted module may have imported any class of any package

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as nnf
@@ -23,18 +24,24 @@ class LPIPS(Distance):
 
     Args:
         weights: torchvision's VGG-16 file, ``vgg16-397923af.pth``; downloaded, or found in torch's cache, if None.
+        pooling: of VGG-16: ``max``, as LPIPS was made; or ``avg``, as in CM's released code.
     """
 
-    def __init__(self, weights: str | None = None) -> None:
-        self.weights = weights
+    def __init__(self, weights: str | None = None, pooling: Literal["max", "avg"] = "max") -> None:
+        self.weights, self.pooling = weights, pooling
         self._network: nn.Module | None = None
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         if self._network is None:
-            self._network = _load(self.weights)
+            # loading draws weights that are overwritten: no number of the training's; nor are they inference's tensors
+            with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+                self._network = _load(self.weights)
+                if self.pooling == "avg":
+                    _average(self._network)
         if x.ndim != 4 or x.shape[1] not in (1, 3):
             raise ConfigError(f"LPIPS compares grey or colour images, got samples of shape {tuple(x.shape[1:])}")
-        distance: Tensor = self._network.to(x.device)(_enlarge(x), _enlarge(y))
+        with torch.autocast(x.device.type, enabled=False):  # two nearly equal images differ by less than 16 bits tell
+            distance: Tensor = self._network.to(x.device)(_enlarge(x), _enlarge(y))
         return distance.flatten()
 
 
@@ -43,6 +50,13 @@ def _enlarge(x: Tensor) -> Tensor:
     if x.shape[-1] < 256:
         x = nnf.interpolate(x, (224, 224), mode="bilinear", align_corners=False)
     return x
+
+
+def _average(network: nn.Module) -> None:
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.MaxPool2d):
+                setattr(parent, name, nn.AvgPool2d(child.kernel_size, child.stride))
 
 
 def _load(path: str | None) -> nn.Module:

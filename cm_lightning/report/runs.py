@@ -15,14 +15,18 @@ import yaml
 
 from cm_lightning.errors import CheckpointError, DataError
 
-_SCORE = re.compile(r"(val|test)/(?P<metric>\w+)_nfe(?P<nfe>\d+)")
+_SCORE = re.compile(r"(?P<stage>val|test)/(?P<metric>\w+)_nfe(?P<nfe>\d+)")
 _SHEET = re.compile(r"step_(?P<step>\d+)_nfe(?P<nfe>\d+)\.png")
 
 
 @dataclass(frozen=True)
 class Score:
-    """``value`` of ``metric`` at ``nfe`` evaluations after ``step`` steps; by a solver, for a diffusion model."""
+    """``value`` of ``metric`` at ``nfe`` evaluations, by a solver for a diffusion model.
 
+    ``stage`` is ``val``, with the step of the training it was measured at, or ``test``, which knows no step.
+    """
+
+    stage: str
     step: int
     metric: str
     nfe: int
@@ -72,6 +76,13 @@ class Run:
         return Path(path) if path else None
 
     @property
+    def origin(self) -> str:
+        """The run whose checkpoint taught it or started it: what it cost comes on top."""
+        options = self.config.get("model", {}).get("init_args", {})
+        path = options.get("teacher") or options.get("start_from")
+        return "/".join(Path(path).parts[-4:-2]) if isinstance(path, str) else ""
+
+    @property
     def images(self) -> float | None:
         """Seen in training."""
         return self.progress[-1][1] if self.progress else None
@@ -102,7 +113,7 @@ class Run:
 
     def curve(self, metric: str, nfe: int) -> list[tuple[float, float, float]]:
         """(images, seconds, value) of a metric while it trained."""
-        found = [s for s in self.scores if s.metric == metric and s.nfe == nfe and not s.sampler]
+        found = [s for s in self.scores if (s.stage, s.metric, s.nfe, s.sampler) == ("val", metric, nfe, "")]
         return [(*self.spent(score.step), score.value) for score in found] if self.progress else []
 
     def final(self, metric: str, nfe: int) -> float | None:
@@ -180,5 +191,5 @@ def _read(directory: Path) -> Run:
         for name, value in row.items():
             if value and (match := _SCORE.fullmatch(name)):
                 by = (solver[1] if solver else "Heun") if run.method == "DiffusionModule" else ""
-                run.scores.append(Score(step, match["metric"], int(match["nfe"]), float(value), by))
+                run.scores.append(Score(match["stage"], step, match["metric"], int(match["nfe"]), float(value), by))
     return run

@@ -42,17 +42,26 @@ def few_step_table(runs: Sequence[Run], metric: str) -> Table:
     also = (
         ["accuracy"] if metric != "accuracy" and any(run.final("accuracy", nfe) for run in runs for nfe in nfes) else []
     )
-    heads = ["run", "method", "seed", "parameters", "images", "seconds", *(_evaluations(nfe) for nfe in nfes)]
+    heads = [
+        "run",
+        "method",
+        "seed",
+        "learns from",
+        "parameters",
+        "images",
+        "seconds",
+        *(_evaluations(nfe) for nfe in nfes),
+    ]
     rows = []
     for name in dict.fromkeys(run.name for run in runs):
         seeds = [run for run in runs if run.name == name]
         for run in seeds:
             cells = [" / ".join(_number(run.final(m, nfe)) for m in [metric, *also]) for nfe in nfes]
-            rows.append([name, run.method, str(run.seed), _whole(run.parameters), _whole(run.images),
+            rows.append([name, run.method, str(run.seed), run.origin, _whole(run.parameters), _whole(run.images),
                          _whole(run.seconds), *cells])  # fmt: skip
         if len(seeds) > 1:
             cells = [" / ".join(_mean([run.final(m, nfe) for run in seeds]) for m in [metric, *also]) for nfe in nfes]
-            rows.append([name, seeds[0].method, f"mean of {len(seeds)}", "", "", "", *cells])
+            rows.append([name, seeds[0].method, f"mean of {len(seeds)}", "", "", "", "", *cells])
     return Table(f"{' / '.join([metric, *also])} by evaluations of the network", heads, rows)
 
 

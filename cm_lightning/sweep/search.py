@@ -55,7 +55,8 @@ class Grid(Search):
         self.combinations = [dict(zip(sweep.parameters, chosen, strict=True)) for chosen in product(*choices)]
 
     def propose(self, trials: Sequence[Trial]) -> Values | None:
-        return self.combinations[len(trials)] if len(trials) < len(self.combinations) else None
+        tried = [trial.values for trial in trials]  # by value: the file may have changed since
+        return next((values for values in self.combinations if values not in tried), None)
 
 
 class Random(Search):
@@ -84,16 +85,17 @@ class Engine(Search):
         if not sweep.metric:
             raise ConfigError(f"sweep {sweep.name}: bayes and early_terminate need metric.name")
         self.sweep = sweep
+        self.definition = {**sweep.raw, "metric": {"goal": "minimize", **sweep.raw["metric"]}}
 
     def propose(self, trials: Sequence[Trial]) -> Values | None:
-        run = self.next_run(dict(self.sweep.raw), [self._run(trial) for trial in trials])
+        run = self.next_run(self.definition, [self._run(trial) for trial in trials])
         return None if run is None else {name: entry["value"] for name, entry in sorted(run.config.items())}
 
     def to_stop(self, trial: Trial, trials: Sequence[Trial]) -> bool:
         if not self.sweep.early_terminate:
             return False
         runs = [self._run(other) for other in trials]
-        return any(run.name == str(trial.number) for run in self.stop_runs(dict(self.sweep.raw), runs))
+        return any(run.name == str(trial.number) for run in self.stop_runs(self.definition, runs))
 
     def _run(self, trial: Trial) -> Any:
         name, history = str(self.sweep.metric), trial.history(str(self.sweep.metric))

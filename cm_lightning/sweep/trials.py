@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -140,11 +141,14 @@ def _wait(process: subprocess.Popen[Any], seconds: float) -> None:
 
 
 def _end(process: subprocess.Popen[Any]) -> None:
-    """Ask the trial and all its ranks to stop, and make them."""
-    for kind in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is None:
-            os.killpg(process.pid, kind)
+    """Ask the trial and all its ranks to stop; whoever has not after a while is made to."""
+    with suppress(ProcessLookupError):
+        try:
+            os.killpg(process.pid, signal.SIGTERM)
             _wait(process, _GRACE_S)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _environment(sweep: Sweep, note: Path) -> dict[str, str]:

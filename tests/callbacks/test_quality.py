@@ -3,6 +3,7 @@ import torch
 
 from cm_lightning.backbones.unet import UNet
 from cm_lightning.callbacks.quality import Quality
+from cm_lightning.callbacks.sample_grid import SampleGrid
 from cm_lightning.core.ode_sampler import DDIM
 from cm_lightning.data.mnist import MNIST
 from cm_lightning.data.toy import Toy
@@ -76,6 +77,25 @@ def test_the_floor_is_what_held_out_images_score(tmp_path):
     assert "val/accuracy_nfe1" not in measured  # no class was asked for
 
 
+def test_another_data_set_has_another_reference(tmp_path):
+    quality = Quality(nfe=[1], num_samples=8, cache=str(tmp_path / "cache"))
+    other = MNIST()
+    other.split("train").samples.bitwise_not_()
+    scores = []
+    for data in (MNIST(), other, MNIST()):
+        (measured,) = trainer(tmp_path, callbacks=[quality]).validate(tiny(), data, verbose=False)
+        scores.append(measured["val/frechet_mnist_nfe1"])
+    assert scores[0] == pytest.approx(scores[2])
+    assert scores[0] != pytest.approx(scores[1], rel=0.01)
+
+
+def test_sixteen_bit_weights_are_judged_too(tmp_path):
+    quality = Quality(nfe=[1], num_samples=8, cache=str(tmp_path / "cache"))
+    t = trainer(tmp_path, callbacks=[quality], precision="bf16-true")
+    (measured,) = t.validate(tiny(), MNIST(), verbose=False)
+    assert measured["val/frechet_mnist_nfe1"] > 0
+
+
 def test_what_is_missing_is_said_before_the_training(tmp_path):
     with pytest.raises(ConfigError, match="data module of this suite"):
         trainer(tmp_path, callbacks=[Quality()]).fit(module(), points())
@@ -83,5 +103,9 @@ def test_what_is_missing_is_said_before_the_training(tmp_path):
         trainer(tmp_path, callbacks=[Quality()]).fit(module(), Toy())
     with pytest.raises(ConfigError, match="no Inception weights"):
         trainer(tmp_path, callbacks=[Quality(extractor=Inception("nowhere"))]).fit(tiny(), MNIST())
+    with pytest.raises(ConfigError, match="odd number of evaluations"):
+        trainer(tmp_path, callbacks=[Quality(nfe=[4])]).fit(tiny(DiffusionModule), MNIST())
+    with pytest.raises(ConfigError, match="odd number of evaluations"):
+        trainer(tmp_path, callbacks=[SampleGrid(nfe=[1])]).fit(tiny(DiffusionModule), MNIST())
     with pytest.raises(ConfigError, match="num_samples"):
         Quality(num_samples=1)

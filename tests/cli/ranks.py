@@ -12,6 +12,7 @@ from cm_lightning.backbones.unet import UNet
 from cm_lightning.callbacks.ema import EMA
 from cm_lightning.callbacks.quality import Quality
 from cm_lightning.core.curriculum import ConstantRate, Curriculum, GridCurriculum, ProgressiveLevels
+from cm_lightning.core.schedule import HoldThenCosine
 from cm_lightning.data.mnist import MNIST
 from cm_lightning.modules import consistency
 from cm_lightning.modules.diffusion import DiffusionModule
@@ -72,9 +73,11 @@ if __name__ == "__main__":
     RANKS, output = int(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
     consistency.unit_noise, seen = noise_of_the_whole_batch, NoteScores()
+    teacher = DiffusionModule(network(2), (1, 28, 28))
     module = ConsistencyDistillation(
-        network(1), (1, 28, 28), DiffusionModule(network(2), (1, 28, 28)), start_from_teacher=False,
-        curriculum=OfTheWholeBatch(), target_rate=ConstantRate(0.5), optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+        network(1), (1, 28, 28), teacher, start_from_teacher=False, curriculum=OfTheWholeBatch(),
+        target_rate=ConstantRate(0.5), optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+        lr_scheduler=HoldThenCosine(rise=2),
     )  # fmt: skip
     ema = EMA(0.9)
     callbacks = [ema, Watch(), Quality(nfe=[1], num_samples=30, batch_size=10, cache=f"cache{RANKS}"), seen]

@@ -12,6 +12,7 @@ import wandb
 import yaml
 from PIL import Image
 
+from cm_lightning import cli
 from cm_lightning.checkpoint import CONFIG_KEY, read_checkpoint, weights
 from cm_lightning.cli import main
 from cm_lightning.commands.sample import main as sample
@@ -246,6 +247,28 @@ def test_distillation_by_the_command_line(toy_run, capsys):
     assert "'teacher' is not accepted" in failure(capsys, "fit", *toy, "--model.teacher=away.ckpt")
 
 
+def test_a_teacher_predicts_with_its_own_number_of_steps(toy_run):
+    main(["predict", f"--config={toy_run}/config.yaml", f"--ckpt_path={toy_run}/checkpoints/last.ckpt"])
+    toy = [f"--config={CONF}/toy.yaml", "--model=DiffusionModule", "--model.sampler=DDIM"]
+    main(["fit", *toy, "--trainer.max_steps=2", "--trainer.val_check_interval=2"])
+    last = "runs/toy/version_1/checkpoints/last.ckpt"
+    main(["predict", *toy, f"--ckpt_path={last}"])
+    assert load_module(last).default_steps == 50
+
+
+def test_the_last_steps_are_in_the_last_checkpoint():
+    short = ["--trainer.max_steps=7", "--trainer.val_check_interval=7"]  # saved every 3 steps
+    main(["fit", f"--config={CONF}/toy.yaml", *short])
+    assert read_checkpoint("runs/toy/version_0/checkpoints/last.ckpt")["global_step"] == 7
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("*.yaml")), ids=lambda p: "/".join(p.parts[-2:]))
+def test_every_shipped_experiment_saves_its_end(path):
+    callbacks = [yaml.safe_load(p.read_text()).get("trainer", {}).get("callbacks") for p in cli._lineage(path)]
+    for callback in [names for names in callbacks if names][-1:]:
+        assert "SaveLast" in [entry["class_path"] for entry in callback]
+
+
 def test_errors_of_sample(toy_run, capsys):
     last = f"--ckpt_path={toy_run}/checkpoints/last.ckpt"
     assert "--num_samples" in failure(capsys, last, "--num_samples=0", run=sample)
@@ -320,8 +343,7 @@ def fit_two_steps(path, *options):
     short = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1"]
     here = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"]
     tiny = ["--model.backbone.channels=8", "--data.batch_size=4"]
-    saving = "{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {save_last: true, save_top_k: 0}}"
-    callbacks = f"--trainer.callbacks=[{{class_path: EMA}}, {saving}]"
+    callbacks = "--trainer.callbacks=[{class_path: EMA}, {class_path: SaveLast}]"
     main(["fit", f"--config={path}", *short, *here, *tiny, callbacks, *options])
 
 
@@ -331,6 +353,8 @@ def test_every_shipped_experiment_runs_two_steps(path, monkeypatch):
     recipe = path.read_text()
     if path.stem == "cd_euler" or "runs/" in recipe:  # its teacher is looked for where teacher.yaml leaves it
         fit_two_steps(path.with_name("teacher.yaml"), *options)
+    if "FourierEmbedding" in recipe:
+        options.append("--model.backbone.noise_embedding.init_args.width=8")
     if "LPIPS" in recipe:  # its networks have a test of their own
         options.append("--model.distance=L2")
     fit_two_steps(path, *options)

@@ -5,7 +5,7 @@ import torch
 
 from cm_lightning.backbones.mlp import ResidualMLP
 from cm_lightning.callbacks.ema import EMA
-from cm_lightning.core.curriculum import ConstantLevels, ConstantRate, GridCurriculum
+from cm_lightning.core.curriculum import ConstantLevels, ConstantRate, ContinuousCurriculum, GridCurriculum, WarmUp
 from cm_lightning.core.distance import L2
 from cm_lightning.core.ode_sampler import DDIM, Euler
 from cm_lightning.core.oracle import GaussianOracle
@@ -78,6 +78,14 @@ def test_ct_s_gradient_approaches_cd_s_as_the_steps_shrink(tmp_path):
         return ((ct - cd).norm() / cd.norm()).item()
 
     assert difference(0.95) < 0.3 * difference(0.2)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_levels_may_come_down_to_zero(tmp_path, solver):
+    curriculum = WarmUp(ContinuousCurriculum(stages=2))
+    m = student(teacher(), solver=solver, start_from_teacher=False, curriculum=curriculum)
+    for step in (0, 40, 90):
+        assert torch.isfinite(attached(m, tmp_path, step).loss(torch.randn(64, 2), None))
 
 
 def test_diffusion_loss_is_edm_s(tmp_path):

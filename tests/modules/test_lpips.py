@@ -46,6 +46,31 @@ def test_its_gradient_reaches_the_image_and_nothing_else(vgg):
     assert not any(p.requires_grad for p in distance._network.parameters())
 
 
+def test_average_pooling_as_in_cm_s_code(vgg):
+    x, y = (torch.rand(2, 3, 16, 16) * 2 - 1 for _ in range(2))
+    average = LPIPS(str(vgg), pooling="avg")
+    assert not torch.allclose(average(x, y), LPIPS(str(vgg))(x, y), rtol=1e-2)
+    assert not any(isinstance(layer, torch.nn.MaxPool2d) for layer in average._network.modules())
+
+
+def test_loading_leaves_the_training_s_numbers_alone(vgg):
+    distance, x = LPIPS(str(vgg)), torch.rand(1, 3, 16, 16)
+    state = torch.get_rng_state()
+    with torch.inference_mode():
+        distance(x, x)
+    assert torch.equal(torch.get_rng_state(), state)
+    x = x.clone().requires_grad_()
+    distance(x, -x.detach()).sum().backward()  # though it was loaded in inference mode
+
+
+def test_mixed_precision_does_not_round_it(vgg):
+    distance = LPIPS(str(vgg))
+    x, y = (torch.rand(1, 3, 16, 16) * 2 - 1 for _ in range(2))
+    exact = distance(x, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(distance(x, y), exact)
+
+
 def test_errors_name_the_file(vgg, tmp_path, monkeypatch):
     x = torch.zeros(1, 3, 8, 8)
     with pytest.raises(CheckpointError, match=r"no file nowhere.pth: set the distance's weights"):

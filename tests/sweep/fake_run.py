@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 
 options = dict(argument.removeprefix("--").split("=") for argument in sys.argv[1:])
+if options["x"] == "9":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 directory = Path(f"runs/fake/{options['x']}")
 directory.mkdir(parents=True, exist_ok=True)
 note = Path(os.environ["CM_LIGHTNING_RUN_FILE"])

@@ -15,7 +15,7 @@ from cm_lightning.commands.sweep import main as sweep
 from cm_lightning.errors import ConfigError
 from cm_lightning.sweep.definition import read_sweep
 from cm_lightning.sweep.search import Grid, make_search
-from cm_lightning.sweep.trials import Records, Trial
+from cm_lightning.sweep.trials import Records, Trial, run_trial
 from tests.cli.test_processes import CONF, ROOT
 
 SHIPPED = sorted((ROOT / "sweeps").glob("*.yaml"))
@@ -107,7 +107,7 @@ def test_a_sweep_is_not_begun_twice_by_mistake():
     assert len(list(Path("elsewhere/trials").glob("*.json"))) == 1
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_finished_trial_is_lost(how):
     grid(3, 4, steps=6, sleep=0.5)
     command = [sys.executable, "-m", "cm_lightning", "sweep", "s.yaml"]
@@ -120,7 +120,7 @@ def test_no_finished_trial_is_lost(how):
     assert runner.wait(30) != 0
     first = records.path(1, ".json").read_text()
     assert [trial.state for trial in records.read()] == ["finished", "interrupted"]
-    if how == signal.SIGINT:
+    if how != signal.SIGKILL:
         log = Path("runs/fake/4/metrics.csv").read_text()
         time.sleep(1)
         assert Path("runs/fake/4/metrics.csv").read_text() == log  # its process has ended too
@@ -128,6 +128,23 @@ def test_no_finished_trial_is_lost(how):
     sweep(["s.yaml", "--resume"])
     assert [row["state"] for row in results()] == ["finished", "finished"]
     assert records.path(1, ".json").read_text() == first
+
+
+def test_a_trial_that_will_not_stop_is_made_to(monkeypatch):
+    monkeypatch.setattr("cm_lightning.sweep.trials._GRACE_S", 0.5)
+    trial, records = Trial(1, {"x": 9, "steps": 1000, "sleep": 0.1}), Records(Path("records"))
+    path = grid(9)
+    run_trial(read_sweep(path), trial, records, lambda running: bool(running.history("val/loss")), poll_s=0.1)
+    assert trial.state == "stopped"
+    log = Path("runs/fake/9/metrics.csv").read_text()
+    time.sleep(0.5)
+    assert Path("runs/fake/9/metrics.csv").read_text() == log
+
+
+def test_a_grid_goes_on_by_value_when_its_file_has_changed():
+    sweep([grid(3)])
+    sweep([grid(2, 3, 4), "--resume"])
+    assert sorted(row["x"] for row in results()) == ["2", "3", "4"]
 
 
 def test_random_trials_are_within_bounds_and_the_same_each_time():
