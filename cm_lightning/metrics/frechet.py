@@ -33,7 +33,8 @@ class FrechetScores:
 
     def __init__(self, extractor: Extractor) -> None:
         self.extractor = extractor
-        self.distance, self.agreement = extractor.distance(), MeanMetric()
+        with torch.random.fork_rng(devices=[]):  # a network's first weights are no numbers of the training's
+            self.distance, self.agreement = extractor.distance(), MeanMetric()
 
     def to(self, device: torch.device) -> None:
         """Work there; Apple's accelerator lacks the float64 that covariances need, and leaves it to the CPU."""

@@ -77,6 +77,17 @@ def test_the_floor_is_what_held_out_images_score(tmp_path):
     assert "val/accuracy_nfe1" not in measured  # no class was asked for
 
 
+def test_measuring_does_not_change_the_training(tmp_path):
+    weights = []
+    for callbacks in ([], [Quality(nfe=[1], num_samples=8, cache=str(tmp_path / "cache"))]):
+        m = tiny()
+        torch.manual_seed(3)
+        options = {"max_steps": 3, "max_epochs": -1, "val_check_interval": 1, "limit_val_batches": 1}
+        trainer(tmp_path, callbacks=callbacks, check_val_every_n_epoch=None, **options).fit(m, MNIST(batch_size=8))
+        weights.append(m.backbone.state_dict())
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)
+
+
 def test_another_data_set_has_another_reference(tmp_path):
     quality = Quality(nfe=[1], num_samples=8, cache=str(tmp_path / "cache"))
     other = MNIST()
