@@ -18,6 +18,12 @@ _HOME = {
     "SaveLast": "callbacks.save_last",
     "Throughput": "callbacks.throughput",
     "Backbone": "backbones.protocol",
+    "ADM": "backbones.adm",
+    "DDPMpp": "backbones.ddpmpp",
+    "DiT": "backbones.dit",
+    "DiffusersUNet": "backbones.unet2d",
+    "EDM2": "backbones.edm2",
+    "NCSNpp": "backbones.ncsnpp",
     "ResidualMLP": "backbones.mlp",
     "UNet": "backbones.unet",
     "ConsistencyDistillation": "modules.distillation",
@@ -37,9 +43,15 @@ _HOME = {
 __all__ = list(_HOME)
 
 if TYPE_CHECKING:
+    from cm_lightning.backbones.adm import ADM as ADM
+    from cm_lightning.backbones.ddpmpp import DDPMpp as DDPMpp
+    from cm_lightning.backbones.dit import DiT as DiT
+    from cm_lightning.backbones.edm2 import EDM2 as EDM2
     from cm_lightning.backbones.mlp import ResidualMLP as ResidualMLP
+    from cm_lightning.backbones.ncsnpp import NCSNpp as NCSNpp
     from cm_lightning.backbones.protocol import Backbone as Backbone
     from cm_lightning.backbones.unet import UNet as UNet
+    from cm_lightning.backbones.unet2d import DiffusersUNet as DiffusersUNet
     from cm_lightning.callbacks.ema import EMA as EMA
     from cm_lightning.callbacks.progress import RunProgress as RunProgress
     from cm_lightning.callbacks.quality import Quality as Quality

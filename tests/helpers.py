@@ -20,6 +20,11 @@ def points(n: int = 64, batch_size: int = 16) -> DataLoader[Any]:
     return DataLoader(TensorDataset(x, torch.zeros(n).long()), batch_size=batch_size)
 
 
+def images(shape: tuple[int, ...], n: int = 4, batch_size: int = 2, classes: int = 1) -> DataLoader[Any]:
+    x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(6)).clamp(-1, 1)
+    return DataLoader(TensorDataset(x, torch.arange(n) % classes), batch_size=batch_size)
+
+
 def trainer(tmp_path: Any, **options: Any) -> L.Trainer:
     quiet = {
         "accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False,

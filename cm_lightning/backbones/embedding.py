@@ -10,13 +10,18 @@ from torch import Tensor, nn
 
 
 class PositionalEmbedding(nn.Module):
-    """Cosines and sines of the label at geometrically spaced frequencies from 1 down to 1/10,000 (DDPM++)."""
+    """Cosines and sines of the label at geometrically spaced frequencies from 1 down to 1/10,000.
+
+    Args:
+        width: of the output.
+        endpoint: whether 1/10,000 is the last frequency (DDPM++), or the one that would follow it (ADM, DiT).
+    """
 
     frequencies: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, endpoint: bool = False) -> None:
         super().__init__()
-        exponents = torch.arange(width // 2, dtype=torch.float32) / (width // 2)
+        exponents = torch.arange(width // 2, dtype=torch.float32) / (width // 2 - int(endpoint))
         self.register_buffer("frequencies", 10_000.0**-exponents, persistent=False)
 
     def forward(self, label: Tensor) -> Tensor:
@@ -41,6 +46,13 @@ class FourierEmbedding(nn.Module):
         """(B,) -> (B, width)."""
         angles = torch.outer(label, 2 * math.pi * self.frequencies.to(label.dtype))
         return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def one_hot(class_label: Tensor | None, num_classes: int, like: Tensor) -> Tensor:
+    """(B,) int64 or None -> (B, num_classes) in the dtype of ``like`` (B, ...); a row of zeros is the null class."""
+    if class_label is None:
+        return like.new_zeros(len(like), num_classes)
+    return nn.functional.one_hot(class_label, num_classes + 1)[:, :num_classes].to(like.dtype)
 
 
 class Conditioning(nn.Module):

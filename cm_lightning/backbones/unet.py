@@ -11,18 +11,9 @@ import torch.nn.functional as nnf
 from einops import rearrange
 from torch import Tensor, nn
 
+from cm_lightning.backbones.attention import SelfAttention
 from cm_lightning.backbones.embedding import Conditioning
-
-
-def _zero(layer: nn.Conv2d) -> nn.Conv2d:
-    """Start a layer at 0, so that its residual branch starts as the identity."""
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(cast(Tensor, layer.bias))
-    return layer
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(min(32, max(1, channels // 4)), channels), channels)
+from cm_lightning.backbones.layers import group_norm, zero
 
 
 class ResidualBlock(nn.Module):
@@ -30,9 +21,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, condition: int, dropout: float) -> None:
         super().__init__()
-        self.norm1, self.norm2 = _norm(channels_in), _norm(channels_out)
+        self.norm1, self.norm2 = group_norm(channels_in), group_norm(channels_out)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.conv2 = _zero(nn.Conv2d(channels_out, channels_out, 3, padding=1))
+        self.conv2 = zero(nn.Conv2d(channels_out, channels_out, 3, padding=1))
         self.affine = nn.Linear(condition, 2 * channels_out)
         self.dropout = nn.Dropout(dropout)
         self.skip = nn.Identity() if channels_in == channels_out else nn.Conv2d(channels_in, channels_out, 1)
@@ -44,31 +35,21 @@ class ResidualBlock(nn.Module):
         return cast(Tensor, (self.skip(x) + self.conv2(self.dropout(h))) * math.sqrt(0.5))
 
 
-class SelfAttention(nn.Module):
-    """Attention over all pixels, in heads of a given width."""
-
-    def __init__(self, channels: int, head_width: int) -> None:
-        super().__init__()
-        self.heads = max(1, channels // head_width)
-        self.norm = _norm(channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = _zero(nn.Conv2d(channels, channels, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = rearrange(self.qkv(self.norm(x)), "b (qkv n c) h w -> qkv b n (h w) c", qkv=3, n=self.heads)
-        h = rearrange(nnf.scaled_dot_product_attention(q, k, v), "b n (h w) c -> b (n c) h w", h=x.shape[2])
-        return cast(Tensor, (x + self.out(h)) * math.sqrt(0.5))
-
-
 class Block(nn.Module):
     """A residual block, with attention after it at the levels that have it."""
 
     def __init__(
-        self, channels_in: int, channels_out: int, condition: int, dropout: float, head_width: int | None
+        self,
+        channels_in: int,
+        channels_out: int,
+        condition: int,
+        dropout: float,
+        head_width: int | None,
+        forward_mode: bool,
     ) -> None:
         super().__init__()
         self.residual = ResidualBlock(channels_in, channels_out, condition, dropout)
-        self.attention = SelfAttention(channels_out, head_width) if head_width else nn.Identity()
+        self.attention = SelfAttention(channels_out, head_width, forward_mode) if head_width else nn.Identity()
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         return cast(Tensor, self.attention(self.residual(x, condition)))
@@ -89,6 +70,7 @@ class UNet(nn.Module):
             quarter as many pixels and the network about four times as quick.
         head_width: channels of an attention head.
         noise_embedding: (B,) -> (B, channels); positional if None.
+        forward_mode: attention that ``torch.func.jvp`` passes through; see :mod:`cm_lightning.backbones.attention`.
     """
 
     def __init__(
@@ -103,6 +85,7 @@ class UNet(nn.Module):
         patch: int = 1,
         head_width: int = 64,
         noise_embedding: nn.Module | None = None,
+        forward_mode: bool = False,
     ) -> None:
         super().__init__()
         self.num_classes, self.patch = num_classes, patch
@@ -112,7 +95,7 @@ class UNet(nn.Module):
 
         def block(channels_in: int, level: int) -> Block:
             head = head_width if level in attention_levels else None
-            return Block(channels_in, widths[level], condition, dropout, head)
+            return Block(channels_in, widths[level], condition, dropout, head, forward_mode)
 
         self.stem = nn.Conv2d(image_channels * patch**2, channels, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
@@ -135,7 +118,7 @@ class UNet(nn.Module):
             if level > 0:
                 self.grow.append(nn.Conv2d(width, width, 3, padding=1))
         self.head = nn.Sequential(
-            _norm(width), nn.SiLU(), _zero(nn.Conv2d(width, image_channels * patch**2, 3, padding=1))
+            group_norm(width), nn.SiLU(), zero(nn.Conv2d(width, image_channels * patch**2, 3, padding=1))
         )
         self.to(memory_format=torch.channels_last)
 

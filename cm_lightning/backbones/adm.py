@@ -1,0 +1,101 @@
+"""ADM (Dhariwal & Nichol 2021), the network of EDM's and CM's ImageNet 64 x 64 and of CM's LSUN 256 x 256."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from cm_lightning.backbones.embedding import PositionalEmbedding, one_hot
+from cm_lightning.backbones.pyramid import Pyramid, PyramidBlock, PyramidNet, Style
+
+
+class ADMConditioning(nn.Module):
+    """Noise label through two layers, plus a vector of the class.
+
+    Args:
+        width: of the output.
+        num_classes: 0 for an unconditional network. Label num_classes is the null class, to which nothing is added.
+        noise_embedding: (B,) -> (B, embedding_width).
+        embedding_width: of the noise embedding.
+    """
+
+    def __init__(self, width: int, num_classes: int, noise_embedding: nn.Module, embedding_width: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.noise = noise_embedding
+        self.mlp = nn.Sequential(nn.Linear(embedding_width, width), nn.SiLU(), nn.Linear(width, width))
+        self.classes = nn.Linear(num_classes, width, bias=False) if num_classes else None
+        if self.classes is not None:
+            nn.init.normal_(self.classes.weight)  # as an embedding table starts
+
+    def forward(self, noise_label: Tensor, class_label: Tensor | None) -> Tensor:
+        """(B,), (B,) or None -> (B, width)."""
+        condition = cast(Tensor, self.mlp(self.noise(noise_label)))
+        if self.classes is not None:
+            condition = condition + self.classes(one_hot(class_label, self.num_classes, condition))
+        return nnf.silu(condition)
+
+
+class ADM(PyramidNet):
+    """The U-Net of guided diffusion: attention at three resolutions, the condition scales and shifts the norms.
+
+    OpenAI's weights expect the noise label 250 ln sigma: ``noise_scale=250`` of the parameterization; EDM's expect
+    0.25 ln sigma.
+
+    Args:
+        image_channels: C of the images.
+        channels: width of the finest level, in units of which ``multipliers`` are.
+        multipliers: width of each level, finest first; each level halves the resolution.
+        blocks: residual blocks of a level on the way down; one more on the way up.
+        attention_levels: the levels with self-attention, 0 the finest: at 32, 16 and 8 pixels.
+        num_classes: 0 for an unconditional network. Label num_classes is the null class.
+        dropout: probability, inside the residual blocks.
+        head_width: channels of an attention head.
+        scale_shift: whether the condition scales and shifts the second norm of a block, or is added before it, as in
+            CM's networks of LSUN.
+        noise_embedding: (B,) -> (B, channels); positional if None.
+        forward_mode: attention that ``torch.func.jvp`` passes through; see :mod:`cm_lightning.backbones.attention`.
+    """
+
+    def __init__(
+        self,
+        image_channels: int = 3,
+        channels: int = 192,
+        multipliers: Sequence[int] = (1, 2, 3, 4),
+        blocks: int = 3,
+        attention_levels: Sequence[int] = (1, 2, 3),
+        num_classes: int = 0,
+        dropout: float = 0.0,
+        head_width: int = 64,
+        scale_shift: bool = True,
+        noise_embedding: nn.Module | None = None,
+        forward_mode: bool = False,
+    ) -> None:
+        condition = 4 * channels
+        style = Style(condition, dropout, head_width, forward_mode, scale_shift)
+        block = partial(PyramidBlock, style=style)
+        widths = [channels * m for m in multipliers]
+        noise = noise_embedding or PositionalEmbedding(channels)
+        super().__init__(
+            image_channels,
+            ADMConditioning(condition, num_classes, noise, channels),
+            widths[0],
+            Pyramid(widths[0], widths, blocks, attention_levels, block, block),
+            num_classes,
+            style.eps,
+        )
+
+    @classmethod
+    def imagenet64(cls, **options: Any) -> ADM:
+        """EDM's and CM's of ImageNet, 3 x 64 x 64, class-conditional; dropout as for EDM in its Table 7."""
+        return cls(**{"num_classes": 1000, "dropout": 0.1, **options})
+
+    @classmethod
+    def lsun256(cls, **options: Any) -> ADM:
+        """CM's of LSUN bedroom and cat, 3 x 256 x 256, unconditional."""
+        sizes = {"channels": 256, "multipliers": (1, 1, 2, 2, 4, 4), "blocks": 2, "attention_levels": (3, 4, 5)}
+        return cls(**{**sizes, "scale_shift": False, **options})

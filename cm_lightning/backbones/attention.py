@@ -1,0 +1,75 @@
+"""Attention of all the zoo: one place where the kernel is chosen."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as nnf
+from einops import rearrange
+from torch import Tensor, nn
+
+from cm_lightning.backbones.layers import group_norm, zero
+
+
+class DotProduct(nn.Module):
+    """softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, Eq. 1), without weights.
+
+    Args:
+        forward_mode: False: torch's fused kernel, which has no forward-mode derivative. True: the formula as it
+            stands, the softmax in float32 at least, which ``torch.func.jvp`` passes through. Continuous-time methods
+            need it; it keeps all scores in memory.
+    """
+
+    def __init__(self, forward_mode: bool = False) -> None:
+        super().__init__()
+        self.forward_mode = forward_mode
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Each (B, heads, tokens, d) -> the same."""
+        if not self.forward_mode:
+            return nnf.scaled_dot_product_attention(q, k, v)
+        scores = (q / math.sqrt(q.shape[-1])) @ k.mT
+        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+        return weights.to(v.dtype) @ v
+
+
+def set_forward_mode(network: nn.Module, forward_mode: bool) -> None:
+    """Choose the kernel of all attention of a network that is already built."""
+    for module in network.modules():
+        if isinstance(module, DotProduct):
+            module.forward_mode = forward_mode
+
+
+class SelfAttention(nn.Module):
+    """Attention over all pixels, with a residual connection. The 3C channels are ordered (q/k/v, head, d).
+
+    Args:
+        channels: of input and output.
+        head_width: channels of a head; None: one head.
+        forward_mode: see :class:`DotProduct`.
+        scale: of the sum of input and output.
+        eps: of the norm.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        head_width: int | None,
+        forward_mode: bool = False,
+        scale: float = math.sqrt(0.5),
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.heads = max(1, channels // head_width) if head_width else 1
+        self.scale = scale
+        self.norm = group_norm(channels, eps)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zero(nn.Conv2d(channels, channels, 1))
+        self.attend = DotProduct(forward_mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(self.norm(x)), "b (qkv n c) h w -> qkv b n (h w) c", qkv=3, n=self.heads)
+        h = rearrange(self.attend(q, k, v), "b n (h w) c -> b (n c) h w", h=x.shape[2])
+        return cast(Tensor, (x + self.out(h)) * self.scale)

@@ -1,0 +1,237 @@
+"""EDM2 (Karras et al. 2024, 2312.02696, configuration G): no layer changes the magnitude of what it is given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as nnf
+from einops import rearrange
+from torch import Tensor, nn
+
+from cm_lightning.backbones.attention import DotProduct
+from cm_lightning.backbones.embedding import one_hot
+from cm_lightning.backbones.layers import Resample, Resampling
+from cm_lightning.backbones.pyramid import Pyramid
+
+_CHANNELS = {"XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
+
+
+def _unit(x: Tensor, dims: Sequence[int]) -> Tensor:
+    """X scaled to a mean square of 1 over ``dims``."""
+    size = math.prod(x.shape[d] for d in dims)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=tuple(dims), keepdim=True, dtype=dtype) / math.sqrt(size)
+    scale: Tensor = norm + 1e-4
+    return x / scale.to(x.dtype)
+
+
+def _silu(x: Tensor) -> Tensor:
+    """SiLU over the standard deviation that it gives unit noise (Eq. 81)."""
+    return nnf.silu(x) / 0.596
+
+
+def _mix(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """(1 - t) a + t b, over the magnitude that it has where a and b are independent (Eq. 88)."""
+    return torch.lerp(a, b, t) / math.hypot(1 - t, t)
+
+
+def _join(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """Both in one tensor, weighted so that each contributes according to t and the magnitude stays (Eq. 103)."""
+    n, m = a.shape[1], b.shape[1]
+    scale = math.sqrt((n + m) / ((1 - t) ** 2 + t**2))
+    return torch.cat([a * (scale * (1 - t) / math.sqrt(n)), b * (scale * t / math.sqrt(m))], dim=1)
+
+
+class UnitLinear(nn.Module):
+    """A linear map, or a convolution with zeros around, whose weights have unit norm for each output (Eq. 47, 66).
+
+    Args:
+        channels_in: of the input.
+        channels_out: of the output.
+        kernel: side of the convolution; None: a linear map of vectors.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int | None = None) -> None:
+        super().__init__()
+        window = (kernel, kernel) if kernel else ()
+        self.weight = nn.Parameter(torch.randn(channels_out, channels_in, *window))
+
+    def _dims(self) -> range:
+        return range(1, self.weight.ndim)
+
+    @torch.no_grad()
+    def force_norm(self) -> None:
+        """Bring the stored weights back to their norm, which updates at right angles to them make ever larger."""
+        self.weight.copy_(_unit(self.weight, self._dims()))
+
+    def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
+        weight = _unit(self.weight, self._dims()) * (gain / math.sqrt(self.weight[0].numel()))
+        weight = weight.to(x.dtype)
+        if weight.ndim == 2:
+            return nnf.linear(x, weight)
+        return nnf.conv2d(x, weight, padding=weight.shape[-1] // 2)
+
+
+class UnitFourier(nn.Module):
+    """sqrt(2) cos(frequency label + phase), random and fixed at construction (Eq. 75); unit magnitude."""
+
+    frequencies: Tensor
+    phases: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", 2 * math.pi * torch.randn(width))
+        self.register_buffer("phases", 2 * math.pi * torch.rand(width))
+
+    def forward(self, label: Tensor) -> Tensor:
+        """(B,) -> (B, width)."""
+        angles = torch.outer(label, self.frequencies.to(label.dtype)) + self.phases.to(label.dtype)
+        return angles.cos() * math.sqrt(2)
+
+
+class UnitConditioning(nn.Module):
+    """Noise label and class label, mixed in equal parts."""
+
+    def __init__(self, width: int, num_classes: int, noise_embedding: nn.Module, embedding_width: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.noise = noise_embedding
+        self.linear = UnitLinear(embedding_width, width)
+        self.classes = UnitLinear(num_classes, width) if num_classes else None
+
+    def forward(self, noise_label: Tensor, class_label: Tensor | None) -> Tensor:
+        """(B,), (B,) or None -> (B, width)."""
+        condition = cast(Tensor, self.linear(self.noise(noise_label)))
+        if self.classes is not None:
+            labels = one_hot(class_label, self.num_classes, condition) * math.sqrt(self.num_classes)
+            condition = _mix(condition, self.classes(labels), 0.5)
+        return _silu(condition)
+
+
+class UnitAttention(nn.Module):
+    """Cosine attention over all pixels: q, k and v are normalised (Section 2.3)."""
+
+    def __init__(self, channels: int, head_width: int, forward_mode: bool, balance: float) -> None:
+        super().__init__()
+        self.heads, self.balance = max(1, channels // head_width), balance
+        self.qkv, self.out = UnitLinear(channels, 3 * channels, 1), UnitLinear(channels, channels, 1)
+        self.attend = DotProduct(forward_mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = rearrange(self.qkv(x), "b (qkv n c) h w -> qkv b n (h w) c", qkv=3, n=self.heads)
+        q, k, v = _unit(qkv, [-1])
+        h = rearrange(self.attend(q, k, v), "b n (h w) c -> b (n c) h w", h=x.shape[2])
+        return _mix(x, self.out(h), self.balance)
+
+
+class UnitBlock(nn.Module):
+    """A residual block without norms; on the way down its input is normalised instead (Figure 11)."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        resampling: Resampling,
+        attends: bool,
+        encoder: bool,
+        condition: int,
+        dropout: float,
+        head_width: int,
+        forward_mode: bool,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.balance, self.dropout = encoder, 0.3, nn.Dropout(dropout)
+        self.resample = Resample(resampling)
+        self.conv1 = UnitLinear(channels_out if encoder else channels_in, channels_out, 3)
+        self.conv2 = UnitLinear(channels_out, channels_out, 3)
+        self.affine, self.gain = UnitLinear(condition, channels_out), nn.Parameter(torch.zeros(()))
+        self.skip = UnitLinear(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
+        self.attention = (
+            UnitAttention(channels_out, head_width, forward_mode, self.balance) if attends else nn.Identity()
+        )
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        x = self.resample(x)
+        if self.encoder:
+            x = _unit(self.skip(x), [1])
+        scale = self.affine(condition, self.gain)[:, :, None, None] + 1
+        h = self.conv2(self.dropout(_silu(self.conv1(_silu(x)) * scale)))
+        x = _mix(x if self.encoder else self.skip(x), h, self.balance)
+        return cast(Tensor, self.attention(x)).clamp(-256, 256)
+
+
+class UnitPyramid(Pyramid):
+    """A pyramid whose skip connections weigh as much as what they are joined to."""
+
+    def join(self, h: Tensor, skip: Tensor) -> Tensor:
+        return _join(h, skip, 0.5)
+
+
+class EDM2(nn.Module):
+    """EDM2's network of ImageNet, for pixels at 64 x 64 or latents of 64 x 64.
+
+    After each optimizer step the weights are brought back to unit norm, at the next pass that makes a gradient, so
+    that the learning rate alone says how fast they turn (Section 2.3): use a schedule that decays.
+
+    Args:
+        image_channels: C of the images.
+        channels: width of the finest level, in units of which ``multipliers`` are.
+        multipliers: width of each level, finest first; each level halves the resolution.
+        blocks: residual blocks of a level on the way down; one more on the way up.
+        attention_levels: the levels with self-attention, 0 the finest: at 16 and 8 pixels.
+        num_classes: 0 for an unconditional network. Label num_classes is the null class.
+        dropout: probability, inside the residual blocks.
+        head_width: channels of an attention head.
+        noise_embedding: (B,) -> (B, width of the finest level), of unit magnitude; random Fourier features if None.
+        forward_mode: attention that ``torch.func.jvp`` passes through; see :mod:`cm_lightning.backbones.attention`.
+    """
+
+    def __init__(
+        self,
+        image_channels: int = 3,
+        channels: int = 192,
+        multipliers: Sequence[int] = (1, 2, 3, 4),
+        blocks: int = 3,
+        attention_levels: Sequence[int] = (2, 3),
+        num_classes: int = 0,
+        dropout: float = 0.0,
+        head_width: int = 64,
+        noise_embedding: nn.Module | None = None,
+        forward_mode: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        widths = [channels * m for m in multipliers]
+        condition = max(widths)
+        block = partial(
+            UnitBlock, condition=condition, dropout=dropout, head_width=head_width, forward_mode=forward_mode
+        )
+        self.conditioning = UnitConditioning(
+            condition, num_classes, noise_embedding or UnitFourier(widths[0]), widths[0]
+        )
+        self.stem = UnitLinear(image_channels + 1, widths[0], 3)
+        self.pyramid = UnitPyramid(
+            widths[0], widths, blocks, attention_levels, partial(block, encoder=True), partial(block, encoder=False)
+        )
+        self.head, self.gain = UnitLinear(self.pyramid.width, image_channels, 3), nn.Parameter(torch.zeros(()))
+        self.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def imagenet(cls, size: Literal["XS", "S", "M", "L", "XL", "XXL"] = "S", **options: Any) -> EDM2:
+        """A published size, class-conditional: in pixels (3 x 64 x 64), or ``image_channels=4`` in latents."""
+        return cls(**{"channels": _CHANNELS[size], "num_classes": 1000, **options})
+
+    def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
+        """(B, C, H, W), (B,), (B,) or None -> (B, C, H, W). Raises ConfigError if the sides cannot be halved."""
+        if self.training and torch.is_grad_enabled():
+            for module in self.modules():
+                if isinstance(module, UnitLinear):
+                    module.force_norm()
+        ones = torch.ones_like(x[:, :1])  # in place of the biases that no layer has
+        image = torch.cat([x, ones], dim=1).contiguous(memory_format=torch.channels_last)
+        h = self.pyramid(self.stem(image), self.conditioning(noise_label, class_label), image)
+        return cast(Tensor, self.head(h, self.gain))

@@ -1,0 +1,65 @@
+"""Small layers that the networks share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, cast
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from cm_lightning.errors import ConfigError
+
+#: What a block does to the resolution.
+Resampling: TypeAlias = Literal["keep", "down", "up"]
+
+
+def zero(layer: nn.Conv2d) -> nn.Conv2d:
+    """Start a layer at 0, so that its residual branch starts as the identity."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(cast(Tensor, layer.bias))
+    return layer
+
+
+def group_norm(channels: int, eps: float = 1e-5) -> nn.GroupNorm:
+    """32 groups, but of at least four channels each, and a number that divides the channels."""
+    return nn.GroupNorm(math.gcd(min(32, max(1, channels // 4)), channels), channels, eps)
+
+
+def require_divisible(x: Tensor, factor: int) -> None:
+    """Raise ConfigError unless height and width of x (B, C, H, W) can be divided by ``factor``."""
+    height, width = x.shape[2:]
+    if height % factor or width % factor:
+        raise ConfigError(f"images of {height} x {width} do not fit: this network's sides are multiples of {factor}")
+
+
+class Resample(nn.Module):
+    """Half or double the resolution with a separable filter.
+
+    Args:
+        resampling: ``down`` or ``up``; ``keep`` is the identity.
+        taps: (1, 1), a box: the mean of four pixels, and their repetition. (1, 3, 3, 1): NCSN++'s triangle.
+        margin: zeros around the image; as many as keep its middle in the middle if None.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, resampling: Resampling, taps: Sequence[float] = (1, 1), margin: int | None = None) -> None:
+        super().__init__()
+        self.resampling, self.margin = resampling, (len(taps) - 1) // 2 if margin is None else margin
+        taps_1d = torch.tensor(taps, dtype=torch.float32, device="cpu")
+        self.box = tuple(taps) == (1, 1)
+        self.register_buffer("kernel", torch.outer(taps_1d, taps_1d) / taps_1d.sum() ** 2, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H/2, W/2), (B, C, 2H, 2W), or x."""
+        if self.resampling == "keep":
+            return x
+        if self.box:
+            return nnf.avg_pool2d(x, 2) if self.resampling == "down" else nnf.interpolate(x, scale_factor=2)
+        kernel = self.kernel.to(x.dtype).expand(x.shape[1], 1, -1, -1)
+        if self.resampling == "down":
+            return nnf.conv2d(x, kernel, stride=2, padding=self.margin, groups=x.shape[1])
+        return nnf.conv_transpose2d(x, 4 * kernel, stride=2, padding=self.margin, groups=x.shape[1])

@@ -1,0 +1,65 @@
+"""A ``diffusers.UNet2DModel`` as a network of the zoo."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from cm_lightning.errors import ConfigError
+
+
+class ClassTable(nn.Embedding):
+    """An embedding in which the label after the last is the null class, a vector of zeros."""
+
+    def forward(self, class_label: Tensor) -> Tensor:
+        """(B,) int64 in [0, num_embeddings] -> (B, width)."""
+        vectors = super().forward(class_label.clamp(max=self.num_embeddings - 1))
+        return torch.where((class_label < self.num_embeddings)[:, None], vectors, 0)
+
+
+class DiffusersUNet(nn.Module):
+    """Any 2-D U-Net that diffusers can build, under ``network`` with diffusers' own names of its weights.
+
+    ``diffusers.ConsistencyModelPipeline`` gives its network 250 ln sigma: set ``noise_scale=250`` of the
+    parameterization if weights are to come from there, or go there.
+
+    Args:
+        config: the arguments of ``diffusers.UNet2DModel``, as its ``config.json`` has them. Keys that begin with an
+            underscore are passed over.
+        forward_mode: attention that ``torch.func.jvp`` passes through; see :mod:`cm_lightning.backbones.attention`.
+
+    Raises:
+        ConfigError: diffusers is not installed, or cannot build such a network.
+    """
+
+    def __init__(self, config: Mapping[str, Any], forward_mode: bool = False) -> None:
+        super().__init__()
+        try:
+            from diffusers import UNet2DModel
+            from diffusers.models.attention_processor import Attention, AttnProcessor
+        except ImportError as error:
+            raise ConfigError("DiffusersUNet needs diffusers: pip install 'cm-lightning[interop]'") from error
+        arguments = {name: value for name, value in config.items() if not name.startswith("_")}
+        try:
+            network: Any = UNet2DModel(**arguments)  # type: ignore[no-untyped-call]
+        except Exception as error:  # whatever diffusers makes of arguments that do not fit each other
+            raise ConfigError(f"diffusers cannot build this UNet2DModel: {error}") from error
+        table = network.class_embedding
+        if table is not None and not isinstance(table, nn.Embedding):
+            raise ConfigError("class_embed_type: classes must be numbers: set num_class_embeds and nothing else")
+        self.num_classes = table.num_embeddings if table is not None else 0
+        if table is not None:
+            network.class_embedding = ClassTable(*table.weight.shape)
+        for module in network.modules():
+            if forward_mode and isinstance(module, Attention):
+                module.set_processor(AttnProcessor())
+        self.network: nn.Module = network
+
+    def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
+        """(B, C, H, W), (B,), (B,) or None -> (B, C, H, W)."""
+        if self.num_classes and class_label is None:
+            class_label = torch.full((len(x),), self.num_classes, device=x.device)
+        return cast(Tensor, self.network(x, noise_label, class_label, return_dict=False)[0])
