@@ -103,9 +103,9 @@ def test_the_forward_mode_derivative_is_the_finite_difference(name):
     g = torch.Generator().manual_seed(1)
     x, dx = (torch.randn(2, *SHAPE, generator=g, dtype=torch.float64) for _ in range(2))
     noise, dnoise = (torch.rand(2, generator=g, dtype=torch.float64) for _ in range(2))
-    labels, h = torch.tensor([0, 2]), 1e-6
-    if name == "DiffusersUNet":
-        dnoise = torch.zeros_like(dnoise)  # it embeds the noise level in float32: too coarse for a difference
+    labels, h, tolerance = torch.tensor([0, 2]), 1e-6, 1e-6
+    if name == "DiffusersUNet":  # it computes parts in float32, whatever its weights
+        dnoise, h, tolerance = torch.zeros_like(dnoise), 1e-3, 1e-3
 
     def f(x, noise):
         return network(x, noise, labels)
@@ -113,7 +113,7 @@ def test_the_forward_mode_derivative_is_the_finite_difference(name):
     _, tangent = torch.func.jvp(f, (x, noise), (dx, dnoise))
     difference = (f(x + h * dx, noise + h * dnoise) - f(x - h * dx, noise - h * dnoise)) / (2 * h)
     assert tangent.norm() > 1e-3
-    assert (tangent - difference).norm() < 1e-6 * tangent.norm()
+    assert (tangent - difference).norm() < tolerance * tangent.norm()
 
 
 def test_both_kernels_attend_alike_and_only_one_has_a_forward_mode_derivative():

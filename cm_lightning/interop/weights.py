@@ -1,0 +1,79 @@
+"""Plain tensors from files of others, and networks filled with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cm_lightning.errors import CheckpointError
+from cm_lightning.interop.pickles import read_pickle
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a ``.safetensors``, a snapshot ``.pkl`` of EDM, or a file of ``torch.save``, on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds anything but named tensors of real numbers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    try:
+        state = _read(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:  # whatever a parser makes of a damaged file
+        raise CheckpointError(f"{path} cannot be read as plain tensors: is it whole?") from error
+    if not isinstance(state, dict) or not state or not all(_is_weight(*item) for item in state.items()):
+        raise CheckpointError(f"{path} is no state dict: it holds other things than named tensors of real numbers")
+    return state
+
+
+def _read(path: Path) -> object:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if path.suffix == ".pkl":
+        return read_pickle(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _is_weight(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor) and value.is_floating_point()
+
+
+def renamed(state: Mapping[str, Tensor], modules: Mapping[str, str]) -> dict[str, Tensor]:
+    """The same tensors under other names of their modules.
+
+    Raises:
+        CheckpointError: there is a tensor of a module that the map does not know.
+    """
+    result = {}
+    for name, tensor in state.items():
+        module, _, parameter = name.rpartition(".")
+        if module not in modules:
+            raise CheckpointError(f"it has {name}, which is no part of that network")
+        result[f"{modules[module]}.{parameter}"] = tensor
+    return result
+
+
+def filled(network: Network, state: Mapping[str, Tensor]) -> Network:
+    """The network with these weights, in eval mode.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over, or of another shape; then the network is not to be used.
+    """
+    own = network.state_dict()
+    for name in sorted(own.keys() ^ state.keys()):
+        raise CheckpointError(f"{name} is {'missing' if name in own else 'left over'}: the file is not whole")
+    for name, tensor in state.items():
+        if tensor.shape != own[name].shape:
+            raise CheckpointError(f"{name} is {tuple(tensor.shape)} where {tuple(own[name].shape)} is due")
+    network.load_state_dict(dict(state))
+    return network.eval()
