@@ -50,6 +50,7 @@ class DiffusersUNet(nn.Module):
         table = network.class_embedding
         if table is not None and not isinstance(table, nn.Embedding):
             raise ConfigError("class_embed_type: classes must be numbers: set num_class_embeds and nothing else")
+        self.image_channels = network.conv_in.in_channels
         self.num_classes = table.num_embeddings if table is not None else 0
         if table is not None:
             network.class_embedding = ClassTable(*table.weight.shape)

@@ -15,12 +15,13 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from cm_lightning.checkpoint import CONFIG_KEY, averages, read_checkpoint, weights
+from cm_lightning.checkpoint import CONFIG_KEY
 from cm_lightning.core.noise import derived_seed, unit_noise
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
 from cm_lightning.modules import randomness
 from cm_lightning.modules.batch import images_and_labels
+from cm_lightning.modules.starting import first_weights
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
@@ -37,7 +38,8 @@ class GenerativeModule(L.LightningModule):
         optimizer: called with the parameters; RAdam with lr 1e-4 if None.
         lr_scheduler: a :class:`RateSchedule`, or called with the optimizer and stepped after each of its steps.
         label_dropout: probability of training a sample with the null class.
-        start_from: a checkpoint of this suite whose (averaged) backbone weights the training starts from.
+        start_from: a checkpoint of this suite whose (averaged) backbone weights the training starts from; or
+            ``openai:FILE``, ``edm:FILE``, ``diffusers:FOLDER``.
     """
 
     #: Evaluations of the network for a sample, where their number is not given.
@@ -121,8 +123,7 @@ class GenerativeModule(L.LightningModule):
         if stage != "fit" or not self.start_from:
             return
         try:
-            checkpoint = read_checkpoint(self.start_from)
-            self.load_backbone(weights(checkpoint, "ema" if averages(checkpoint) else "raw"))
+            self.load_backbone(first_weights(self, self.start_from))
         except RuntimeError as error:
             raise CheckpointError(f"start_from: the backbone in {self.start_from} is another network") from error
         except CheckpointError as error:
@@ -133,7 +134,7 @@ class GenerativeModule(L.LightningModule):
             raise self._start_failure
         self._say_what_a_rank_does()
 
-    def load_backbone(self, state: dict[str, Tensor]) -> None:
+    def load_backbone(self, state: Mapping[str, Tensor]) -> None:
         """Start from these weights of the backbone."""
         self.backbone.load_state_dict(state)
 

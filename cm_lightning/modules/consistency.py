@@ -106,7 +106,7 @@ class ConsistencyModule(GenerativeModule):
             for ours, theirs in zip(self.target.buffers(), self.backbone.buffers(), strict=True):
                 ours.copy_(theirs)
 
-    def load_backbone(self, state: dict[str, Tensor]) -> None:
+    def load_backbone(self, state: Mapping[str, Tensor]) -> None:
         super().load_backbone(state)
         if self.target is not None:
             self.target.load_state_dict(state)

@@ -14,9 +14,12 @@ from cm_lightning.core.noise import SIGMA_MIN
 from cm_lightning.core.solver import euler_step, heun_step
 from cm_lightning.core.weighting import Uniform, Weighting
 from cm_lightning.errors import CheckpointError, ConfigError
+from cm_lightning.interop.foreign import is_foreign
 from cm_lightning.modules.consistency import ConsistencyModule
 from cm_lightning.modules.diffusion import DiffusionModule
+from cm_lightning.modules.foreign import foreign_teacher
 from cm_lightning.modules.loading import load_module
+from cm_lightning.modules.starting import require_noise_scale
 
 _STEPS = {"euler": euler_step, "heun": heun_step}
 
@@ -31,7 +34,7 @@ class ConsistencyDistillation(ConsistencyModule):
 
     Args:
         teacher: a diffusion module that has its weights, or a checkpoint of one, of which the averaged weights are
-            taken.
+            taken; or ``openai:FILE``, ``edm:FILE``, ``diffusers:FOLDER``.
         solver: of the teacher's step.
         trust: packages besides this one that the teacher's checkpoint may take classes from.
         start_from_teacher: whether the student starts with the teacher's weights.
@@ -73,7 +76,8 @@ class ConsistencyDistillation(ConsistencyModule):
         if not self._teacher:
             assert self.teacher_path is not None
             try:
-                loaded = load_module(self.teacher_path, trust=self.trust)
+                path = self.teacher_path
+                loaded = foreign_teacher(path) if is_foreign(path) else load_module(path, trust=self.trust)
             except CheckpointError as error:
                 raise CheckpointError(f"{error}: set --model.teacher to a DiffusionModule's checkpoint") from error
             if not isinstance(loaded, DiffusionModule):
@@ -93,6 +97,7 @@ class ConsistencyDistillation(ConsistencyModule):
                 "set the student's image_shape and num_classes to the teacher's"
             )
         if stage == "fit" and self.start_from_teacher:
+            require_noise_scale(self, self.teacher.parameterization.noise_scale, "the teacher")
             try:
                 self.load_backbone(self.teacher.backbone.state_dict())
             except RuntimeError as error:

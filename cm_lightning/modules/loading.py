@@ -9,7 +9,9 @@ from typing import Any
 
 from cm_lightning.checkpoint import CONFIG_KEY, averages, read_checkpoint, weights
 from cm_lightning.errors import CheckpointError
+from cm_lightning.interop.foreign import is_foreign
 from cm_lightning.modules.base import GenerativeModule
+from cm_lightning.modules.foreign import foreign_module
 
 _TRUSTED = ("cm_lightning", "torch.nn")
 
@@ -21,13 +23,16 @@ def load_module(path: str | Path, which: str | None = None, trust: Sequence[str]
     :func:`cm_lightning.checkpoint.weights`.
 
     Args:
-        path: of the checkpoint.
+        path: of the checkpoint; or ``openai:FILE``, ``diffusers:FOLDER``, which are taken for consistency models, or
+            ``edm:FILE``, a diffusion model.
         which: ``ema`` or ``raw`` backbone weights; None: the averaged ones if there are any.
         trust: packages besides this one whose classes the checkpoint's configuration may name, ``["my_networks"]``.
 
     Raises:
         CheckpointError: the file is missing or damaged, names classes that are not trusted, or does not fit them.
     """
+    if is_foreign(path):
+        return foreign_module(path)
     checkpoint = read_checkpoint(path)
     config = checkpoint.get(CONFIG_KEY)
     if not isinstance(config, dict):

@@ -1,0 +1,71 @@
+"""``openai:FILE``, ``edm:FILE``, ``diffusers:FOLDER``: other programs' networks where a checkpoint is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from cm_lightning.errors import CheckpointError
+from cm_lightning.interop.diffusers import read_folder
+from cm_lightning.interop.edm import network_from_edm
+from cm_lightning.interop.openai import NOISE_SCALE, adm_from_openai
+from cm_lightning.interop.weights import read_tensors
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A network with its weights.
+
+    Attributes:
+        backbone: in eval mode.
+        noise_scale: it is given noise_scale * ln sigma.
+        channels: of its images.
+        side: of its images, in pixels.
+        consistency: whether the files are of consistency models, as a rule, or of denoisers.
+    """
+
+    backbone: nn.Module
+    noise_scale: float
+    channels: int
+    side: int
+    consistency: bool
+
+
+def _openai(path: str) -> Foreign:
+    network = adm_from_openai(read_tensors(path))
+    # both published shapes go down to 8 pixels, and nothing in the file tells more
+    return Foreign(network, NOISE_SCALE, network.stem.in_channels, 8 * network.pyramid.factor, consistency=True)
+
+
+def _edm(path: str) -> Foreign:
+    network, side = network_from_edm(read_tensors(path))
+    return Foreign(network, 0.25, network.stem.in_channels, side, consistency=False)
+
+
+def _diffusers(path: str) -> Foreign:
+    network, side = read_folder(path)
+    return Foreign(network, NOISE_SCALE, network.image_channels, side, consistency=True)
+
+
+_FORMATS: dict[str, Callable[[str], Foreign]] = {"openai": _openai, "edm": _edm, "diffusers": _diffusers}
+
+
+def is_foreign(path: object) -> bool:
+    """Whether a path begins with the name of a format and a colon."""
+    return str(path).partition(":")[0] in _FORMATS
+
+
+def read_foreign(path: object) -> Foreign:
+    """The network at ``FORMAT:PATH``.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds another network.
+    """
+    name, _, file = str(path).partition(":")
+    try:
+        return _FORMATS[name](file)
+    except CheckpointError as error:
+        message = str(error)
+        raise CheckpointError(message if file in message else f"{file}: {message}") from error

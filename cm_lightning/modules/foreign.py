@@ -1,0 +1,37 @@
+"""Modules around the networks of other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cm_lightning.core.parameterization import EDM, BoundaryShifted
+from cm_lightning.interop.foreign import Foreign, read_foreign
+from cm_lightning.modules.base import GenerativeModule
+from cm_lightning.modules.diffusion import DiffusionModule
+from cm_lightning.modules.training import ConsistencyTraining
+
+
+def foreign_module(path: str | Path) -> GenerativeModule:
+    """What the files of a format are as a rule: a consistency model, or a diffusion model of EDM's. In eval mode.
+
+    Raises:
+        CheckpointError: see :func:`~cm_lightning.interop.foreign.read_foreign`.
+    """
+    foreign = read_foreign(path)
+    if not foreign.consistency:
+        return _diffusion(foreign)
+    parameterization = BoundaryShifted(noise_scale=foreign.noise_scale)
+    return ConsistencyTraining(foreign.backbone, _shape(foreign), parameterization=parameterization).eval()
+
+
+def foreign_teacher(path: str | Path) -> DiffusionModule:
+    """A diffusion model with EDM's scalings, as OpenAI's ``edm_*_ema.pt`` is too. In eval mode. Raises as above."""
+    return _diffusion(read_foreign(path))
+
+
+def _diffusion(foreign: Foreign) -> DiffusionModule:
+    return DiffusionModule(foreign.backbone, _shape(foreign), EDM(noise_scale=foreign.noise_scale)).eval()
+
+
+def _shape(foreign: Foreign) -> tuple[int, int, int]:
+    return foreign.channels, foreign.side, foreign.side

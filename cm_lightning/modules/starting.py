@@ -1,0 +1,37 @@
+"""The weights that a training starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+from torch import Tensor, nn
+
+from cm_lightning.checkpoint import averages, read_checkpoint, weights
+from cm_lightning.errors import ConfigError
+from cm_lightning.interop.foreign import is_foreign, read_foreign
+
+
+def first_weights(module: nn.Module, path: str) -> Mapping[str, Tensor]:
+    """Of the backbone: the averaged ones of a checkpoint if it has any, or those of another program's network.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+        ConfigError: its network was given another noise label than the module's is.
+    """
+    if not is_foreign(path):
+        checkpoint = read_checkpoint(path)
+        return weights(checkpoint, "ema" if averages(checkpoint) else "raw")
+    foreign = read_foreign(path)
+    require_noise_scale(module, foreign.noise_scale, path)
+    return cast(Mapping[str, Tensor], foreign.backbone.state_dict())
+
+
+def require_noise_scale(module: nn.Module, scale: float, origin: str) -> None:
+    """Raise ConfigError if the module's network is given another noise label than the one at ``origin`` was."""
+    own = getattr(getattr(module, "parameterization", None), "noise_scale", scale)
+    if own != scale:
+        raise ConfigError(
+            f"the network of {origin} was given {scale:g} ln sigma, this one {own:g}: "
+            f"set noise_scale of the parameterization to {scale:g}"
+        )
