@@ -13,6 +13,7 @@ _COMMANDS = {
     "sample": "draw images from a checkpoint",
     "compare": "tables, curves and samples of several runs side by side",
     "sweep": "run a W&B sweep file on this machine alone",
+    "export": "weights for diffusers, ONNX Runtime, or as safetensors",
     "train-judge": "train the classifier that judges digits",
 }
 

@@ -30,7 +30,7 @@ class DotProduct(nn.Module):
         """Each (B, heads, tokens, d) -> the same."""
         if not self.forward_mode:
             return nnf.scaled_dot_product_attention(q, k, v)
-        scores = (q / math.sqrt(q.shape[-1])) @ k.mT
+        scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)
         weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
         return weights.to(v.dtype) @ v
 

@@ -117,7 +117,8 @@ def _config(network: ADM, side: int, levels: int, blocks: int) -> dict[str, Any]
         "downsample_type": "resnet",
         "upsample_type": "resnet",
         "attention_head_dim": heads.pop(),
-        "norm_num_groups": groups.pop(),
+        "norm_num_groups": (norm_groups := groups.pop()),
+        "attn_norm_num_groups": norm_groups,  # or the attention in the middle has no norm
         "dropout": last[0].style.dropout,
         "resnet_time_scale_shift": "scale_shift" if last[0].style.scale_shift else "default",
         "num_class_embeds": network.num_classes or None,

@@ -1,0 +1,118 @@
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cm_lightning.backbones.adm import ADM
+from cm_lightning.backbones.ddpmpp import DDPMpp
+from cm_lightning.callbacks.ema import EMA
+from cm_lightning.commands import export
+from cm_lightning.core.parameterization import BoundaryShifted
+from cm_lightning.errors import ConfigError
+from cm_lightning.modules.diffusion import DiffusionModule
+from cm_lightning.modules.loading import load_module
+from cm_lightning.modules.training import ConsistencyTraining
+from tests.backbones.zoo import unet2d
+from tests.helpers import images, trainer
+
+SHAPE = (3, 8, 8)
+
+
+def adm(num_classes, **options):
+    sizes = {"channels": 128, "multipliers": (1, 1), "blocks": 1, "attention_levels": (1,)}
+    return ADM(**{**sizes, "num_classes": num_classes, **options})
+
+
+def module(backbone, scale=250.0):
+    for p in backbone.parameters():
+        torch.nn.init.normal_(p, std=0.05 if p.ndim > 1 else 0.3)
+    return ConsistencyTraining(backbone, SHAPE, parameterization=BoundaryShifted(noise_scale=scale)).eval()
+
+
+def write(monkeypatch, m, kind, folder):
+    """By the command, without the detour of a checkpoint."""
+    monkeypatch.setattr("cm_lightning.modules.loading.load_module", lambda *_: m)
+    monkeypatch.setattr(export, "_origin", lambda _: (7, True))
+    export.main([f"--ckpt_path={folder}/x.ckpt", f"--format={kind}", f"--output={folder}", "--license=mit"])
+
+
+@pytest.mark.parametrize("num_classes", [0, 3])
+@pytest.mark.parametrize("make", [adm, lambda n: adm(n, scale_shift=False), unet2d])
+def test_diffusers_samples_are_ours(make, num_classes, tmp_path, monkeypatch, capsys):
+    from diffusers import ConsistencyModelPipeline
+
+    m = module(make(num_classes))
+    write(monkeypatch, m, "diffusers", tmp_path)
+    pipeline = ConsistencyModelPipeline.from_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+    label = [2, 0] if num_classes else None
+    for steps, how in ((1, {"num_inference_steps": 1}), (2, {"num_inference_steps": None, "timesteps": [22, 0]})):
+        options = {**how, "class_labels": label, "generator": torch.Generator().manual_seed(3)}
+        theirs = 2 * pipeline(batch_size=2, output_type="pt", **options).images - 1
+        sigmas = pipeline.scheduler.sigmas[:steps].tolist()
+        assert sigmas[0] == pytest.approx(80)
+        sigmas[0] = 80.0
+        ours = m.sample(2, labels=label, generator=torch.Generator().manual_seed(3), sigmas=sigmas)
+        assert ours.std() > 0.05
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+    monkeypatch.undo()
+    back = load_module(f"diffusers:{tmp_path}")
+    again = back.sample(2, 1, labels=label, generator=torch.Generator().manual_seed(3))
+    expected = m.sample(2, 1, labels=label, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(again, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [adm, lambda n: DDPMpp(3, 16, (1, 2), 1, (1,), n)])
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_onnx_runtime_draws_what_we_draw(make, num_classes, tmp_path, monkeypatch):
+    import onnxruntime
+
+    m = module(make(num_classes), 0.25)
+    write(monkeypatch, m, "onnx", tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / "generator.onnx", providers=["CPUExecutionProvider"])
+    z = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))  # not the batch it was traced with
+    labels = torch.tensor([0, 2, 1])
+    inputs = {"noise": z.numpy()} | ({"class_label": labels.numpy()} if num_classes else {})
+    (drawn,) = session.run(["image"], inputs)
+    expected = m.sample(3, 1, labels if num_classes else None, torch.Generator().manual_seed(0), [80.0])
+    torch.testing.assert_close(torch.from_numpy(drawn), expected, rtol=0, atol=1e-4)
+
+
+def test_the_averaged_weights_and_a_card_from_a_checkpoint(tmp_path):
+    sizes = {"channels": 16, "multipliers": [1], "blocks": 1, "attention_levels": []}
+    ema = EMA(0.5)
+    m = ConsistencyTraining(DDPMpp(**sizes), SHAPE)
+    m.config = {
+        "class_path": "cm_lightning.modules.training.ConsistencyTraining",
+        "init_args": {
+            "image_shape": list(SHAPE),
+            "backbone": {"class_path": "cm_lightning.backbones.ddpmpp.DDPMpp", "init_args": sizes},
+        },
+    }
+    t = trainer(tmp_path, max_steps=2, callbacks=[ema])
+    t.fit(m, images(SHAPE))
+    t.save_checkpoint(tmp_path / "x.ckpt")
+    export.main([f"--ckpt_path={tmp_path}/x.ckpt", "--format=safetensors", f"--output={tmp_path}/out"])
+    torch.testing.assert_close(load_file(tmp_path / "out/weights.safetensors"), ema.average, rtol=0, atol=0)
+    card = (tmp_path / "out/README.md").read_text()
+    for line in (
+        "license: unknown",
+        "| method | ConsistencyTraining |",
+        "| training steps | 2 |",
+        "| weights | averaged |",
+        "| data | not recorded |",
+        "| metrics | not recorded |",
+    ):
+        assert line in card
+
+
+def test_what_a_format_cannot_hold_is_named(tmp_path, monkeypatch):
+    refused = [
+        (module(adm(0), 0.25), "diffusers", "was given 250 ln sigma, this one 0.25"),
+        (module(DDPMpp(3, 16, (1, 2), 1, (1,))), "diffusers", "diffusers has no DDPMpp"),
+        (module(adm(0, channels=32)), "diffusers", "channels of at least 128"),
+        (DiffusionModule(adm(0), SHAPE), "onnx", "takes a consistency model, and this is a DiffusionModule"),
+    ]
+    for m, kind, words in refused:
+        with pytest.raises(ConfigError, match=words):
+            write(monkeypatch, m, kind, tmp_path)
