@@ -8,9 +8,24 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cm_lightning.errors import ConfigError
+
 __version__ = "0.1.0"
 
 _HOME = {
+    "AutoencoderModule": "modules.autoencoder",
+    "ContrastiveModule": "modules.contrastive",
+    "LatentConsistencyDistillation": "modules.latent_consistency",
+    "LatentDiffusionModule": "modules.latent_diffusion",
+    "LoRA": "latent.student",
+    "PretrainedBase": "latent.base",
+    "SmallBase": "latent.small",
+    "WholeUNet": "latent.student",
+    "Export": "callbacks.export",
+    "PromptGrid": "callbacks.prompt_grid",
+    "CaptionedFashionMNIST": "data.captions",
+    "CaptionedMNIST": "data.captions",
+    "CaptionedPairs": "data.captions",
     "Quality": "callbacks.quality",
     "EMA": "callbacks.ema",
     "RunProgress": "callbacks.progress",
@@ -33,6 +48,9 @@ _HOME = {
     "MNIST": "data.mnist",
     "Toy": "data.toy",
 }
+
+#: What the extra ``lcm`` installs, and only text-to-image needs.
+_LATENT_PACKAGES = ("diffusers", "transformers", "peft", "accelerate")
 
 __all__ = list(_HOME)
 
@@ -63,7 +81,12 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'cm_lightning' has no attribute {name!r}")
-    return getattr(import_module(f"cm_lightning.{_HOME[name]}"), name)
+    try:
+        return getattr(import_module(f"cm_lightning.{_HOME[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name not in _LATENT_PACKAGES:
+            raise
+        raise ConfigError(f"{name} needs {error.name}: pip install 'cm-lightning[lcm]'") from error
 
 
 def __dir__() -> list[str]:

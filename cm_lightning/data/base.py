@@ -83,6 +83,8 @@ class GenerativeDataModule(L.LightningDataModule):
             raise ConfigError(f"data.batch_size must be at least 1, got {batch_size}")
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self._splits: dict[str, Dataset[Any]] = {}
+        #: What the loaders of ``train`` and ``val`` draw from in place of the images, such as their latents.
+        self.encoded: dict[str, Dataset[Any]] = {}
 
     @abstractmethod
     def load(self, split: str) -> Dataset[Any]:
@@ -113,14 +115,14 @@ class GenerativeDataModule(L.LightningDataModule):
             epochs, steps = divmod(trainer.global_step, -(-len(loader) // trainer.accumulate_grad_batches))
             return epochs * len(loader) + steps * trainer.accumulate_grad_batches
 
-        dataset: Any = self.training_set()
+        dataset: Any = self.encoded.get("train") or self.training_set()
         stream = Stream(dataset, self.batch_size // ranks, self.seed, rank, ranks, batches_done)
         loader = self._loader(dataset, self.batch_size // ranks, stream)
         return loader
 
     def val_dataloader(self) -> DataLoader[Any]:
         ranks = self.trainer.world_size if self.trainer else 1
-        return self._loader(self.split("val"), max(1, self.batch_size // ranks))
+        return self._loader(self.encoded.get("val") or self.split("val"), max(1, self.batch_size // ranks))
 
     def test_dataloader(self) -> DataLoader[Any]:
         return self.val_dataloader()
