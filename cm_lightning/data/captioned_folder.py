@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from cm_lightning.data.base import GenerativeDataModule, Mirrored
-from cm_lightning.data.captions import captions_of
+from cm_lightning.data.caption_files import captions_of
 from cm_lightning.data.decode import Decoder
 from cm_lightning.data.folder import Files, list_images, split_folder
 from cm_lightning.data.splits import members
