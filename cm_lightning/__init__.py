@@ -42,6 +42,8 @@ _HOME = {
     "MnistJudge": "metrics.extractor",
     "load_module": "modules.loading",
     "CIFAR10": "data.cifar",
+    "CaptionedFolder": "data.captioned_folder",
+    "CaptionedShards": "data.captioned_shards",
     "FashionMNIST": "data.mnist",
     "ImageFolder": "data.folder",
     "ImageNet64": "data.imagenet",
@@ -64,6 +66,8 @@ if TYPE_CHECKING:
     from cm_lightning.callbacks.sample_grid import SampleGrid as SampleGrid
     from cm_lightning.callbacks.save_last import SaveLast as SaveLast
     from cm_lightning.callbacks.throughput import Throughput as Throughput
+    from cm_lightning.data.captioned_folder import CaptionedFolder as CaptionedFolder
+    from cm_lightning.data.captioned_shards import CaptionedShards as CaptionedShards
     from cm_lightning.data.cifar import CIFAR10 as CIFAR10
     from cm_lightning.data.folder import ImageFolder as ImageFolder
     from cm_lightning.data.imagenet import ImageNet64 as ImageNet64

@@ -37,7 +37,7 @@ class InMemory(Dataset[tuple[Tensor, Tensor]]):
     __getitems__ = __getitem__
 
 
-class Mirrored(Dataset[tuple[Tensor, Tensor]]):
+class Mirrored(Dataset[tuple[Tensor, Any]]):
     """A data set and after it the same mirrored left to right: EDM's augmentation, without a random number.
 
     So an image's side is decided by its place in the order of the run, and a resumed run sees the same.
@@ -49,7 +49,7 @@ class Mirrored(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return 2 * len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         image, label = self.dataset[index % len(self.dataset)]
         return (image if index < len(self.dataset) else image.flip(-1)), label
 
@@ -67,7 +67,7 @@ class MirroredInMemory(Mirrored):
 
 
 class GenerativeDataModule(L.LightningDataModule):
-    """Base of the data modules: batches are (samples in [-1, 1], labels).
+    """Base of the data modules: batches are (samples in [-1, 1], labels or captions).
 
     Args:
         batch_size: of all ranks together; it must divide by their number.
@@ -130,7 +130,7 @@ class GenerativeDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         return self.val_dataloader()
 
-    def in_order(self, split: str, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+    def in_order(self, split: str, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Any]]:
         """Batches of every ``ranks``-th image of a split from number ``rank`` on, without augmentation."""
         images: Any = self.split(split)
         yield from self._loader(Subset(images, range(rank, len(images), ranks)), 500)
