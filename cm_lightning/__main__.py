@@ -11,6 +11,7 @@ from cm_lightning.errors import CmError
 _TRAINER = ("fit", "validate", "test", "predict")
 _COMMANDS = {
     "sample": "draw images from a checkpoint",
+    "evaluate": "measure text-to-image models over steps and guidance scales",
     "compare": "tables, curves and samples of several runs side by side",
     "sweep": "run a W&B sweep file on this machine alone",
     "train-judge": "train the classifier that judges digits",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as nnf
@@ -110,7 +110,9 @@ class CaptionedMNIST(CaptionedDataModule):
     """
 
     image_shape = (3, 32, 32)
-    names, phrases, held_out_phrases = _DIGITS, _PHRASES, _HELD_OUT_PHRASES
+    names: Sequence[str] = _DIGITS
+    phrases: Sequence[str] = _PHRASES
+    held_out_phrases: Sequence[str] = _HELD_OUT_PHRASES
 
     def __init__(
         self,
@@ -131,19 +133,20 @@ class CaptionedMNIST(CaptionedDataModule):
 class CaptionedPairs(CaptionedMNIST):
     """Two MNIST digits side by side, 32 x 64, with captions such as "a seven to the left of a three".
 
-    The pairs are drawn anew for each seed: five for each digit of the split.
+    The pairs are drawn anew for each seed: two for each digit of the split.
 
     Args:
         source, root, batch_size, num_workers, seed: see :class:`CaptionedMNIST`.
     """
 
     image_shape = (3, 32, 64)
-    phrases, held_out_phrases = _PAIR_PHRASES, _HELD_OUT_PAIR_PHRASES
+    phrases: Sequence[str] = _PAIR_PHRASES
+    held_out_phrases: Sequence[str] = _HELD_OUT_PAIR_PHRASES
 
     def labelled(self, split: str) -> tuple[Tensor, Tensor]:
         images, labels = super().labelled(split)
         generator = torch.Generator().manual_seed(self.seed)
-        left = torch.randperm(len(images), generator=generator).repeat(5)
+        left = torch.randperm(len(images), generator=generator).repeat(2)
         right = torch.randperm(len(left), generator=generator) % len(images)
         return torch.cat([images[left], images[right]], -1), torch.stack([labels[left], labels[right]], 1)
 
@@ -180,8 +183,3 @@ class CaptionedFashionMNIST(CaptionedDataModule):
     def labelled(self, split: str) -> tuple[Tensor, Tensor]:
         clothes = self._clothes.load(split)
         return _colour(clothes.samples), clothes.labels
-
-
-def is_captioned(batch: Any) -> bool:
-    """Whether a batch is (images, captions)."""
-    return isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(text, str) for text in batch[1])

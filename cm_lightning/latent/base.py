@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from diffusers import (
@@ -16,15 +16,18 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from cm_lightning.core.latent import LatentSchedule
 from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.latent.quiet import quiet
 from cm_lightning.latent.structures import HUB, NOISE, PREDICTIONS, UNETS
 
+#: Tokens of a prompt, as CLIP has them.
+TOKENS = 77
+
 #: A UNet2DConditionModel; called through :meth:`TextToImageBase.output`.
-UNet = nn.Module
+UNet: TypeAlias = Any
 
 
 class Conditioning(NamedTuple):
@@ -40,25 +43,24 @@ class Conditioning(NamedTuple):
 
     def to(self, *args: Any, **kwargs: Any) -> Conditioning:
         """Each tensor's ``to``."""
-        return Conditioning(*[None if part is None else part.to(*args, **kwargs) for part in self])
+        return self.each(lambda part: part.to(*args, **kwargs))
 
     def rows(self, index: Tensor | slice) -> Conditioning:
         """Some of the samples."""
-        return Conditioning(*[None if part is None else part[index] for part in self])
+        return self.each(lambda part: part[index])
+
+    def each(self, change: Callable[..., Tensor], *others: Conditioning) -> Conditioning:
+        """A change of every part that there is, given the same part of others too."""
+        parts: list[Any] = [None if part[0] is None else change(*part) for part in zip(self, *others, strict=True)]
+        return Conditioning(*parts)
 
     def where(self, chosen: Tensor, other: Conditioning) -> Conditioning:
         """Its own rows where ``chosen`` (B,) holds, and the other's elsewhere."""
-        return Conditioning(
-            *[
-                None if a is None or b is None else torch.where(chosen.view(-1, *[1] * (a.ndim - 1)), a, b)
-                for a, b in zip(self, other, strict=True)
-            ]
-        )
+        return self.each(lambda a, b: torch.where(chosen.view(-1, *[1] * (a.ndim - 1)), a, b), other)
 
-
-def joined(*parts: Conditioning) -> Conditioning:
-    """One batch after the other."""
-    return Conditioning(*[None if any(p is None for p in ps) else torch.cat(ps) for ps in zip(*parts, strict=True)])
+    def followed_by(self, other: Conditioning) -> Conditioning:
+        """One batch after the other."""
+        return self.each(lambda a, b: torch.cat([a, b]), other)
 
 
 class TextToImageBase:
@@ -84,7 +86,7 @@ class TextToImageBase:
     @property
     def is_xl(self) -> bool:
         """Whether it has SDXL's second text encoder and time ids."""
-        return self.unet.config.get("addition_embed_type") == "text_time"
+        return bool(self.unet.config.get("addition_embed_type") == "text_time")
 
     @property
     def image_size(self) -> int:
@@ -132,7 +134,8 @@ class TextToImageBase:
         vae = self.pipe.vae
         encoded = vae.encode(images.to(vae.device, vae.dtype))
         latents: Tensor = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()
-        return latents * vae.config.scaling_factor
+        scaled: Tensor = latents * vae.config.scaling_factor
+        return scaled
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -194,7 +197,7 @@ class PretrainedBase(TextToImageBase):
     ) -> None:
         self.path = path
         if torch.get_default_device().type == "meta":
-            self._outline(path)
+            self._outline(path, getattr(torch, dtype))
             return
         pipe = load_pipeline(path, dtype, variant)
         if not isinstance(pipe, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
@@ -202,7 +205,7 @@ class PretrainedBase(TextToImageBase):
         pipe.vae.float()
         super().__init__(pipe, offload_encoders)
 
-    def _outline(self, path: str) -> None:
+    def _outline(self, path: str, dtype: torch.dtype) -> None:
         folder = Path(path) / "unet" / "config.json"
         if folder.is_file():
             config = UNet2DConditionModel.load_config(str(folder.parent))
@@ -210,7 +213,7 @@ class PretrainedBase(TextToImageBase):
             config = UNETS[HUB[path]]
         else:
             raise ConfigError(f"the size of {path} is not known here: give a folder, or one of {', '.join(HUB)}")
-        self.unet = UNet2DConditionModel.from_config(config)
+        self.unet = UNet2DConditionModel.from_config(config).to(dtype)
         noise = {name: value for name, value in NOISE.items() if name not in ("set_alpha_to_one", "steps_offset")}
         with torch.device("cpu"):
             scheduler = DDPMScheduler(**noise, prediction_type=PREDICTIONS.get(HUB.get(path, "sd15"), "epsilon"))

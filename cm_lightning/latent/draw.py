@@ -31,15 +31,16 @@ def draw(
         seed: of the noise.
         first: the number of the first image: number i has the same noise in every batch.
         size: (height, width) in pixels; the model's own if None.
-        options: more arguments of the pipeline.
+        options: more arguments of the pipeline; an ``image`` to start from is taken for each prompt.
     """
-    height, width = size or (None, None)
+    if size:
+        options |= {"height": size[0], "width": size[1]}
+    if "image" in options:
+        options["image"] = [options["image"]] * len(prompts)
     images: Tensor = pipe(
         prompt=list(prompts),
         num_inference_steps=steps,
         guidance_scale=guidance,
-        height=height,
-        width=width,
         generator=generators(seed, range(first, first + len(prompts))),
         output_type="pt",
         **options,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
@@ -82,11 +82,11 @@ def _autoencoder(folder: Path) -> AutoencoderKL | AutoencoderTiny:
         raise CheckpointError(f"{folder} holds no autoencoder: train one, and set --model.base.autoencoder") from error
 
 
-def _clip(folder: Path, kind: type) -> torch.nn.Module:
+def _clip(folder: Path, kind: Any) -> Any:
     try:
         if not folder.is_dir():
             raise FileNotFoundError(folder)
         with quiet():
-            return kind.from_pretrained(folder)  # type: ignore[attr-defined]
+            return kind.from_pretrained(folder)
     except Exception as error:
         raise CheckpointError(f"{folder} holds no CLIP: train one, and set --model.base.text_encoder") from error

@@ -67,7 +67,9 @@ class WholeUNet(Student):
         self.guidance_width = guidance_width
 
     def attach(self, base: TextToImageBase) -> None:
-        config = {**base.unet.config, "time_cond_proj_dim": self.guidance_width}
+        # a key that diffusers keeps of values that were defaults, and would set to them again
+        config = {name: value for name, value in base.unet.config.items() if name != "_use_default_values"}
+        config["time_cond_proj_dim"] = self.guidance_width
         unet = UNet2DConditionModel.from_config(config)
         if next(base.unet.parameters()).device.type != "meta":
             unet.load_state_dict(base.unet.state_dict(), strict=False)

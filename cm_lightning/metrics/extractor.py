@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -88,8 +89,8 @@ class CaptionedDigits(Extractor):
 
     def prepare(self, images: Tensor) -> Tensor:
         """Grey digits without their borders: (B, 3, 32, 32 n) -> (B, n, 28, 28)."""
-        digits = images.mean(1).unflatten(-1, (self.digits, 32))[:, 2:-2, :, 2:-2]
-        return digits.transpose(1, 2).contiguous()
+        grey = images.mean(1)[:, 2:-2]
+        return torch.stack([digit[..., 2:-2] for digit in torch.split(grey, 32, -1)], 1)
 
     def classify(self, images: Tensor) -> Tensor | None:
         """(B, n, 28, 28) -> (B,), or (B, n) for several digits."""

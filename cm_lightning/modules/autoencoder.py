@@ -43,7 +43,12 @@ class AutoencoderModule(TrainedModule):
     ) -> None:
         super().__init__(autoencoder or _autoencoder(widths, layers, latent_channels), **options)
         self.kl_weight = kl_weight
+        self.variance: Tensor
         self.register_buffer("variance", torch.ones(()))
+
+    def forward_one(self) -> None:
+        size = self.backbone.config.get("sample_size", 32)
+        self.backbone(torch.zeros(1, 3, size, size))
 
     def batch_loss(self, batch: Any, batch_idx: int, generator: torch.Generator | None = None) -> Tensor:
         x = batch if isinstance(batch, Tensor) else batch[0]
@@ -55,8 +60,9 @@ class AutoencoderModule(TrainedModule):
             divergence = (density.mean.square() + density.var - 1 - density.logvar).mean() / 2
         if self.training:
             self.variance.lerp_(latents.detach().var(), 0.05)
-        difference = self.backbone.decode(latents).sample - x
-        return difference.abs().mean() + difference.square().mean() + self.kl_weight * divergence
+        difference: Tensor = self.backbone.decode(latents).sample - x
+        loss: Tensor = difference.abs().mean() + difference.square().mean() + self.kl_weight * divergence
+        return loss
 
     def export(self, directory: Path) -> None:
         """Write the autoencoder to a folder, as diffusers reads it."""

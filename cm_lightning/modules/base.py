@@ -57,6 +57,10 @@ class GenerativeModule(TrainedModule):
     def default_sigmas(self, steps: int) -> list[float]:
         """The noise levels of a number of sampling steps."""
 
+    def forward_one(self) -> None:
+        labels = torch.zeros(1, dtype=torch.long) if self.num_classes else None
+        self.backbone(torch.zeros(1, *self.image_shape), torch.zeros(1), labels)
+
     def batch_loss(self, batch: Any, batch_idx: int, generator: torch.Generator | None = None) -> Tensor:
         x, labels = images_and_labels(batch, self.image_shape, self.num_classes, first=batch_idx == 0)
         if labels is not None and self.label_dropout and self.training:

@@ -63,6 +63,11 @@ class ContrastiveModule(TrainedModule):
             raise ConfigError("the text encoder is trained on CaptionedMNIST and its kin: use one of them")
         self.tokenizer = train_tokenizer(captions(), self.vocabulary, self.length)
 
+    def forward_one(self) -> None:
+        tokens = torch.zeros(1, self.length, dtype=torch.long)
+        size = self.backbone.config.vision_config.image_size
+        self.backbone(input_ids=tokens, pixel_values=torch.zeros(1, 3, size, size))
+
     def batch_loss(self, batch: Any, batch_idx: int, generator: torch.Generator | None = None) -> Tensor:
         """Cross entropy of images against captions, and of captions against images."""
         images, captions = batch
@@ -78,8 +83,8 @@ class ContrastiveModule(TrainedModule):
         )
         matches = (caption[:, None] == caption).to(images.dtype)
         matches = matches / matches.sum(1, keepdim=True)
-        log_p = [logits.log_softmax(1) for logits in (output.logits_per_image, output.logits_per_text)]
-        return -sum((matches * p).sum(1).mean() for p in log_p) / 2  # type: ignore[return-value]
+        log_p = torch.stack([output.logits_per_image.log_softmax(1), output.logits_per_text.log_softmax(1)])
+        return -(matches * log_p).sum(2).mean()
 
     def export(self, directory: Path) -> None:
         """Write model and tokenizer to a folder, as transformers reads it."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cm_lightning.data.base import GenerativeDataModule
 from cm_lightning.errors import ConfigError
-from cm_lightning.latent.base import Conditioning, TextToImageBase
+from cm_lightning.latent.base import TOKENS, Conditioning, TextToImageBase
 from cm_lightning.latent.encoded import encoded
 from cm_lightning.modules.trained import TrainedModule
 
@@ -39,6 +39,20 @@ class LatentModule(TrainedModule):
     @abstractmethod
     def export(self, directory: Path) -> None:
         """Write the trained model to a folder, as diffusers reads it."""
+
+    def forward_one(self) -> None:
+        config = self.base.unet.config
+        x = torch.zeros(1, config["in_channels"], config["sample_size"], config["sample_size"])
+        hidden, t = torch.zeros(1, TOKENS, config["cross_attention_dim"]), torch.zeros(1, dtype=torch.long)
+        c = Conditioning(hidden)
+        if self.base.is_xl:
+            pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+            c = Conditioning(hidden, torch.zeros(1, pooled), torch.zeros(1, 6))
+        self.network_output(x, t, c, torch.zeros(1))
+
+    def network_output(self, x: Tensor, t: Tensor, c: Conditioning, w: Tensor) -> Tensor:
+        """The trained network's output; w (B,) is the guidance, for one that is told it."""
+        return self.base.output(self.base.unet, x, t, c)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -67,14 +81,14 @@ class LatentModule(TrainedModule):
         Raises:
             ConfigError: the batch is neither.
         """
-        x, texts = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (None, None)
-        if isinstance(texts, Conditioning) and isinstance(x, Tensor):
+        x: Any
+        x, texts = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (None, ())
+        if isinstance(texts, Conditioning):
             return x, texts
-        if not isinstance(x, Tensor) or not all(isinstance(text, str) for text in texts or [0]):
+        if not isinstance(x, Tensor) or isinstance(texts, Tensor) or not all(isinstance(text, str) for text in texts):
             raise ConfigError("the data has no captions: use a captioned data module, such as CaptionedFolder")
         conditions = self.base.encode_prompts(texts, (x.shape[-2], x.shape[-1]))
-        latents = self.base.encode_images(x).to(x.device, self.dtype)
-        return latents, conditions.to(x.device)
+        return self.base.encode_images(x).to(x.device), conditions.to(x.device)
 
     def no_prompt(self, latents: Tensor) -> Conditioning:
         """The empty condition, a row for each of the latents (B, C, h, w)."""

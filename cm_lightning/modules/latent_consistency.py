@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, LCMScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from cm_lightning.core.curriculum import TargetRate
 from cm_lightning.core.latent import boundary, ddim_timesteps, guided, huber
 from cm_lightning.core.noise import expand, unit_noise
 from cm_lightning.errors import ConfigError
-from cm_lightning.latent.base import Conditioning, TextToImageBase, joined
+from cm_lightning.latent.base import Conditioning, TextToImageBase
 from cm_lightning.latent.student import Student, frozen_copy
 from cm_lightning.modules.latent import LatentModule
 from cm_lightning.modules.target import move_target
@@ -76,19 +76,27 @@ class LatentConsistencyDistillation(LatentModule):
 
     def earlier_point(self, z_t: Tensor, t: Tensor, r: Tensor, c: Conditioning, w: Tensor) -> Tensor:
         """The teacher's guided DDIM step from t down to r, its two evaluations in one batch. t, r, w (B,)."""
-        both = self.student.teacher(self.base, torch.cat([z_t, z_t]), torch.cat([t, t]), joined(c, self.no_prompt(z_t)))
-        return self.base.schedule.ddim_step(guided(*both.chunk(2), w), z_t, t, r)
+        both = self.student.teacher(
+            self.base, torch.cat([z_t, z_t]), torch.cat([t, t]), c.followed_by(self.no_prompt(z_t))
+        )
+        conditional, unconditional = both.chunk(2)
+        return self.base.schedule.ddim_step(guided(conditional, unconditional, w), z_t, t, r)
 
     def consistency_function(self, z: Tensor, t: Tensor, c: Conditioning, w: Tensor, target: bool = False) -> Tensor:
         """f(z, t, w, c) = c_skip z + c_out x0 with the weights the module holds, or those of the target network."""
-        embedded = self.student.embed(w)
         if target and self.target is not None:
-            output = self.student.target(self.base, self.target, z, t, c, embedded)
+            output = self.student.target(self.base, self.target, z, t, c, self.student.embed(w))
         else:
-            output = self.base.output(self.student.unet, z, t, c, embedded)
+            output = self.network_output(z, t, c, w)
         x0, _ = self.base.schedule.x0_and_epsilon(output, z, t)
         c_skip, c_out = boundary(t, self.scaling)
         return expand(c_skip, z) * z + expand(c_out, z) * x0
+
+    def network_output(self, x: Tensor, t: Tensor, c: Conditioning, w: Tensor) -> Tensor:
+        return self.base.output(self.student.unet, x, t, c, self.student.embed(w))
+
+    def frozen_networks(self) -> dict[str, nn.Module]:
+        return {"frozen network": self.base.unet}
 
     def progress(self, step: int, total: int) -> dict[str, float]:
         return {"mu": self.target_rate(step, total)} if self.target_rate else {}

@@ -57,6 +57,14 @@ class TrainedModule(L.LightningModule):
     def batch_loss(self, batch: Any, batch_idx: int, generator: torch.Generator | None = None) -> Tensor:
         """The loss on a batch of the data, a scalar; a generator makes its noise reproducible."""
 
+    @abstractmethod
+    def forward_one(self) -> None:
+        """Run the trained network on one sample of zeros, as a training step does: to count what it keeps."""
+
+    def frozen_networks(self) -> dict[str, nn.Module]:
+        """Networks that training needs besides the trained one and its copies, by what they are."""
+        return {}
+
     def progress(self, step: int, total: int) -> dict[str, float]:
         """The method's schedules at step ``step`` of ``total``, by the papers' names: what to log."""
         return {}
