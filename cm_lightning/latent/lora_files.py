@@ -107,9 +107,10 @@ def save_kohya(unet: Any, directory: str | Path, name: str = "lcm") -> Path:
 def load_lora(pipe: Any, path: str | Path, name: str = "lcm") -> None:
     """Loads a LoRA into a pipeline: every tensor of it, or an error and a pipeline that works as before.
 
-    Reads files of :func:`save_lora` and :func:`save_kohya`, Kohya files of either dialect (such as the published LCM-LoRA),
-    diffusers' official export, and LoRA of the text encoders beside the UNet's. A file that does not tell alpha has
-    alpha = rank. The new adapter is then the only active one of the UNet: see :func:`cm_lightning.latent.lora.combine`.
+    Reads files of :func:`save_lora` and :func:`save_kohya`, Kohya files of either dialect, as the published LCM-LoRA is
+    said to be, diffusers' official export, and LoRA of the text encoders beside the UNet's. A file that does not tell
+    alpha has alpha = rank. The new adapter is then the only active one of the UNet, until
+    :func:`cm_lightning.latent.lora.combine` says otherwise.
 
     Args:
         pipe: a Stable Diffusion or SDXL pipeline.
