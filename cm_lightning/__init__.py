@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from cm_lightning.errors import ConfigError
+from cm_lightning.extras import advice
 
 __version__ = "0.1.0"
 
@@ -51,9 +52,6 @@ _HOME = {
     "Toy": "data.toy",
 }
 
-#: What the extra ``lcm`` installs, and only text-to-image needs.
-_LATENT_PACKAGES = ("diffusers", "transformers", "peft", "accelerate")
-
 __all__ = list(_HOME)
 
 if TYPE_CHECKING:
@@ -88,9 +86,9 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(f"cm_lightning.{_HOME[name]}"), name)
     except ModuleNotFoundError as error:
-        if error.name not in _LATENT_PACKAGES:
+        if (line := advice(error)) is None:
             raise
-        raise ConfigError(f"{name} needs {error.name}: pip install 'cm-lightning[lcm]'") from error
+        raise ConfigError(f"{name}: {line}") from error
 
 
 def __dir__() -> list[str]:

@@ -7,6 +7,7 @@ from importlib import import_module
 
 from cm_lightning import __version__
 from cm_lightning.errors import CmError
+from cm_lightning.extras import advice
 
 _TRAINER = ("fit", "validate", "test", "predict")
 _COMMANDS = {
@@ -43,6 +44,10 @@ def main() -> None:
             import_module(f"cm_lightning.commands.{command.replace('-', '_')}").main(rest)
         except CmError as error:
             sys.exit(f"error: {error}")
+        except ModuleNotFoundError as error:
+            if (line := advice(error)) is None:
+                raise
+            sys.exit(f"error: {line}")
     elif command in _TRAINER or command.startswith("-"):
         from cm_lightning.cli import main as run_trainer
 

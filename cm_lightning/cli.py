@@ -185,6 +185,15 @@ def main(args: Sequence[str] | None = None) -> None:
             parser_kwargs={"prog": "cm-lightning"},
             trainer_defaults={"max_epochs": -1},
         )
-    except CmError as error:
-        sys.stderr.write(f"error: {brief(error)}\n")
+    except Exception as error:
+        if (ours := _our_own(error)) is None:
+            raise
+        sys.stderr.write(f"error: {brief(ours)}\n")
         raise SystemExit(2) from None
+
+
+def _our_own(error: BaseException | None) -> CmError | None:
+    """What the user needs to know, where the parser has wrapped it into errors of its own."""
+    while error is not None and not isinstance(error, CmError):
+        error = error.__cause__ or error.__context__
+    return error
