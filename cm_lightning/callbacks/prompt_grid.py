@@ -55,6 +55,7 @@ class PromptGrid(Callback):
         self._scores = self._scores or PromptScores.of_digits(data)
         size = (data.image_shape[1], data.image_shape[2])
         training = pl_module.backbone.training
+        pl_module.base.encoders_to(pl_module.device)
         pipe = pl_module.pipeline()
         for steps in self.steps:
             images = draw_all(pipe, prompts, steps, self.guidance, self.seed, 100, size=size)
@@ -68,3 +69,4 @@ class PromptGrid(Callback):
                 pl_module.log_dict({f"val/{name}_steps{steps}": value for name, value in scores.items()},
                                    rank_zero_only=True)  # fmt: skip
         pl_module.backbone.train(training)
+        pl_module.place_encoders()

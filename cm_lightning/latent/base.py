@@ -70,18 +70,16 @@ class TextToImageBase:
 
     Args:
         pipe: diffusers' pipeline of the model: StableDiffusionPipeline or StableDiffusionXLPipeline.
-        offload_encoders: whether text encoders and autoencoder stay on the CPU, where a GPU is short of memory.
     """
 
-    def __init__(self, pipe: DiffusionPipeline, offload_encoders: bool = False) -> None:
-        self.pipe, self.offload_encoders = pipe, offload_encoders
+    def __init__(self, pipe: DiffusionPipeline) -> None:
+        self.pipe = pipe
         self.pipe.set_progress_bar_config(disable=True)
         self.unet: UNet = pipe.unet
         scheduler = pipe.scheduler
         self.schedule = LatentSchedule(scheduler.alphas_cumprod, scheduler.config.prediction_type)
-        for part in (pipe.vae, pipe.text_encoder, getattr(pipe, "text_encoder_2", None)):
-            if part is not None:
-                part.requires_grad_(False).eval()
+        for part in self._encoders():
+            part.requires_grad_(False).eval()
 
     @property
     def is_xl(self) -> bool:
@@ -98,13 +96,14 @@ class TextToImageBase:
         """Pixels of an image along a side for each of its latents."""
         return int(self.pipe.vae_scale_factor)
 
-    def to(self, device: torch.device) -> None:
-        """Move the encoders, unless they are offloaded; the network belongs to who trains or calls it."""
-        if not self.offload_encoders:
-            for name in ("vae", "text_encoder", "text_encoder_2"):
-                part = getattr(self.pipe, name, None)
-                if part is not None:
-                    part.to(device)
+    def encoders_to(self, device: torch.device | str) -> None:
+        """Move text encoders and autoencoder; the network belongs to who trains or calls it."""
+        for part in self._encoders():
+            part.to(device)
+
+    def _encoders(self) -> list[Any]:
+        parts = (self.pipe.vae, self.pipe.text_encoder, getattr(self.pipe, "text_encoder_2", None))
+        return [part for part in parts if part is not None]
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
@@ -182,7 +181,6 @@ class PretrainedBase(TextToImageBase):
         path: of the folder, or a name on the hub.
         dtype: of network and text encoders; the autoencoder stays in float32, which SDXL's needs.
         variant: of the weights' files, such as ``fp16``.
-        offload_encoders: see :class:`TextToImageBase`.
 
     Raises:
         CheckpointError: no such model, a damaged one, or one of another family.
@@ -193,7 +191,6 @@ class PretrainedBase(TextToImageBase):
         path: str,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         variant: str | None = None,
-        offload_encoders: bool = False,
     ) -> None:
         self.path = path
         if torch.get_default_device().type == "meta":
@@ -203,7 +200,7 @@ class PretrainedBase(TextToImageBase):
         if not isinstance(pipe, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
             raise CheckpointError(f"{path} is a {type(pipe).__name__}: give a Stable Diffusion 1.5, 2.1 or XL model")
         pipe.vae.float()
-        super().__init__(pipe, offload_encoders)
+        super().__init__(pipe)
 
     def _outline(self, path: str, dtype: torch.dtype) -> None:
         folder = Path(path) / "unet" / "config.json"
@@ -226,19 +223,23 @@ def load_pipeline(path: str, dtype: str = "float32", variant: str | None = None)
     Raises:
         CheckpointError: it is missing or damaged.
     """
-    looks_local = Path(path).exists() or path.startswith((".", "/", "runs")) or path.count("/") != 1
-    if looks_local and not (Path(path) / "model_index.json").is_file():
+    if not on_hub(path) and not (Path(path) / "model_index.json").is_file():
         raise CheckpointError(f"no model_index.json in {path}: give a folder of diffusers, or a name on the hub")
     extra = {"safety_checker": None, "requires_safety_checker": False} if _has_safety_checker(path) else {}
     try:
         with quiet():
             pipe = DiffusionPipeline.from_pretrained(path, torch_dtype=getattr(torch, dtype), variant=variant, **extra)
     except Exception as error:
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") and not looks_local else ""
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") and on_hub(path) else ""
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path} cannot be loaded as a diffusers model{offline}: {reason}") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def on_hub(path: str) -> bool:
+    """Whether a path is a name on the hub, OWNER/MODEL, and no file here."""
+    return not Path(path).exists() and path.count("/") == 1 and not path.startswith((".", "/", "runs/"))
 
 
 def _has_safety_checker(path: str) -> bool:

@@ -8,11 +8,12 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from diffusers import AutoPipelineForImage2Image, DDIMScheduler, LCMScheduler
+from huggingface_hub import hf_hub_download
 
-from cm_lightning.errors import ConfigError
-from cm_lightning.latent.base import load_pipeline
+from cm_lightning.errors import CheckpointError, ConfigError
+from cm_lightning.latent.base import load_pipeline, on_hub
 from cm_lightning.latent.lora import combine, merge
-from cm_lightning.latent.lora_files import load_lora
+from cm_lightning.latent.lora_files import WEIGHTS, load_lora
 
 #: ``lcm``: multistep consistency sampling; ``trailing``: DDIM from the last timestep, which a base needs for few steps;
 #: ``own``: what the model was saved with.
@@ -30,7 +31,7 @@ def few_step_pipeline(
 
     Args:
         path: of the base or of a full LCM: a folder or hub name.
-        loras: files or folders, and the weight of each.
+        loras: files, folders or hub names such as ``latent-consistency/lcm-lora-sdv1-5``, and the weight of each.
         scheduler: None: ``lcm`` for a LoRA or a model saved with LCM's scheduler, ``trailing`` for any other.
         device: to draw on.
         dtype: of the weights.
@@ -42,7 +43,7 @@ def few_step_pipeline(
     pipe: Any = load_pipeline(path, dtype)
     names = {f"lora{i}": lora for i, lora in enumerate(loras or {})}
     for name, lora in names.items():
-        load_lora(pipe, lora, name)
+        load_lora(pipe, _local(lora), name)
     if loras:
         combine(pipe, {name: loras[lora] for name, lora in names.items()})
         merge(pipe)
@@ -52,6 +53,18 @@ def few_step_pipeline(
         return pipe.to(device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"--device {device} cannot be used here: leave it out, or give cpu") from error
+
+
+def _local(lora: str) -> str:
+    """The file of a name on the hub; any other path as it is."""
+    if not on_hub(lora):
+        return lora
+    try:
+        return str(hf_hub_download(lora, WEIGHTS))
+    except Exception as error:
+        raise CheckpointError(
+            f"--lora {lora} is no file here, and could not be fetched from the hub: give a file or folder"
+        ) from error
 
 
 def set_scheduler(pipe: Any, kind: Scheduler, loras: list[str] | None = None) -> None:

@@ -25,11 +25,20 @@ class LatentModule(TrainedModule):
         backbone, options: see :class:`TrainedModule`.
         cache: a folder in which latents and text conditions are kept, computed once for a model and data; None: they
             are computed at every step.
+        offload_encoders: whether autoencoder and text encoders stay on the CPU, where a GPU is short of memory; with a
+            cache they do, for training does not need them.
     """
 
-    def __init__(self, base: TextToImageBase, backbone: nn.Module, cache: str | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        base: TextToImageBase,
+        backbone: nn.Module,
+        cache: str | None = None,
+        offload_encoders: bool = False,
+        **options: Any,
+    ) -> None:
         super().__init__(backbone, **options)
-        self.base, self.cache = base, cache
+        self.base, self.cache, self.offload_encoders = base, cache, offload_encoders
         self._nothing: dict[tuple[int, int], Conditioning] = {}
 
     @abstractmethod
@@ -62,7 +71,7 @@ class LatentModule(TrainedModule):
         if not isinstance(data, GenerativeDataModule):
             raise ConfigError("--model.cache needs a data module of this suite: leave it out")
         first = self.trainer.is_global_zero
-        self.base.to(self.trainer.strategy.root_device)
+        self.base.encoders_to(self.trainer.strategy.root_device)
         data.encoded = {
             "train": encoded(data.training_set(), self.base, Path(self.cache), first),
             "val": encoded(data.split("val"), self.base, Path(self.cache), first),
@@ -70,10 +79,14 @@ class LatentModule(TrainedModule):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self.base.to(self.device)
+        self.place_encoders()
 
     def on_validation_start(self) -> None:
-        self.base.to(self.device)
+        self.place_encoders()
+
+    def place_encoders(self) -> None:
+        """Put the encoders where training wants them; who draws moves them to the module's device before."""
+        self.base.encoders_to("cpu" if self.cache or self.offload_encoders else self.device)
 
     def latents_and_conditions(self, batch: Any) -> tuple[Tensor, Conditioning]:
         """A batch of (images, captions) or of :class:`Encoded` -> latents (B, C, h, w) and their conditions.

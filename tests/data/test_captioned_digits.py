@@ -14,7 +14,7 @@ def test_each_digit_comes_under_each_phrasing():
     data = CaptionedMNIST()
     train, (pixels, labels) = data.split("train"), embedded_digits("train")
     assert len(train) == 5 * 4000
-    image, caption = train[1000]
+    image = train[1000][0]
     assert image.shape == (3, 32, 32)
     torch.testing.assert_close(image[:, 2:-2, 2:-2], (pixels[1000].float() / 127.5 - 1).expand(3, -1, -1))
     assert (image[:, :2] == -1).all()
