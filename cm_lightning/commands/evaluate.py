@@ -185,7 +185,7 @@ def _log(args: argparse.Namespace, cell: Cell) -> None:
 
 def _report(folder: Path, latency: float | None) -> None:
     from cm_lightning.report.cells import read_cells, settings
-    from cm_lightning.report.grids import best_table, grid_table, heat_maps
+    from cm_lightning.report.grids import best_table, grid_table, heat_maps, sample_sheet
 
     found = settings(read_cells(folder))
     if not found:
@@ -193,7 +193,12 @@ def _report(folder: Path, latency: float | None) -> None:
     metrics = [name for name in found[0].cells[0].scores if all(name in c.scores for s in found for c in s.cells)]
     tables = [best_table(found, metrics, latency), grid_table(found, metrics)]
     heat_maps(found, metrics, folder / "heat_maps.png")
+    sample_sheet(found, folder / "samples", folder / "samples.png")
     with replacing(folder / "grid.md") as path:
-        path.write_text("\n".join([*[table.markdown() for table in tables], "![heat maps](heat_maps.png)\n"]))
+        path.write_text(
+            "\n".join(
+                [*[table.markdown() for table in tables], "![heat maps](heat_maps.png) ![samples](samples.png)\n"]
+            )
+        )
     print(tables[0].markdown())
     print(f"{folder / 'grid.md'}, {folder / 'heat_maps.png'}")

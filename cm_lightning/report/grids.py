@@ -63,6 +63,28 @@ def heat_maps(found: Sequence[Setting], metrics: Sequence[str], path: Path) -> N
     save_figure(figure, path)
 
 
+def sample_sheet(found: Sequence[Setting], folder: Path, path: Path) -> None:
+    """What each model draws from the same noise: a row for a guidance scale, a column for a number of steps."""
+    rows = sorted({(s.model, s.guidance) for s in found})
+    steps = sorted({s.steps for s in found})
+    figure, axes = plt.subplots(
+        len(rows), len(steps), figsize=(3.4 * len(steps), 0.2 + 0.95 * len(rows)), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.spines[:].set_visible(False)
+    for (model, guidance), row in zip(rows, axes, strict=True):
+        row[0].set_ylabel(f"{model}\n{guidance:g}", fontsize=8, rotation=0, ha="right", va="center")
+    for axis, number in zip(axes[0], steps, strict=True):
+        axis.set_title(f"{number} step{'s' * (number > 1)}", fontsize=9)
+    for setting in found:
+        sheet = plt.imread(folder / Path(setting.cells[0].path).with_suffix(".png"))
+        axis = axes[rows.index((setting.model, setting.guidance)), steps.index(setting.steps)]
+        axis.imshow(sheet[: sheet.shape[0] * 2 // 5])  # two rows of its five
+    save_figure(figure, path)
+
+
 def _heat_map(axis: Axes, own: Sequence[Setting], metric: str, low: float, high: float) -> None:
     steps, guidance = (sorted({getattr(s, name) for s in own}) for name in ("steps", "guidance"))
     table = np.full((len(guidance), len(steps)), np.nan)
