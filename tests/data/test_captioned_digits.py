@@ -8,6 +8,7 @@ from cm_lightning.data.digits import embedded_digits
 from cm_lightning.errors import DataError
 from cm_lightning.metrics.extractor import CaptionedDigits, MnistJudge
 from cm_lightning.metrics.frechet import FrechetScores
+from tests.data.test_data import write_mnist
 
 
 def test_each_digit_comes_under_each_phrasing():
@@ -59,7 +60,12 @@ def test_batches_are_images_and_captions():
     assert all(isinstance(caption, str) for caption in captions)
 
 
-def test_clothes_need_their_files(tmp_path):
+def test_clothes_are_described_and_need_their_files(tmp_path):
+    write_mnist(tmp_path / "there")
+    clothes = CaptionedFashionMNIST(str(tmp_path / "there"))
+    assert clothes.split("train")[3][0].shape == (3, 32, 32)
+    assert clothes.split("train")[3 + 40][1] == "a photo of a dress"
+    assert clothes.split("val")[9][1] == "a photo of a grey ankle boot"
     with pytest.raises(DataError, match=r"no train-images-idx3-ubyte in"):
         CaptionedFashionMNIST(str(tmp_path)).split("train")
 
