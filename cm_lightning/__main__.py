@@ -15,6 +15,7 @@ _COMMANDS = {
     "evaluate": "measure text-to-image models over steps and guidance scales",
     "compare": "tables, curves and samples of several runs side by side",
     "sweep": "run a W&B sweep file on this machine alone",
+    "self-consistency": "Exercise 4: check by numbers that the consistency function is well defined",
     "train-judge": "train the classifier that judges digits",
 }
 
@@ -22,11 +23,11 @@ _HELP = f"""usage: cm-lightning COMMAND [OPTIONS]
 
 Consistency models on PyTorch Lightning.
 
-  {"fit":<12} train: --config experiments/mnist/ct.yaml
-  {"validate":<12} measure on the validation split: --config FILE --ckpt_path FILE
-  {"test":<12} the same on the test split
-  {"predict":<12} samples for Python users of the Trainer; to write images use sample
-""" + "\n".join(f"  {name:<12} {what}" for name, what in _COMMANDS.items()) + """
+  {"fit":<16} train: --config experiments/mnist/ct.yaml
+  {"validate":<16} measure on the validation split: --config FILE --ckpt_path FILE
+  {"test":<16} the same on the test split
+  {"predict":<16} samples for Python users of the Trainer; to write images use sample
+""" + "\n".join(f"  {name:<16} {what}" for name, what in _COMMANDS.items()) + """
 
 cm-lightning COMMAND --help tells the options of a command; --version the version.
 """  # fmt: skip
