@@ -185,13 +185,13 @@ def _log(args: argparse.Namespace, cell: Cell) -> None:
 
 def _report(folder: Path, latency: float | None) -> None:
     from cm_lightning.report.cells import read_cells, settings
-    from cm_lightning.report.grids import best_table, grid_table, heat_maps, sample_sheet
+    from cm_lightning.report.grids import best_table, grid_table, guidance_table, heat_maps, sample_sheet
 
     found = settings(read_cells(folder))
     if not found:
         raise ConfigError(f"nothing was measured yet in {folder}: give --model NAME=PIPELINE")
     metrics = [name for name in found[0].cells[0].scores if all(name in c.scores for s in found for c in s.cells)]
-    tables = [best_table(found, metrics, latency), grid_table(found, metrics)]
+    tables = [best_table(found, metrics, latency), guidance_table(found, metrics), grid_table(found, metrics)]
     heat_maps(found, metrics, folder / "heat_maps.png")
     sample_sheet(found, folder / "samples", folder / "samples.png")
     with replacing(folder / "grid.md") as path:

@@ -18,8 +18,20 @@ from cm_lightning.report.figures import save_figure
 from cm_lightning.report.tables import Table
 
 
+def guidance_table(found: Sequence[Setting], metrics: Sequence[str]) -> Table:
+    """A row for a model and a number of steps, a column for a guidance scale."""
+    scales = sorted({s.guidance for s in found})
+    cells = {(s.model, s.steps, s.guidance): " / ".join(_shown(s, metric) for metric in metrics) for s in found}
+    rows = [
+        [model, str(steps), *[cells.get((model, steps, scale), "") for scale in scales]]
+        for model, steps in dict.fromkeys((s.model, s.steps) for s in found)
+    ]
+    heads = ["model", "steps", *[f"guidance {scale:g}" for scale in scales]]
+    return Table(f"{' / '.join(metrics)} by guidance scale", heads, rows)
+
+
 def grid_table(found: Sequence[Setting], metrics: Sequence[str]) -> Table:
-    """A row a setting."""
+    """A row a setting, with its evaluations and time."""
     heads = ["model", "steps", "guidance", "evaluations", "seeds", *metrics, "ms an image"]
     rows = [
         [s.model, str(s.steps), f"{s.guidance:g}", str(s.nfe), str(len(s.cells)),

@@ -4,7 +4,7 @@ import pytest
 
 from cm_lightning.errors import DataError
 from cm_lightning.report.cells import Cell, best, cell_path, read_cells, settings
-from cm_lightning.report.grids import best_table, grid_table, heat_maps
+from cm_lightning.report.grids import best_table, grid_table, guidance_table, heat_maps
 
 
 def cell(model="lora", weights="a", steps=1, guidance=1.0, frechet=10.0, accuracy=0.9, seconds=0.01, nfe=None):
@@ -57,6 +57,9 @@ def test_tables_say_value_and_spread(tmp_path):
     found = settings(GRID)
     rows = grid_table(found, ["frechet_mnist", "accuracy"]).rows
     assert rows[1] == ["lora", "1", "1", "1", "2", "12.0 ± 2.8", "0.900 ± 0.000", "20"]
+    table = guidance_table(found, ["frechet_mnist"])
+    assert table.heads == ["model", "steps", "guidance 1", "guidance 4"]
+    assert table.rows == [["base", "1", "80.0", ""], ["lora", "1", "12.0 ± 2.8", ""], ["lora", "2", "9.0", "30.0"]]
     rows = best_table(found, ["frechet_mnist"], 0.02).rows
     assert ["lora", "frechet_mnist", "", "2", "1", "2", "9.0"] in rows
     assert ["lora", "frechet_mnist", "20 ms", "1", "1", "1", "12.0 ± 2.8"] in rows
