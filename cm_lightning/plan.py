@@ -34,7 +34,7 @@ def plan(
     weights, frozen = _bytes(module.backbone), module.frozen_networks()
     averages = sum(isinstance(callback, EMA) for callback in callbacks)
     copies = {
-        "network": 1,
+        "weights": 1,
         "gradients": 1,
         "optimizer": _optimizer_copies(module),
         "averages": averages,
