@@ -8,9 +8,25 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cm_lightning.errors import ConfigError
+from cm_lightning.extras import advice
+
 __version__ = "0.1.0"
 
 _HOME = {
+    "AutoencoderModule": "modules.autoencoder",
+    "ContrastiveModule": "modules.contrastive",
+    "LatentConsistencyDistillation": "modules.latent_consistency",
+    "LatentDiffusionModule": "modules.latent_diffusion",
+    "LoRA": "latent.student",
+    "PretrainedBase": "latent.base",
+    "SmallBase": "latent.small",
+    "WholeUNet": "latent.student",
+    "Export": "callbacks.export",
+    "PromptGrid": "callbacks.prompt_grid",
+    "CaptionedFashionMNIST": "data.captions",
+    "CaptionedMNIST": "data.captions",
+    "CaptionedPairs": "data.captions",
     "Quality": "callbacks.quality",
     "EMA": "callbacks.ema",
     "RunProgress": "callbacks.progress",
@@ -33,6 +49,8 @@ _HOME = {
     "MnistJudge": "metrics.extractor",
     "load_module": "modules.loading",
     "CIFAR10": "data.cifar",
+    "CaptionedFolder": "data.captioned_folder",
+    "CaptionedShards": "data.captioned_shards",
     "FashionMNIST": "data.mnist",
     "ImageFolder": "data.folder",
     "ImageNet64": "data.imagenet",
@@ -58,6 +76,8 @@ if TYPE_CHECKING:
     from cm_lightning.callbacks.sample_grid import SampleGrid as SampleGrid
     from cm_lightning.callbacks.save_last import SaveLast as SaveLast
     from cm_lightning.callbacks.throughput import Throughput as Throughput
+    from cm_lightning.data.captioned_folder import CaptionedFolder as CaptionedFolder
+    from cm_lightning.data.captioned_shards import CaptionedShards as CaptionedShards
     from cm_lightning.data.cifar import CIFAR10 as CIFAR10
     from cm_lightning.data.folder import ImageFolder as ImageFolder
     from cm_lightning.data.imagenet import ImageNet64 as ImageNet64
@@ -75,7 +95,12 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'cm_lightning' has no attribute {name!r}")
-    return getattr(import_module(f"cm_lightning.{_HOME[name]}"), name)
+    try:
+        return getattr(import_module(f"cm_lightning.{_HOME[name]}"), name)
+    except ModuleNotFoundError as error:
+        if (line := advice(error)) is None:
+            raise
+        raise ConfigError(f"{name}: {line}") from error
 
 
 def __dir__() -> list[str]:

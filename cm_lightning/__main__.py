@@ -7,13 +7,16 @@ from importlib import import_module
 
 from cm_lightning import __version__
 from cm_lightning.errors import CmError
+from cm_lightning.extras import advice
 
 _TRAINER = ("fit", "validate", "test", "predict")
 _COMMANDS = {
     "sample": "draw images from a checkpoint",
+    "evaluate": "measure text-to-image models over steps and guidance scales",
     "compare": "tables, curves and samples of several runs side by side",
     "sweep": "run a W&B sweep file on this machine alone",
     "export": "weights for diffusers, ONNX Runtime, or as safetensors",
+    "self-consistency": "Exercise 4: check by numbers that the consistency function is well defined",
     "train-judge": "train the classifier that judges digits",
 }
 
@@ -21,11 +24,11 @@ _HELP = f"""usage: cm-lightning COMMAND [OPTIONS]
 
 Consistency models on PyTorch Lightning.
 
-  {"fit":<12} train: --config experiments/mnist/ct.yaml
-  {"validate":<12} measure on the validation split: --config FILE --ckpt_path FILE
-  {"test":<12} the same on the test split
-  {"predict":<12} samples for Python users of the Trainer; to write images use sample
-""" + "\n".join(f"  {name:<12} {what}" for name, what in _COMMANDS.items()) + """
+  {"fit":<16} train: --config experiments/mnist/ct.yaml
+  {"validate":<16} measure on the validation split: --config FILE --ckpt_path FILE
+  {"test":<16} the same on the test split
+  {"predict":<16} samples for Python users of the Trainer; to write images use sample
+""" + "\n".join(f"  {name:<16} {what}" for name, what in _COMMANDS.items()) + """
 
 cm-lightning COMMAND --help tells the options of a command; --version the version.
 """  # fmt: skip
@@ -43,6 +46,10 @@ def main() -> None:
             import_module(f"cm_lightning.commands.{command.replace('-', '_')}").main(rest)
         except CmError as error:
             sys.exit(f"error: {error}")
+        except ModuleNotFoundError as error:
+            if (line := advice(error)) is None:
+                raise
+            sys.exit(f"error: {line}")
     elif command in _TRAINER or command.startswith("-"):
         from cm_lightning.cli import main as run_trainer
 

@@ -22,7 +22,7 @@ from cm_lightning.allocator import keep_freed_memory
 from cm_lightning.checkpoint import read_checkpoint
 from cm_lightning.errors import CheckpointError, CmError, ConfigError, brief
 from cm_lightning.files import replacing
-from cm_lightning.modules.base import GenerativeModule
+from cm_lightning.modules.trained import TrainedModule
 from cm_lightning.plan import plan
 from cm_lightning.run import RunNote, run_directory
 
@@ -67,7 +67,7 @@ class _SaveConfig(SaveConfigCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         config = json.loads(self.parser.dump(self.config, format="json", skip_none=False))
-        if isinstance(pl_module, GenerativeModule):
+        if isinstance(pl_module, TrainedModule):
             pl_module.config = config["model"]
         super().setup(trainer, pl_module, stage)
 
@@ -113,7 +113,7 @@ class _CLI(LightningCLI):
         if not self.config[self.subcommand].dry_run:
             return
         trainer, module = self.trainer, self.model
-        assert isinstance(module, GenerativeModule)
+        assert isinstance(module, TrainedModule)
         batch = getattr(self.datamodule, "batch_size", None)
         if trainer.max_steps < 1 or batch is None:
             raise ConfigError("--dry_run needs trainer.max_steps and a data module with batch_size")
@@ -173,7 +173,7 @@ def main(args: Sequence[str] | None = None) -> None:
     sys.argv[1:] = arguments  # DDP starts its other ranks with this very command
     try:
         _CLI(
-            GenerativeModule,
+            TrainedModule,
             L.LightningDataModule,
             save_config_callback=_SaveConfig,
             subclass_mode_model=True,
@@ -185,6 +185,15 @@ def main(args: Sequence[str] | None = None) -> None:
             parser_kwargs={"prog": "cm-lightning"},
             trainer_defaults={"max_epochs": -1},
         )
-    except CmError as error:
-        sys.stderr.write(f"error: {brief(error)}\n")
+    except Exception as error:
+        if (ours := _our_own(error)) is None:
+            raise
+        sys.stderr.write(f"error: {brief(ours)}\n")
         raise SystemExit(2) from None
+
+
+def _our_own(error: BaseException | None) -> CmError | None:
+    """What the user needs to know, where the parser has wrapped it into errors of its own."""
+    while error is not None and not isinstance(error, CmError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -1,4 +1,4 @@
-"""Files are written under a temporary name and renamed: a killed process leaves no half file."""
+"""Where files go. They are written under a temporary name and renamed: a killed process leaves no half file."""
 
 from __future__ import annotations
 
@@ -20,3 +20,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def cache_folder(folder: str | None = None) -> Path:
+    """For what can be made again: ``folder``, or ``cm_lightning`` in ``$XDG_CACHE_HOME`` (``~/.cache``) if None."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(folder) if folder else Path(home) / "cm_lightning"

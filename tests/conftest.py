@@ -15,3 +15,27 @@ os.environ["PYTHONWARNINGS"] = "ignore"
 def one_thread_and_one_seed() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def inception_file(tmp_path_factory):
+    """A file of torch-fidelity's format with weights that mean nothing."""
+    from torch_fidelity import feature_extractor_inceptionv3 as fidelity
+
+    class Constructed(Exception):
+        pass
+
+    held = {}
+
+    class Capture(fidelity.FeatureExtractorInceptionV3):
+        def load_state_dict(self, *_, **__):
+            held.update(self.state_dict())
+            raise Constructed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fidelity, "load_state_dict_from_url", lambda *_, **__: {})
+        with pytest.raises(Constructed):
+            Capture("inception-v3-compat", ["2048"])
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save(held, path)
+    return path

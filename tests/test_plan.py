@@ -35,7 +35,7 @@ def test_memory_is_counted_by_what_the_parts_keep(optimizer, copies):
     text = plan(m, 100, 8, 2, 3, [EMA(), EMA(0.5, evaluate=False)])
     assert "Square: 1,048,576 parameters" in text
     assert "100 steps x 24 images = 2,400 images; 4 a rank on 2 rank(s)" in text
-    assert f"{(5 + copies) * 4 / 1024:.2f} GiB = 1 x network + 1 x gradients" in text
+    assert f"{(5 + copies) * 4 / 1024:.2f} GiB = 1 x weights + 1 x gradients" in text
     assert (f"{copies} x optimizer" in text) == (copies > 0)
     assert "2 x averages + 1 x target of 0.00 GiB" in text
     assert f"{2 * 4096 / 2**20:.1f} MiB an image" in text

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -18,6 +16,7 @@ from torch import Tensor
 from cm_lightning.core.noise import generators
 from cm_lightning.data.base import GenerativeDataModule
 from cm_lightning.errors import ConfigError
+from cm_lightning.files import cache_folder
 from cm_lightning.metrics.extractor import Extractor, MnistJudge
 from cm_lightning.metrics.frechet import FrechetScores
 from cm_lightning.modules.base import GenerativeModule
@@ -54,8 +53,7 @@ class Quality(Callback):
             raise ConfigError(f"Quality needs num_samples >= 2, batch_size >= 1; got {num_samples}, {batch_size}")
         self.nfe, self.num_samples, self.batch_size, self.seed = list(nfe), num_samples, batch_size, seed
         self.extractor = extractor or MnistJudge()
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        self.cache = Path(cache) if cache else Path(home) / "cm_lightning"
+        self.cache = cache_folder(cache)
         self._scores: FrechetScores | None = None
         self._floor: dict[str, float] = {}
         self._data: str | None = None

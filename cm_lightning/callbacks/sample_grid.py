@@ -56,12 +56,13 @@ class SampleGrid(Callback):
             pixels = sheet(images, self.columns, self.scale)
             path = run_directory(trainer) / "samples" / f"step_{pl_module.trained_steps:06d}_nfe{steps}.png"
             write_png(path, pixels)
-            self._to_wandb(trainer, path, steps)
+            to_wandb(trainer, path, f"samples/nfe{steps}")
             if trainer.global_step >= trainer.max_steps > 0:
                 rank_zero_info(f"samples of {steps} step(s): {path}")
 
-    @staticmethod
-    def _to_wandb(trainer: L.Trainer, path: Path, steps: int) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_image(f"samples/nfe{steps}", [str(path)], step=trainer.global_step)
+
+def to_wandb(trainer: L.Trainer, path: Path, name: str) -> None:
+    """Send a picture to Weights & Biases, where it is on."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(name, [str(path)], step=trainer.global_step)

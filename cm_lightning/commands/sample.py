@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def _numbers(kind: type[int] | type[float]) -> Callable[[str], list[int] | list[float]]:
+def numbers(kind: type[int] | type[float]) -> Callable[[str], list[int] | list[float]]:
+    """A parser of "1,2,4", for argparse."""
+
     def parse(text: str) -> list[Any]:
         return [kind(part) for part in text.split(",")]
 
@@ -20,14 +22,17 @@ def _numbers(kind: type[int] | type[float]) -> Callable[[str], list[int] | list[
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cm-lightning sample", description="Draw images from a checkpoint.")
+    parser = argparse.ArgumentParser(
+        prog="cm-lightning sample",
+        description="Draw images from a checkpoint; from prompts with --pipeline (see --pipeline --help).",
+    )
     parser.add_argument("--ckpt_path", type=Path, required=True, help="a checkpoint made by cm-lightning fit")
     parser.add_argument("--num_samples", type=int, default=64)
     parser.add_argument(
         "--steps", type=int, help="evaluations of the network; default: 1, and 35 or 50 for a diffusion model"
     )
-    parser.add_argument("--sigmas", type=_numbers(float), help="noise levels in place of --steps: 80,0.8")
-    parser.add_argument("--labels", type=_numbers(int), help="classes, repeated in turn: 0,1,2; default: all in turn")
+    parser.add_argument("--sigmas", type=numbers(float), help="noise levels in place of --steps: 80,0.8")
+    parser.add_argument("--labels", type=numbers(int), help="classes, repeated in turn: 0,1,2; default: all in turn")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--output",
@@ -45,6 +50,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> None:
     """Parse, draw, write."""
+    if any(argument.split("=")[0] == "--pipeline" for argument in argv):
+        from cm_lightning.commands.prompt import main as draw_prompts
+
+        draw_prompts(argv)
+        return
     args = _parser().parse_args(argv)
     if args.num_samples < 1 or args.batch_size < 1:
         _parser().error("--num_samples and --batch_size must be at least 1")
@@ -55,12 +65,11 @@ def main(argv: Sequence[str]) -> None:
     import torch
 
     from cm_lightning.core.noise import generators
+    from cm_lightning.device import chosen_device
     from cm_lightning.errors import ConfigError
     from cm_lightning.modules.loading import load_module
 
-    device = args.device
-    if device == "auto":
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    device = chosen_device(args.device)
     module = load_module(args.ckpt_path, args.weights, args.trust)
     if len(module.image_shape) != 3 and any(output.suffix != ".npz" for output in outputs):
         raise ConfigError("--output: this checkpoint draws no images: write its samples to an .npz file")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -33,12 +35,41 @@ class GaussianOracle:
         return self.flow(x, sigma, torch.full_like(sigma, self.sigma_min))
 
 
+class Posterior(NamedTuple):
+    """What a noisy point says of its clean one: a mixture of isotropic Gaussians for each of B points."""
+
+    #: (B, K) responsibilities.
+    weights: Tensor
+    #: (B, K, D).
+    means: Tensor
+    #: (B, K), of every coordinate.
+    variances: Tensor
+
+    def mean(self) -> Tensor:
+        """E[x0 | x], (B, D)."""
+        return (self.weights[..., None] * self.means).sum(1)
+
+    def covariance(self) -> Tensor:
+        """Cov[x0 | x], (B, D, D): the mean of the components' covariances and the covariance of their means."""
+        offset = self.means - self.mean()[:, None]
+        between = torch.einsum("bk,bki,bkj->bij", self.weights, offset, offset)
+        within = (self.weights * self.variances).sum(1)
+        return between + within[:, None, None] * torch.eye(offset.shape[-1]).to(between)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """One draw of x0 for each point, (B, D)."""
+        k = torch.multinomial(self.weights, 1, generator=generator)[:, 0]
+        rows = torch.arange(len(k))
+        means, stds = self.means[rows, k], self.variances[rows, k].sqrt()
+        return means + stds[:, None] * torch.randn(means.shape, dtype=means.dtype, generator=generator)
+
+
 class MixtureOracle:
     """A mixture of isotropic Gaussians; the denoiser is exact, the consistency function an accurate ODE solution.
 
     Args:
         means: (K, D).
-        stds: (K,) standard deviations.
+        stds: (K,) standard deviations; 0 is a point mass.
         weights: (K,) probabilities; alike if None.
         sigma_min: noise level eps at which trajectories end.
         steps: Runge-Kutta steps of :meth:`consistency`; the default is good to about 1e-9 in float64.
@@ -62,14 +93,21 @@ class MixtureOracle:
         z = torch.randn(n, self.means.shape[1], dtype=self.means.dtype, generator=generator)
         return self.means[k] + self.stds[k, None] * z
 
-    def denoiser(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """E[x0 | x] for x (B, D), sigma (B,): the components' posterior means, weighted by their responsibilities."""
+    def posterior(self, x: Tensor, sigma: Tensor) -> Posterior:
+        """P(x0 | x) for x (B, D), sigma (B,): again a mixture of isotropic Gaussians."""
         variance = self.stds**2 + sigma[:, None] ** 2
         offset = x[:, None] - self.means
         log_density = -offset.square().sum(-1) / (2 * variance) - self.means.shape[1] / 2 * variance.log()
-        responsibility = (self.weights.log() + log_density).softmax(1)
-        shrunk = self.means + (self.stds**2 / variance)[..., None] * offset
-        return (responsibility[..., None] * shrunk).sum(1)
+        shrinkage = self.stds**2 / variance
+        return Posterior(
+            (self.weights.log() + log_density).softmax(1),
+            self.means + shrinkage[..., None] * offset,
+            shrinkage * sigma[:, None] ** 2,
+        )
+
+    def denoiser(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """E[x0 | x] for x (B, D), sigma (B,): the components' posterior means, weighted by their responsibilities."""
+        return self.posterior(x, sigma).mean()
 
     def flow(self, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
         """The point at sigma_next of the trajectory through x at sigma: fourth-order Runge-Kutta in u = ln sigma."""

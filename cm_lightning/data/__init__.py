@@ -1,1 +1,1 @@
-"""LightningDataModules. Every batch is (images in [-1, 1], labels)."""
+"""LightningDataModules. Every batch is (images in [-1, 1], labels or captions)."""

@@ -37,7 +37,7 @@ class InMemory(Dataset[tuple[Tensor, Tensor]]):
     __getitems__ = __getitem__
 
 
-class Mirrored(Dataset[tuple[Tensor, Tensor]]):
+class Mirrored(Dataset[tuple[Tensor, Any]]):
     """A data set and after it the same mirrored left to right: EDM's augmentation, without a random number.
 
     So an image's side is decided by its place in the order of the run, and a resumed run sees the same.
@@ -49,7 +49,7 @@ class Mirrored(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return 2 * len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         image, label = self.dataset[index % len(self.dataset)]
         return (image if index < len(self.dataset) else image.flip(-1)), label
 
@@ -67,7 +67,7 @@ class MirroredInMemory(Mirrored):
 
 
 class GenerativeDataModule(L.LightningDataModule):
-    """Base of the data modules: batches are (samples in [-1, 1], labels).
+    """Base of the data modules: batches are (samples in [-1, 1], labels or captions).
 
     Args:
         batch_size: of all ranks together; it must divide by their number.
@@ -83,6 +83,8 @@ class GenerativeDataModule(L.LightningDataModule):
             raise ConfigError(f"data.batch_size must be at least 1, got {batch_size}")
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self._splits: dict[str, Dataset[Any]] = {}
+        #: What the loaders of ``train`` and ``val`` draw from in place of the images, such as their latents.
+        self.encoded: dict[str, Dataset[Any]] = {}
 
     @abstractmethod
     def load(self, split: str) -> Dataset[Any]:
@@ -113,14 +115,14 @@ class GenerativeDataModule(L.LightningDataModule):
             epochs, steps = divmod(trainer.global_step, -(-len(loader) // trainer.accumulate_grad_batches))
             return epochs * len(loader) + steps * trainer.accumulate_grad_batches
 
-        dataset: Any = self.training_set()
+        dataset: Any = self.encoded.get("train") or self.training_set()
         stream = Stream(dataset, self.batch_size // ranks, self.seed, rank, ranks, batches_done)
         loader = self._loader(dataset, self.batch_size // ranks, stream)
         return loader
 
     def val_dataloader(self) -> DataLoader[Any]:
         ranks = self.trainer.world_size if self.trainer else 1
-        return self._loader(self.split("val"), max(1, self.batch_size // ranks))
+        return self._loader(self.encoded.get("val") or self.split("val"), max(1, self.batch_size // ranks))
 
     def test_dataloader(self) -> DataLoader[Any]:
         return self.val_dataloader()
@@ -128,7 +130,7 @@ class GenerativeDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         return self.val_dataloader()
 
-    def in_order(self, split: str, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+    def in_order(self, split: str, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Any]]:
         """Batches of every ``ranks``-th image of a split from number ``rank`` on, without augmentation."""
         images: Any = self.split(split)
         yield from self._loader(Subset(images, range(rank, len(images), ranks)), 500)

@@ -6,12 +6,13 @@ import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from cm_lightning.data.images import to_pixels
 from cm_lightning.errors import ConfigError
-from cm_lightning.metrics.judge import WEIGHTS, Judge, load_judge
+from cm_lightning.metrics.judge import WEIGHTS, DigitRow, Judge, load_judge
 
 
 class Extractor(ABC):
@@ -63,6 +64,38 @@ class MnistJudge(Extractor):
     def classify(self, images: Tensor) -> Tensor | None:
         assert self._judge is not None, "distance() loads the judge"
         return self._judge.classify(images).argmax(1)
+
+
+class CaptionedDigits(Extractor):
+    """The shipped judge on rows of digits, each 32 x 32 with a border of 2: ``frechet_mnist`` and which they are.
+
+    Args:
+        digits: side by side in an image; their features are joined.
+    """
+
+    name = "frechet_mnist"
+
+    def __init__(self, digits: int = 1) -> None:
+        self.image_shape = (3, 32, 32 * digits)
+        self.digits = digits
+        self._judge: DigitRow | None = None
+
+    def distance(self) -> FrechetInceptionDistance:
+        self._judge = DigitRow(load_judge(), self.digits)
+        return FrechetInceptionDistance(feature=self._judge, reset_real_features=False)
+
+    def identity(self) -> str:
+        return f"{_digest(WEIGHTS)}-{self.digits}"
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Grey digits without their borders: (B, 3, 32, 32 n) -> (B, n, 28, 28)."""
+        grey = images.mean(1)[:, 2:-2]
+        return torch.stack([digit[..., 2:-2] for digit in torch.split(grey, 32, -1)], 1)
+
+    def classify(self, images: Tensor) -> Tensor | None:
+        """(B, n, 28, 28) -> (B,), or (B, n) for several digits."""
+        assert self._judge is not None, "distance() loads the judge"
+        return self._judge.classify(images)
 
 
 class Inception(Extractor):

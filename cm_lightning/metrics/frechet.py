@@ -56,7 +56,10 @@ class FrechetScores:
             self.distance.update(prepared, real=False)
             classes = self.extractor.classify(prepared) if labels is not None else None
             if labels is not None and classes is not None:
-                self.agreement.update((classes == labels.to(classes.device)).float())
+                right = (
+                    (classes == labels.to(classes.device)).reshape(len(classes), -1).all(1)
+                )  # each of several labels
+                self.agreement.update(right.float())
         scores = {self.extractor.name: float(self.distance.compute())}
         accuracy = float(self.agreement.compute())
         return scores if math.isnan(accuracy) else {**scores, "accuracy": accuracy}

@@ -43,6 +43,23 @@ class Judge(nn.Module):
         return cast(Tensor, self.logits(nnf.dropout(self(images), 0.5, self.training)))
 
 
+class DigitRow(nn.Module):
+    """A judge on each of n digits, (B, n, 28, 28): features joined, (B, 64 n), and classes (B,) or (B, n)."""
+
+    def __init__(self, judge: Judge, n: int) -> None:
+        super().__init__()
+        self.judge, self.n, self.num_features = judge, n, n * judge.num_features
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.judge(images.reshape(-1, 1, 28, 28))
+        return features.reshape(len(images), -1)
+
+    def classify(self, images: Tensor) -> Tensor:
+        """The digits."""
+        classes = self.judge.classify(images.reshape(-1, 1, 28, 28)).argmax(1).reshape(-1, self.n)
+        return classes[:, 0] if self.n == 1 else classes
+
+
 def load_judge(path: Path = WEIGHTS) -> Judge:
     """The judge with its trained weights, frozen, in eval mode.
 

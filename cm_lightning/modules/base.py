@@ -1,73 +1,47 @@
-"""What all methods share: a backbone, an optimizer, the clock of the schedules, sampling, and exact resume."""
+"""What all methods on images share: a backbone that sees noise levels and classes, and sampling."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias, cast
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
-import lightning as L
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
-from cm_lightning.checkpoint import CONFIG_KEY
-from cm_lightning.core.noise import derived_seed, unit_noise
-from cm_lightning.core.schedule import RateSchedule
-from cm_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
-from cm_lightning.modules import randomness
+from cm_lightning.core.noise import unit_noise
+from cm_lightning.errors import ConfigError
 from cm_lightning.modules.batch import images_and_labels
-from cm_lightning.modules.starting import first_weights
+from cm_lightning.modules.trained import TrainedModule
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
-_SCHEDULES_END = 1_000_000
 
-
-class GenerativeModule(L.LightningModule):
+class GenerativeModule(TrainedModule):
     """Base of the methods.
 
     Args:
         backbone: any network with ``forward(x, noise_label, class_label=None)``. With a ``num_classes`` attribute above
             0 it is class-conditional.
         image_shape: (C, H, W) of the data; any shape for other data, (2,) for points in the plane.
-        optimizer: called with the parameters; RAdam with lr 1e-4 if None.
-        lr_scheduler: a :class:`RateSchedule`, or called with the optimizer and stepped after each of its steps.
         label_dropout: probability of training a sample with the null class.
-        start_from: a checkpoint of this suite whose (averaged) backbone weights the training starts from; or
-            ``openai:FILE``, ``edm:FILE``, ``diffusers:FOLDER``.
+        options: optimizer, lr_scheduler and start_from, see :class:`TrainedModule`.
     """
 
     #: Evaluations of the network for a sample, where their number is not given.
     default_steps = 1
 
-    #: How the command line configured this module; saved in its checkpoints so that ``load_module`` can rebuild it.
-    config: dict[str, Any] | None = None
-
     def __init__(
         self,
         backbone: nn.Module,
         image_shape: Sequence[int],
-        optimizer: OptimizerCallable | None = None,
-        lr_scheduler: RateSchedule | LRSchedulerCallable | None = None,
         label_dropout: float = 0.0,
-        start_from: str | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone, **options)
         self.image_shape = tuple(image_shape)
-        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.num_classes = int(getattr(backbone, "num_classes", 0))
         self.label_dropout = label_dropout
-        self.start_from = start_from
-        self._random_states: list[dict[str, Tensor]] | None = None
-        self._loaded_step = 0
-        self._start_failure: CheckpointError | None = None
-        self._failed_step: Tensor | None = None
         if label_dropout and not self.num_classes:
             raise ConfigError("label_dropout needs a class-conditional backbone: set num_classes, or label_dropout 0")
 
@@ -83,123 +57,21 @@ class GenerativeModule(L.LightningModule):
     def default_sigmas(self, steps: int) -> list[float]:
         """The noise levels of a number of sampling steps."""
 
-    def progress(self, step: int, total: int) -> dict[str, float]:
-        """The method's schedules at step ``step`` of ``total``, by the papers' names: what to log."""
-        return {}
+    def forward_one(self) -> None:
+        labels = torch.zeros(1, dtype=torch.long) if self.num_classes else None
+        self.backbone(torch.zeros(1, *self.image_shape), torch.zeros(1), labels)
 
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        total = self.trainer.estimated_stepping_batches  # which heeds max_steps and max_epochs
-        if total == float("inf"):
-            raise ConfigError("the schedules need the length of the run: set trainer.max_steps (or max_epochs)")
-        return int(total)
-
-    @property
-    def clock(self) -> tuple[int, int]:
-        """(step, total) for the schedules: of the run while it trains, and else their end."""
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            return self.global_step, self.total_steps
-        return _SCHEDULES_END, _SCHEDULES_END
-
-    @property
-    def trained_steps(self) -> int:
-        """Optimizer steps that the weights have seen: of this run, or of the checkpoint they come from."""
-        return self.global_step or self._loaded_step
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        optimizer = self.optimizer(parameters) if self.optimizer else torch.optim.RAdam(parameters, lr=1e-4)
-        if self.lr_scheduler is None:
-            return optimizer
-        if isinstance(self.lr_scheduler, RateSchedule):
-            schedule, total = self.lr_scheduler, self.total_steps
-            scheduler = LambdaLR(optimizer, lambda step: schedule(min(step, total), total))
-        else:
-            scheduler = cast(LambdaLR, self.lr_scheduler(optimizer))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def setup(self, stage: str) -> None:
-        if stage != "fit" or not self.start_from:
-            return
-        try:
-            self.load_backbone(first_weights(self, self.start_from))
-        except RuntimeError as error:
-            raise CheckpointError(f"start_from: the backbone in {self.start_from} is another network") from error
-        except CheckpointError as error:
-            self._start_failure = error  # of no matter to a run that goes on from a checkpoint of its own
-
-    def on_fit_start(self) -> None:
-        if self._start_failure and not self._loaded_step:
-            raise self._start_failure
-        self._say_what_a_rank_does()
-
-    def load_backbone(self, state: Mapping[str, Tensor]) -> None:
-        """Start from these weights of the backbone."""
-        self.backbone.load_state_dict(state)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def batch_loss(self, batch: Any, batch_idx: int, generator: torch.Generator | None = None) -> Tensor:
         x, labels = images_and_labels(batch, self.image_shape, self.num_classes, first=batch_idx == 0)
-        if labels is not None and self.label_dropout:
+        if labels is not None and self.label_dropout and self.training:
             dropped = torch.rand(labels.shape, device=x.device) < self.label_dropout
             labels = torch.where(dropped, self.num_classes, labels)
-        loss = self.loss(x, labels)
-        self._note_failure(loss.detach())
-        # Lightning's loggers take what is logged on these very steps; on all others logging would be wasted time
-        n = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if n and (self.global_step + 1) % n == 0:
-            self._stop_if_failed()
-            self.log("train/loss", loss, prog_bar=True)
-            for name, value in self.progress(*self.clock).items():
-                self.log(f"train/{name}", value, prog_bar=True)
-            self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-        return loss
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        x, labels = images_and_labels(batch, self.image_shape, self.num_classes, first=batch_idx == 0)
-        generator = torch.Generator(self.device).manual_seed(self._number(batch_idx))
-        self.log("val/loss", self.loss(x, labels, generator), batch_size=len(x), sync_dist=True)
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Nothing of its own: callbacks measure samples."""
+        return self.loss(x, labels, generator)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """As many samples as the batch has images, of the batch's classes."""
         x, labels = images_and_labels(batch, self.image_shape, self.num_classes, first=batch_idx == 0)
         return self.sample(len(x), labels=labels, generator=torch.Generator().manual_seed(self._number(batch_idx)))
-
-    def _number(self, batch_idx: int) -> int:
-        """Of a batch among those of all ranks."""
-        return batch_idx * self.trainer.world_size + self.global_rank
-
-    def _say_what_a_rank_does(self) -> None:
-        batch = getattr(self.trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
-        ranks, accumulate = self.trainer.world_size, self.trainer.accumulate_grad_batches
-        if batch and ranks * accumulate > 1:
-            group = self.trainer.optimizers[0].param_groups[0]
-            rate = group.get("initial_lr", group["lr"])  # before the schedule
-            rank_zero_info(
-                f"a step takes {accumulate * batch} images: {ranks} rank(s) x {accumulate} batch(es) of "
-                f"{batch // ranks}; the learning rate stays as given, {rate:g}, for it belongs to the whole"
-            )
-
-    def _note_failure(self, loss: Tensor) -> None:
-        """Keep the step of the first bad loss on the device: no step waits for the accelerator."""
-        if self._failed_step is None:
-            self._failed_step = torch.full((), -1, device=loss.device)
-        first = (self._failed_step < 0) & ~torch.isfinite(loss)
-        self._failed_step = torch.where(first, self.global_step, self._failed_step)
-
-    def _stop_if_failed(self) -> None:
-        """Raise on all ranks if the loss has failed on any."""
-        if self._failed_step is None:
-            return
-        step = int(self.trainer.strategy.reduce(self._failed_step, reduce_op="max"))
-        if step >= 0:
-            raise NonFiniteLossError(
-                f"the loss is not finite since step {step}: lower the learning rate, or set "
-                "--trainer.gradient_clip_val=1; the last checkpoint is from before that step"
-            )
 
     @torch.no_grad()
     def sample(
@@ -256,42 +128,3 @@ class GenerativeModule(L.LightningModule):
         if bool(((labels < 0) | (labels > self.num_classes)).any()):
             raise ConfigError(f"labels must lie in 0 ... {self.num_classes - 1} ({self.num_classes}: the null class)")
         return labels
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        try:
-            return super().load_state_dict(state_dict, strict, assign)
-        except RuntimeError as error:
-            raise CheckpointError(
-                "the checkpoint's weights do not fit this model: use the configuration it was trained with"
-            ) from error
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._stop_if_failed()
-        norms = torch._foreach_norm([p.detach() for p in self.backbone.parameters()])
-        if not bool(torch.stack(norms).isfinite().all()):
-            raise NonFiniteLossError(
-                f"the weights are not finite at step {self.global_step}, so no checkpoint of them is written: "
-                "lower the learning rate, or set --trainer.gradient_clip_val=1"
-            )
-        checkpoint["random_states"] = randomness.gather_states(self.device)
-        if self.config is not None:
-            checkpoint[CONFIG_KEY] = self.config
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._random_states = checkpoint.get("random_states")
-        self._loaded_step = checkpoint.get("global_step", 0)
-
-    def on_train_start(self) -> None:
-        self._failed_step = None
-        if self._random_states is not None and len(self._random_states) != self.trainer.world_size:
-            self._random_states = None  # a run that goes on with other ranks cannot draw what it would have drawn
-            torch.manual_seed(derived_seed(torch.initial_seed(), self.global_step))
-        # Lightning seeds all ranks alike, for equal initial weights; noise and dropout must differ from rank to rank
-        if self._random_states is None and self.global_rank > 0:
-            torch.manual_seed(derived_seed(torch.initial_seed(), self.global_rank))
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # put back as late as this, for data loaders draw from the global generators when they start
-        if self._random_states is not None:
-            randomness.set_state(self._random_states[self.global_rank], self.device)
-            self._random_states = None

@@ -36,7 +36,7 @@ def images_and_labels(
         raise ConfigError(f"the data has samples of type {x.dtype}: give floats in [-1, 1]")
     if not num_classes:
         return x, None
-    if labels is None:
+    if not isinstance(labels, Tensor):  # none, or captions
         raise ConfigError("the backbone has classes, but the data no labels: set --model.backbone.num_classes=0")
     if (first or labels.device.type == "cpu") and not 0 <= labels.min() <= labels.max() < num_classes:
         raise ConfigError(

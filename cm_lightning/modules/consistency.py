@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from cm_lightning.core.curriculum import Curriculum, TargetRate
@@ -18,11 +17,11 @@ from cm_lightning.core.distance import Distance
 from cm_lightning.core.noise import SIGMA_MAX, SIGMA_MIN, add_noise, unit_noise
 from cm_lightning.core.parameterization import BoundaryShifted
 from cm_lightning.core.sampler import multistep, spread_sigmas
-from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.core.weighting import Weighting
 from cm_lightning.errors import ConfigError
 from cm_lightning.modules.base import GenerativeModule, Generators
 from cm_lightning.modules.randomness import Replay
+from cm_lightning.modules.target import move_target
 
 
 class ConsistencyModule(GenerativeModule):
@@ -31,7 +30,7 @@ class ConsistencyModule(GenerativeModule):
     Methods differ in :meth:`earlier_point`, and in the objects they are made of.
 
     Args:
-        backbone, image_shape, optimizer, lr_scheduler, label_dropout, start_from: see :class:`GenerativeModule`.
+        backbone, image_shape, options: see :class:`GenerativeModule`.
         curriculum: draws the noise levels t > r.
         distance: between the two outputs.
         weighting: of the pair of noise levels.
@@ -54,12 +53,9 @@ class ConsistencyModule(GenerativeModule):
         target_rate: TargetRate | None = None,
         sigma_max: float = SIGMA_MAX,
         sampling_sigmas: Mapping[int, Sequence[float]] | None = None,
-        optimizer: OptimizerCallable | None = None,
-        lr_scheduler: RateSchedule | LRSchedulerCallable | None = None,
-        label_dropout: float = 0.0,
-        start_from: str | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(backbone, image_shape, optimizer, lr_scheduler, label_dropout, start_from)
+        super().__init__(backbone, image_shape, **options)
         self.curriculum, self.distance, self.weighting = curriculum, distance, weighting
         self.parameterization = parameterization or BoundaryShifted()
         self.target_rate = target_rate
@@ -100,11 +96,7 @@ class ConsistencyModule(GenerativeModule):
         super().optimizer_step(*args, **kwargs)
         if self.target is None or self.target_rate is None:
             return
-        mu = self.target_rate(*clock)
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.target.parameters()), list(self.backbone.parameters()), 1 - mu)
-            for ours, theirs in zip(self.target.buffers(), self.backbone.buffers(), strict=True):
-                ours.copy_(theirs)
+        move_target(self.target, self.backbone, self.target_rate(*clock))
 
     def load_backbone(self, state: Mapping[str, Tensor]) -> None:
         super().load_backbone(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
@@ -84,6 +85,9 @@ class ConsistencyDistillation(ConsistencyModule):
                 raise ConfigError(f"teacher: {self.teacher_path} holds a {type(loaded).__name__}, no DiffusionModule")
             self._teacher.append(loaded)
         return self._teacher[0]
+
+    def frozen_networks(self) -> dict[str, nn.Module]:
+        return {"teacher": copy.deepcopy(self.backbone).requires_grad_(False)}  # as large, and not read yet
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

@@ -12,12 +12,27 @@ from cm_lightning.errors import CheckpointError
 from cm_lightning.interop.foreign import is_foreign
 from cm_lightning.modules.base import GenerativeModule
 from cm_lightning.modules.foreign import foreign_module
+from cm_lightning.modules.trained import TrainedModule
 
 _TRUSTED = ("cm_lightning", "torch.nn")
 
 
 def load_module(path: str | Path, which: str | None = None, trust: Sequence[str] = ()) -> GenerativeModule:
-    """The module of a checkpoint, on the CPU, in eval mode, ready to ``sample``.
+    """:func:`load_trained` for a method on images: a module ready to ``sample``.
+
+    Raises:
+        CheckpointError: as there, or the checkpoint is of another kind of module.
+    """
+    module = load_trained(path, which, trust)
+    if not isinstance(module, GenerativeModule):
+        raise CheckpointError(
+            f"{path} holds a {type(module).__name__}, which draws from prompts: give its export to sample --pipeline"
+        )
+    return module
+
+
+def load_trained(path: str | Path, which: str | None = None, trust: Sequence[str] = ()) -> TrainedModule:
+    """The module of a checkpoint, on the CPU, in eval mode.
 
     A checkpoint of a module that was built in Python has no configuration: build the module and load the weights with
     :func:`cm_lightning.checkpoint.weights`.
@@ -47,7 +62,7 @@ def load_module(path: str | Path, which: str | None = None, trust: Sequence[str]
     return module.eval()
 
 
-def _module(config: dict[str, Any], trust: Sequence[str], path: str | Path) -> GenerativeModule:
+def _module(config: dict[str, Any], trust: Sequence[str], path: str | Path) -> TrainedModule:
     # what only training needs is left out: an optimizer is a function to call, start_from a file of its own
     training = {"optimizer", "lr_scheduler", "start_from"}
     try:
@@ -57,7 +72,7 @@ def _module(config: dict[str, Any], trust: Sequence[str], path: str | Path) -> G
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # whatever a constructor makes of the arguments in a damaged file
         raise CheckpointError(f"{path}: its module cannot be built: {error}") from error
-    if not isinstance(module, GenerativeModule):
+    if not isinstance(module, TrainedModule):
         raise CheckpointError(f"{path} holds a {type(module).__name__}, which is no module of this suite")
     return module
 

@@ -36,7 +36,7 @@ def curves(runs: Sequence[Run], metric: str, nfe: int, path: Path) -> bool:
             axis.set_yscale("log")
     axes[0].set_ylabel(f"{metric}, {nfe} evaluation{'s' * (nfe > 1)}")
     axes[1].legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
     return True
 
 
@@ -54,11 +54,12 @@ def sheets(runs: Sequence[Run], nfe: int, path: Path) -> bool:
     for axis, (name, run) in zip(axes.flat, shown, strict=False):
         axis.imshow(plt.imread(str(run.sheet(nfe))))
         axis.set_title(f"{name}, seed {run.seed}", fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
     return True
 
 
-def _save(figure: plt.Figure, path: Path) -> None:  # type: ignore[name-defined]
+def save_figure(figure: plt.Figure, path: Path) -> None:  # type: ignore[name-defined]
+    """Write a figure, and close it."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110)
     plt.close(figure)

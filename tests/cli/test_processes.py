@@ -32,7 +32,10 @@ def test_light_commands_do_not_import_torch(tmp_path):
 
 
 def test_the_mathematics_needs_no_lightning(tmp_path):
-    names = "curriculum distance noise oracle parameterization sampler schedule solver weighting"
+    names = (
+        "curriculum distance ideal latent lipschitz noise oracle parameterization sampler schedule solver trajectory "
+        "weighting"
+    )
     code = f"import sys\nfor n in '{names}'.split(): __import__('cm_lightning.core.' + n)\n"
     start("-c", code + "assert not {'lightning', 'wandb', 'torchmetrics'} & set(sys.modules)", cwd=tmp_path)
 

@@ -63,30 +63,6 @@ def test_reference_statistics_survive_the_disc_and_damage_is_named(digits, tmp_p
         read.load_reference(path)
 
 
-@pytest.fixture(scope="module")
-def inception_file(tmp_path_factory):
-    """A file of torch-fidelity's format with weights that mean nothing."""
-    from torch_fidelity import feature_extractor_inceptionv3 as fidelity
-
-    class Constructed(Exception):
-        pass
-
-    held = {}
-
-    class Capture(fidelity.FeatureExtractorInceptionV3):
-        def load_state_dict(self, *_, **__):
-            held.update(self.state_dict())
-            raise Constructed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fidelity, "load_state_dict_from_url", lambda *_, **__: {})
-        with pytest.raises(Constructed):
-            Capture("inception-v3-compat", ["2048"])
-    path = tmp_path_factory.mktemp("weights") / "inception.pth"
-    torch.save(held, path)
-    return path
-
-
 def test_fid_is_torchmetrics_on_images_of_8_bits(inception_file):
     torch.manual_seed(0)
     images = torch.rand(6, 3, 32, 32) * 2 - 1

@@ -1,0 +1,72 @@
+"""A sheet of images drawn from the data's prompts, and how good they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from cm_lightning.callbacks.sample_grid import to_wandb
+from cm_lightning.data.captions import CaptionedDataModule
+from cm_lightning.errors import ConfigError
+from cm_lightning.grid import sheet, write_png
+from cm_lightning.run import run_directory
+
+
+class PromptGrid(Callback):
+    """Draws held-out prompts by the module's pipeline at each validation; judges them where the data has a judge.
+
+    Writes ``samples/step_000500_steps4.png`` and logs ``val/frechet_mnist_steps4`` and ``val/accuracy_steps4``.
+
+    Args:
+        steps: numbers of sampling steps, a sheet and a score each.
+        guidance: guidance_scale of the pipeline.
+        num_samples: images drawn for a score; the first hundred are shown. 0: no score.
+        seed: of the noise.
+        scale: by what to enlarge the sheet.
+    """
+
+    def __init__(
+        self, steps: Sequence[int] = (1, 2, 4), guidance: float = 1.0, num_samples: int = 500, seed: int = 0,
+        scale: int = 1,
+    ) -> None:  # fmt: skip
+        self.steps, self.guidance, self.num_samples, self.seed, self.scale = steps, guidance, num_samples, seed, scale
+        self._scores: Any = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if not callable(getattr(pl_module, "pipeline", None)):
+            raise ConfigError(f"PromptGrid: {type(pl_module).__name__} draws no prompts: remove the callback")
+        if not isinstance(trainer.datamodule, CaptionedDataModule):  # type: ignore[attr-defined]
+            raise ConfigError("PromptGrid takes its prompts from CaptionedMNIST and its kin: remove the callback")
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking and trainer.is_global_zero:
+            self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: L.Trainer, pl_module: Any) -> None:
+        from cm_lightning.latent.draw import draw_all
+        from cm_lightning.latent.scores import PromptScores
+
+        data: CaptionedDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        prompts, labels = data.prompts(max(self.num_samples, 100))
+        self._scores = self._scores or PromptScores.of_digits(data)
+        size = (data.image_shape[1], data.image_shape[2])
+        training = pl_module.backbone.training
+        pl_module.base.encoders_to(pl_module.device)
+        pipe = pl_module.pipeline()
+        for steps in self.steps:
+            images = draw_all(pipe, prompts, steps, self.guidance, self.seed, 100, size=size)
+            path = run_directory(trainer) / "samples" / f"step_{pl_module.trained_steps:06d}_steps{steps}.png"
+            write_png(path, sheet(images[:100], 10, self.scale))
+            to_wandb(trainer, path, f"samples/steps{steps}")
+            if self.num_samples:
+                scores = self._scores(images, prompts, labels)
+                shown = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
+                rank_zero_info(f"step {pl_module.trained_steps}, {steps} sampling step(s): {shown}")
+                pl_module.log_dict({f"val/{name}_steps{steps}": value for name, value in scores.items()},
+                                   rank_zero_only=True)  # fmt: skip
+        pl_module.backbone.train(training)
+        pl_module.place_encoders()

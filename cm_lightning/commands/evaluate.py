@@ -1,0 +1,204 @@
+"""``cm-lightning evaluate``: text-to-image models over numbers of steps and guidance scales."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm_lightning.commands.sample import numbers
+from cm_lightning.errors import ConfigError
+from cm_lightning.files import replacing
+from cm_lightning.run import RunNote
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cm_lightning.latent.scores import PromptScores
+    from cm_lightning.report.cells import Cell
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cm-lightning evaluate",
+        description="Measure text-to-image models over steps and guidance scales: tables, heat maps, sample sheets. "
+        "What was measured before is kept.",
+    )
+    add = parser.add_argument
+    add("--model", action="append", default=[], metavar="NAME=PIPELINE[+LORA]", help="may repeat; a name again: a seed")
+    add("--steps", type=numbers(int), default=[1, 2, 4, 8])
+    add("--guidance", type=numbers(float), default=[1.0, 1.5, 2.0, 4.0])
+    add("--data", default="CaptionedMNIST", help="CaptionedMNIST, CaptionedPairs, or a folder of captioned images")
+    add("--num_samples", type=int, default=1000)
+    add("--batch_size", type=int, default=50, help="images drawn at a time; the time of an image is measured with it")
+    add("--seed", type=int, default=0, help="of the noise")
+    add("--clip", help="folder or hub name of a CLIP model, for the CLIP score")
+    add("--inception", help="torch-fidelity's weights for the FID of a folder's images; downloaded if not given")
+    add("--latency", type=float, help="seconds: also name the best setting that takes no longer for an image")
+    add("--scheduler", choices=("lcm", "trailing", "own"), help="default: lcm, or trailing for a base without LoRA")
+    add("--device", default="auto")
+    add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    add("--output", type=Path, default=Path("runs/evaluate"))
+    add("--wandb", choices=("off", "online", "offline"), default="off", help="log each cell to Weights & Biases")
+    return parser
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A name, and the files of one of its seeds."""
+
+    name: str
+    pipeline: str
+    loras: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> _Model:
+        name, equals, weights = text.partition("=")
+        if not equals or not weights or "/" in name:
+            raise ConfigError(f"--model {text}: give NAME=PIPELINE or NAME=PIPELINE+LORA")
+        pipeline, *loras = weights.split("+")
+        return cls(name, pipeline, tuple(loras))
+
+    @property
+    def weights(self) -> str:
+        return "+".join([self.pipeline, *self.loras])
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure what is missing, then report on all that is there."""
+    args = _parser().parse_args(argv)
+    if args.num_samples < 2 or args.batch_size < 1:
+        _parser().error("--num_samples must be at least 2, --batch_size at least 1")
+    models = [_Model.parse(text) for text in args.model]
+    RunNote(str(args.output)).leave()
+    _measure(args, models)
+    _report(args.output, args.latency)
+    RunNote(str(args.output), finished=True).leave()
+
+
+def _measure(args: argparse.Namespace, models: Sequence[_Model]) -> None:
+    from cm_lightning.report.cells import cell_path
+
+    settings = [(steps, guidance) for steps in args.steps for guidance in args.guidance]
+
+    def missing(model: _Model) -> list[tuple[int, float]]:
+        paths = {s: cell_path(model.name, model.weights, *s, args.data, args.num_samples, args.seed) for s in settings}
+        return [setting for setting, path in paths.items() if not (args.output / "cells" / path).is_file()]
+
+    todo = [(model, missing(model)) for model in models]
+    if not any(settings for _, settings in todo):
+        return
+    subject = _Subject.make(args)
+    for model, settings in todo:
+        if settings:
+            _measure_model(args, model, settings, subject)
+
+
+@dataclass
+class _Subject:
+    """The prompts, and what judges their images."""
+
+    prompts: list[str]
+    labels: Tensor | None
+    scores: PromptScores
+    size: tuple[int, int] | None
+
+    @classmethod
+    def make(cls, args: argparse.Namespace) -> _Subject:
+        from cm_lightning.data import captions
+        from cm_lightning.latent.clip_score import ClipScore
+        from cm_lightning.latent.scores import PromptScores
+
+        known = {"CaptionedMNIST": captions.CaptionedMNIST, "CaptionedPairs": captions.CaptionedPairs}
+        small = Path(args.clip or "").joinpath("config.json").is_file() and args.data in known
+        clip = ClipScore(args.clip, standardize=not small) if args.clip else None
+        if args.data in known:
+            data = known[args.data]()
+            prompts, labels = data.prompts(args.num_samples)
+            return cls(prompts, labels, PromptScores.of_digits(data, clip), data.image_shape[1:])
+        if not Path(args.data).is_dir():
+            raise ConfigError(f"--data {args.data}: choose one of {', '.join(known)}, or a folder of captioned images")
+        prompts, scores = PromptScores.of_folder(args.data, args.num_samples, args.inception, clip)
+        return cls(prompts, None, scores, None)
+
+
+def _measure_model(
+    args: argparse.Namespace, model: _Model, settings: Sequence[tuple[int, float]], subject: _Subject
+) -> None:
+    from cm_lightning.device import chosen_device
+    from cm_lightning.latent.draw import draw
+    from cm_lightning.latent.pipelines import few_step_pipeline
+
+    loras = dict.fromkeys(model.loras, 1.0)
+    pipe = few_step_pipeline(model.pipeline, loras, args.scheduler, chosen_device(args.device), args.dtype)
+    draw(pipe, subject.prompts[: args.batch_size], 1, 1.0, args.seed, size=subject.size)  # the first call is slow
+    for steps, guidance in settings:
+        cell, images = _measure_cell(args, model, pipe, steps, guidance, subject)
+        _write_sheet(args.output, cell, images)
+        cell.write(args.output)
+        _log(args, cell)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in cell.scores.items())
+        print(f"{model.name}, {steps} steps, guidance {guidance:g}, {cell.nfe} evaluations: {shown}", flush=True)
+
+
+def _measure_cell(
+    args: argparse.Namespace, model: _Model, pipe: Any, steps: int, guidance: float, subject: _Subject
+) -> tuple[Cell, Tensor]:
+    from cm_lightning.latent.draw import draw_all, evaluations
+    from cm_lightning.report.cells import Cell
+
+    start = time.perf_counter()
+    images = draw_all(pipe, subject.prompts, steps, guidance, args.seed, args.batch_size, size=subject.size)
+    seconds = (time.perf_counter() - start) / len(images)
+    scores = subject.scores(images, subject.prompts, subject.labels)
+    nfe = evaluations(pipe, steps, guidance)
+    return Cell(model.name, model.weights, steps, guidance, args.data, args.num_samples, args.seed, nfe, seconds,
+                args.batch_size, scores), images  # fmt: skip
+
+
+def _write_sheet(folder: Path, cell: Cell, images: Tensor) -> None:
+    from cm_lightning.grid import sheet, write_png
+
+    write_png(folder / "samples" / Path(cell.path).with_suffix(".png"), sheet(images[:50], 10))
+
+
+def _log(args: argparse.Namespace, cell: Cell) -> None:
+    """To the sweep that asked for it: by the metrics' file for ours, by W&B's own way for theirs."""
+    values = {**cell.scores, "seconds": cell.seconds, "nfe": cell.nfe}
+    with replacing(args.output / "metrics.csv") as path, open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(values))
+        writer.writeheader()
+        writer.writerow(values)
+    if args.wandb == "off":
+        return
+    import wandb
+
+    config = {"model": cell.model, "steps": cell.steps, "guidance": cell.guidance, "weights": cell.weights}
+    mode: Any = "offline" if args.wandb == "offline" else None
+    with wandb.init(project="cm_lightning", dir=str(args.output), config={"cell": config}, mode=mode) as run:
+        run.log(values)
+
+
+def _report(folder: Path, latency: float | None) -> None:
+    from cm_lightning.report.cells import read_cells, settings
+    from cm_lightning.report.grids import best_table, grid_table, guidance_table, heat_maps, sample_sheet
+
+    found = settings(read_cells(folder))
+    if not found:
+        raise ConfigError(f"nothing was measured yet in {folder}: give --model NAME=PIPELINE")
+    metrics = [name for name in found[0].cells[0].scores if all(name in c.scores for s in found for c in s.cells)]
+    tables = [best_table(found, metrics, latency), guidance_table(found, metrics), grid_table(found, metrics)]
+    heat_maps(found, metrics, folder / "heat_maps.png")
+    sample_sheet(found, folder / "samples", folder / "samples.png")
+    with replacing(folder / "grid.md") as path:
+        path.write_text(
+            "\n".join(
+                [*[table.markdown() for table in tables], "![heat maps](heat_maps.png) ![samples](samples.png)\n"]
+            )
+        )
+    print(tables[0].markdown())
+    print(f"{folder / 'grid.md'}, {folder / 'heat_maps.png'}")

@@ -1,0 +1,115 @@
+"""``cm-lightning sample --pipeline``: images from prompts, by a text-to-image model in few steps."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cm_lightning.errors import ConfigError, DataError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cm-lightning sample --pipeline", description="Draw images from prompts in few steps."
+    )
+    add = parser.add_argument
+    add("--pipeline", required=True, help="a folder of diffusers or a name on the hub: SD 1.5, 2.1, XL, or an LCM")
+    add("--lora", action="append", default=[], metavar="PATH[:WEIGHT]", help="LCM-LoRA, style LoRA; may repeat")
+    add("--prompt", action="append", required=True, help="may repeat")
+    add("--negative_prompt", help="what to lead away from; needs a LoRA or base, and --guidance above 1")
+    add("--num_samples", type=int, help="images; default: one a prompt; the prompts in turn")
+    add("--steps", type=int, default=4)
+    add("--guidance", type=float, default=1.0, help="guidance_scale; 1 is none, above 1 a LoRA takes two evaluations")
+    add("--scheduler", choices=("lcm", "trailing", "own"), help="default: lcm, or trailing for a base without LoRA")
+    add("--image", type=Path, help="start from this image")
+    add("--strength", type=float, default=0.5, help="with --image: how much of it to change, in (0, 1]")
+    add("--height", type=int, help="pixels; default: the model's")
+    add("--width", type=int, help="pixels")
+    add("--seed", type=int, default=0)
+    add("--output", type=Path, default=Path("samples.png"), help="a .png sheet, or a folder of PNG files")
+    add("--columns", type=int, default=4, help="images in a row of the sheet")
+    add("--batch_size", type=int, default=4)
+    add("--device", default="auto", help="cpu, cuda, ...; auto takes an accelerator if there is one")
+    add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of the weights")
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, load, draw, write."""
+    args = _parser().parse_args(argv)
+    n = args.num_samples or len(args.prompt)
+    if min(n, args.steps, args.batch_size) < 1 or not 0 < args.strength <= 1:
+        _parser().error("--num_samples, --steps and --batch_size must be at least 1, --strength in (0, 1]")
+    if args.output.suffix not in ("", ".png"):
+        _parser().error(f"--output {args.output}: give a .png, or a folder")
+    if args.image and args.steps * args.strength < 1:
+        _parser().error(f"--steps {args.steps} at --strength {args.strength} is no step: raise one of them")
+
+    from cm_lightning.device import chosen_device
+    from cm_lightning.grid import sheet, write_png
+    from cm_lightning.latent.draw import draw_all, evaluations
+    from cm_lightning.latent.pipelines import few_step_pipeline, image_to_image
+
+    pipe = few_step_pipeline(args.pipeline, _weights(args.lora), args.scheduler, chosen_device(args.device), args.dtype)
+    options = _options(args)
+    if args.image:
+        pipe = image_to_image(pipe)
+    else:
+        options["size"] = _size(args, pipe)
+    prompts = [args.prompt[i % len(args.prompt)] for i in range(n)]
+    images = draw_all(pipe, prompts, args.steps, args.guidance, args.seed, args.batch_size, **options)
+    if args.output.suffix == ".png":
+        write_png(args.output, sheet(images, args.columns))
+    else:
+        from cm_lightning.data.images import to_pixels
+
+        for i, pixels in enumerate(to_pixels(images)):
+            write_png(args.output / f"{i:06d}.png", pixels)
+    steps = int(args.steps * args.strength) if args.image else args.steps
+    print(f"{n} images of {evaluations(pipe, steps, args.guidance)} evaluations each: {args.output}")
+
+
+def _weights(loras: Sequence[str]) -> dict[str, float]:
+    """``style.safetensors:0.8`` -> the file and its weight; 1 if none is given."""
+    weights = {}
+    for lora in loras:
+        path, colon, weight = lora.rpartition(":")
+        if colon and not Path(lora).exists():
+            try:
+                weights[path] = float(weight)
+            except ValueError as error:
+                raise ConfigError(f"--lora {lora}: give PATH or PATH:WEIGHT, such as style.safetensors:0.8") from error
+        else:
+            weights[lora] = 1.0
+    return weights
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if args.negative_prompt is not None:
+        options["negative_prompt"] = args.negative_prompt
+    if args.image:
+        options |= {"image": _read_image(args.image, args.height, args.width), "strength": args.strength}
+    return options
+
+
+def _size(args: argparse.Namespace, pipe: Any) -> tuple[int, int] | None:
+    if args.height is None and args.width is None:
+        return None
+    own = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    return args.height or own, args.width or own
+
+
+def _read_image(path: Path, height: int | None, width: int | None) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"--image {path} cannot be read as an image") from error
+    if height or width:
+        image = image.resize((width or image.width, height or image.height))
+    return image.resize((max(8, image.width // 8 * 8), max(8, image.height // 8 * 8)))

@@ -1,0 +1,63 @@
+"""``cm-lightning self-consistency``: check by numbers that the consistency function is well defined."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cm_lightning.errors import ConfigError
+
+_STAGES = 6
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cm-lightning self-consistency",
+        description="Check each claim on the consistency function; exit code 1 if one fails. Train two; draw figures.",
+    )
+    parser.add_argument("--trajectories", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=3000, help="training steps of CD and of CT; 0 trains nothing")
+    parser.add_argument("--resolution", type=int, default=121, help="points along a side of the maps")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("runs/self_consistency"), help="the folder of the figures")
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Check, train, print, draw."""
+    args = _parser().parse_args(argv)
+    if args.trajectories < 8 or args.resolution < 2:
+        raise ConfigError("--trajectories must be at least 8 and --resolution at least 2")
+    if 0 != args.steps < _STAGES:
+        raise ConfigError(f"--steps {args.steps}: give 0, or at least a step for each of {_STAGES} numbers of levels")
+
+    import torch
+
+    from cm_lightning.self_consistency.claim import table
+    from cm_lightning.self_consistency.comparison import compare
+    from cm_lightning.self_consistency.comparison_figures import draw_errors, draw_regions
+    from cm_lightning.self_consistency.flow import flow_claims
+    from cm_lightning.self_consistency.randomness import randomness_claims
+    from cm_lightning.self_consistency.right_side import right_side_claims
+    from cm_lightning.self_consistency.theory_figures import draw_steepness, draw_trajectories
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    generator = torch.Generator().manual_seed(args.seed)
+    claims = right_side_claims()
+    claims += flow_claims(args.trajectories, generator)
+    claims += randomness_claims(args.trajectories, generator)
+    draw_trajectories(args.output / "trajectories.png", generator)
+    draw_steepness(args.output / "steepness.png")
+    if args.steps:
+        comparisons = [compare(method, args.steps, args.trajectories, args.seed) for method in ("CD", "CT")]
+        claims += [claim for comparison in comparisons for claim in comparison.claims()]
+        draw_regions(args.output / "regions.png", comparisons, args.resolution)
+        draw_errors(args.output / "errors.png", comparisons, args.resolution)
+    print(table(claims).markdown())
+    print(f"figures: {args.output}")
+    failed = sum(not claim.holds for claim in claims)
+    if failed:
+        sys.exit(f"{failed} of {len(claims)} claims failed")

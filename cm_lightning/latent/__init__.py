@@ -1,0 +1,1 @@
+"""Text-to-image in latent space, on diffusers, transformers and peft: ``pip install 'cm-lightning[lcm]'``."""

@@ -1,0 +1,67 @@
+"""Images from prompts by diffusers' pipelines: each from a noise of its own, whatever batch it is drawn in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cm_lightning.core.noise import generators
+
+
+def draw(
+    pipe: Any,
+    prompts: Sequence[str],
+    steps: int,
+    guidance: float,
+    seed: int = 0,
+    first: int = 0,
+    size: tuple[int, int] | None = None,
+    **options: Any,
+) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1], on the CPU.
+
+    Args:
+        pipe: of Stable Diffusion's family, with the scheduler that it shall draw by.
+        prompts: B of them.
+        steps: of the scheduler. Each takes one evaluation of the network, or two under guidance that is not baked in.
+        guidance: guidance_scale of the pipeline; 1 is none.
+        seed: of the noise.
+        first: the number of the first image: number i has the same noise in every batch.
+        size: (height, width) in pixels; the model's own if None.
+        options: more arguments of the pipeline; an ``image`` to start from is taken for each prompt.
+    """
+    if size:
+        options |= {"height": size[0], "width": size[1]}
+    if "image" in options:
+        options["image"] = [options["image"]] * len(prompts)
+    images: Tensor = pipe(
+        prompt=list(prompts),
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=generators(seed, range(first, first + len(prompts))),
+        output_type="pt",
+        **options,
+    ).images
+    return images.float().cpu() * 2 - 1
+
+
+def evaluations(pipe: Any, steps: int, guidance: float) -> int:
+    """Evaluations of the network for an image (NFE): twice the steps where guidance is worked out at sampling."""
+    embedded = pipe.unet.config.time_cond_proj_dim is not None
+    return steps * (1 if embedded or guidance <= 1 else 2)
+
+
+@torch.no_grad()
+def draw_all(
+    pipe: Any, prompts: Sequence[str], steps: int, guidance: float, seed: int, batch_size: int, **options: Any
+) -> Tensor:
+    """:func:`draw` for any number of prompts, a batch at a time."""
+    return torch.cat(
+        [
+            draw(pipe, prompts[i : i + batch_size], steps, guidance, seed, i, **options)
+            for i in range(0, len(prompts), batch_size)
+        ]
+    )

@@ -1,0 +1,104 @@
+"""Latents and text conditions computed once, kept in a file that is keyed by the model and the data."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_info
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from cm_lightning.data.base import InMemory
+from cm_lightning.errors import CheckpointError
+from cm_lightning.files import replacing
+from cm_lightning.latent.base import Conditioning, TextToImageBase
+
+_BATCH = 64
+
+
+class Encoded(InMemory):
+    """(latents, :class:`Conditioning`) in place of (images, captions); each different caption is kept once.
+
+    Args:
+        latents: (N, C, h, w).
+        captions: (N,) which of the conditions belongs to each.
+        conditions: a row for each different caption.
+    """
+
+    def __init__(self, latents: Tensor, captions: Tensor, conditions: Conditioning) -> None:
+        super().__init__(latents, captions)
+        self.conditions = conditions
+
+    def __getitem__(self, index: Any) -> Any:
+        latents, captions = super().__getitem__(index)
+        return latents, self.conditions.rows(captions)
+
+    __getitems__ = __getitem__
+
+
+def encoded(dataset: Any, base: TextToImageBase, folder: Path, write: bool = True) -> Encoded:
+    """The data set's latents and conditions: from the folder, or computed and, by the first rank, kept there.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = folder / f"latents-{fingerprint(base)}-{_data_fingerprint(dataset)}.safetensors"
+    if not path.is_file():
+        rank_zero_info(f"encoding {len(dataset)} images and captions, once: {path}")
+        tensors = _encode(dataset, base)
+        if write:
+            with replacing(path) as temporary:
+                save_file(tensors, temporary)
+        return _from(tensors)
+    try:
+        return _from(load_file(path))
+    except Exception as error:
+        raise CheckpointError(f"{path} holds no latents: remove it, they are made anew") from error
+
+
+def _from(tensors: dict[str, Tensor]) -> Encoded:
+    conditions = Conditioning(tensors["hidden"], tensors.get("pooled"), tensors.get("time_ids"))
+    return Encoded(tensors["latents"], tensors["captions"], conditions)
+
+
+def _encode(dataset: Any, base: TextToImageBase) -> dict[str, Tensor]:
+    numbers: dict[str, int] = {}
+    latents, captions, size = [], [], (0, 0)
+    for images, texts in DataLoader(dataset, _BATCH):
+        size = (images.shape[-2], images.shape[-1])
+        latents.append(base.encode_images(images).cpu())
+        captions += [numbers.setdefault(text, len(numbers)) for text in texts]
+    different = list(numbers)
+    parts = [base.encode_prompts(different[i : i + _BATCH], size).to("cpu") for i in range(0, len(different), _BATCH)]
+    conditions = {
+        name: torch.cat([getattr(part, name) for part in parts]).contiguous()
+        for name in Conditioning._fields
+        if getattr(parts[0], name) is not None
+    }
+    return {"latents": torch.cat(latents).contiguous(), "captions": torch.tensor(captions), **conditions}
+
+
+def fingerprint(base: TextToImageBase) -> str:
+    """Of the encoders' weights and the autoencoder's scale: latents of one model never meet another's."""
+    pipe = base.pipe
+    digest = hashlib.sha256(str(pipe.vae.config.scaling_factor).encode())
+    for part in (pipe.vae, pipe.text_encoder, getattr(pipe, "text_encoder_2", None)):
+        for tensor in part.state_dict().values() if isinstance(part, nn.Module) else ():
+            flat = tensor.flatten()
+            step = max(1, len(flat) // 64)
+            digest.update(flat[::step].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _data_fingerprint(dataset: Any) -> str:
+    """Of the length, and of 64 images and captions."""
+    digest = hashlib.sha256(str(len(dataset)).encode())
+    for i in range(0, len(dataset), -(-len(dataset) // 64)):
+        image, caption = dataset[i]
+        digest.update(image.numpy().tobytes())
+        digest.update(caption.encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,79 @@
+"""What the Kohya format calls the layers of a UNet.
+
+Two dialects are about. Both start with ``lora_unet_`` and join the path of the layer with underscores. The path is the
+layer's in diffusers for SD 1.x and 2.x, and for every model in the LCM-LoRA training scripts of diffusers' examples; it
+is the one in Stability's own code, ``input_blocks.4.1`` for ``down_blocks.1.attentions.0``, where the Kohya trainer
+writes for SDXL. ComfyUI knows every layer by both. AUTOMATIC1111 translates the first by the layout of SD 1.x, and so
+misses one of SDXL's layers, the upsampler of the first upward block; by the second it finds them all.
+
+This was read in their sources (``unet_to_diffusers``, ``convert_diffusers_name_to_compvis``), not run, and the
+published LCM-LoRA files themselves were not at hand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+PREFIX = "lora_unet_"
+
+_SDXL_BLOCKS = (
+    ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+)
+_BLOCK = re.compile(r"(down|up)_blocks\.(\d)\.(resnets|attentions|downsamplers|upsamplers)\.(\d)\.(.+)")
+_MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d)\.(.+)")
+_PLACE = {"resnets": 0, "attentions": 1, "downsamplers": 0, "upsamplers": 2}
+_LAYER = {
+    "resnets": {
+        "conv1": "in_layers.2",
+        "conv2": "out_layers.3",
+        "time_emb_proj": "emb_layers.1",
+        "conv_shortcut": "skip_connection",
+    },
+    "downsamplers": {"conv": "op"},
+}
+_OUTSIDE = {
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+}
+
+
+def is_sdxl(config: Mapping[str, Any]) -> bool:
+    """Whether a UNet of this configuration has the blocks of SDXL, which Stability's names are for."""
+    blocks = (list(config["down_block_types"]), list(config["up_block_types"]))
+    return blocks == _SDXL_BLOCKS and config["layers_per_block"] == 2
+
+
+def diffusers_key(layer: str) -> str:
+    """``down_blocks.0.resnets.1.conv1`` -> ``lora_unet_down_blocks_0_resnets_1_conv1``."""
+    return PREFIX + layer.replace(".", "_")
+
+
+def stability_key(layer: str) -> str:
+    """``down_blocks.0.resnets.1.conv1`` -> ``lora_unet_input_blocks_2_0_in_layers_2``, for a UNet of SDXL's blocks."""
+    return PREFIX + _stability_path(layer).replace(".", "_")
+
+
+def _stability_path(layer: str) -> str:
+    if match := _MIDDLE.fullmatch(layer):
+        kind, index, rest = match.groups()
+        place = 1 if kind == "attentions" else 2 * int(index)
+        return f"middle_block.{place}.{_rename(kind, rest)}"
+    if match := _BLOCK.fullmatch(layer):
+        side, level, kind, index, rest = match.groups()
+        last = kind in ("downsamplers", "upsamplers")
+        within = 3 * int(level) + (2 if last else int(index))
+        # input_blocks.0 is the first convolution
+        block = f"input_blocks.{within + 1}" if side == "down" else f"output_blocks.{within}"
+        return f"{block}.{_PLACE[kind]}.{_rename(kind, rest)}"
+    return _OUTSIDE.get(layer, layer)
+
+
+def _rename(kind: str, layer: str) -> str:
+    return _LAYER.get(kind, {}).get(layer, layer)

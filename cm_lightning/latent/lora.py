@@ -1,0 +1,146 @@
+"""Low-rank adapters on a UNet: added, switched, combined and merged.
+
+An adapter adds ``alpha / rank * B A x`` to what a linear layer or a convolution makes of x (Hu et al. 2021). LCM-LoRA
+(Luo et al. 2023) trains one to take the base model to few steps; it then works on other models of the same family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from cm_lightning.errors import ConfigError
+
+#: The layers that the published LCM-LoRA adapts, by the end of their names.
+TARGETS = (
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "proj_in",
+    "proj_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "conv1",
+    "conv2",
+    "conv_shortcut",
+    "downsamplers.0.conv",
+    "upsamplers.0.conv",
+    "time_emb_proj",
+)
+
+
+def add_lora(
+    unet: Any, rank: int = 64, alpha: float | None = None, targets: Sequence[str] = TARGETS, name: str = "lcm"
+) -> dict[str, nn.Parameter]:
+    """Freezes the UNet and gives it a new adapter, the only active one, which at first changes nothing: B is 0.
+
+    Args:
+        unet: a diffusers UNet2DConditionModel, changed in place.
+        rank: of each layer's B A.
+        alpha: the adapter is scaled by alpha / rank; None: alpha is the rank. Other values are lost on readers of the
+            saved file that do not know its metadata (diffusers before 0.35).
+        targets: ends of the names of the layers to adapt.
+        name: of the adapter, for :func:`combine` and for saving.
+
+    Returns:
+        The trainable parameters by their name in the UNet: float32, even on a half-precision UNet.
+
+    Raises:
+        ConfigError: the rank is below 1, the name is taken, or no layer is a target.
+    """
+    if rank < 1:
+        raise ConfigError(f"rank {rank}: a LoRA needs a rank of at least 1")
+    if name in adapter_names(unet):
+        raise ConfigError(f"the UNet has an adapter {name!r} already: choose another name")
+    if not any(f".{layer}".endswith(f".{target}") for layer in layers(unet) for target in targets):
+        raise ConfigError(f"no layer of the UNet is called {', '.join(targets)}: choose other targets")
+    unet.requires_grad_(False)
+    alpha = rank if alpha is None else alpha
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets)), adapter_name=name)
+    trainable = {key: p for key, p in unet.named_parameters() if p.requires_grad}
+    for parameter in trainable.values():
+        parameter.data = parameter.data.float()  # updates of 1e-4 vanish in bfloat16
+    return trainable
+
+
+@contextmanager
+def adapter_off(unet: nn.Module) -> Iterator[None]:
+    """Within the block the UNet is the base model, whatever adapters it has; gradients stay as they are.
+
+    Quicker than diffusers' ``disable_adapters``, which reads the installed packages' versions each time.
+
+    Raises:
+        ConfigError: an adapter is merged into the weights.
+    """
+    adapted = _adapted(unet)
+    if any(module.merged for module in adapted):
+        raise ConfigError("an adapter is merged into the UNet's weights: without it there is no base model")
+    before = [module.disable_adapters for module in adapted]
+    _switch(adapted, [True] * len(adapted))
+    try:
+        yield
+    finally:
+        _switch(adapted, before)
+
+
+def combine(pipe: Any, weights: Mapping[str, float]) -> None:
+    """Makes these adapters of a pipeline the active ones, each times its weight: ``{"lcm": 1.0, "style": 0.8}``.
+
+    Raises:
+        ConfigError: an adapter is not there, or none is named.
+    """
+    loaded = {name for names in pipe.get_list_adapters().values() for name in names}
+    missing = [name for name in weights if name not in loaded]
+    if missing or not weights:
+        raise ConfigError(
+            f"no adapter {', '.join(missing) or 'named'}: the pipeline has {', '.join(sorted(loaded)) or 'none'}"
+        )
+    pipe.set_adapters(list(weights), list(weights.values()))
+
+
+def merge(pipe: Any) -> None:
+    """Adds the active adapters to the weights, as they are combined, and removes all adapters: as quick as the base.
+
+    There is no way back but to load the base model again.
+    """
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+
+
+def adapter_names(unet: Any) -> list[str]:
+    """The adapters that the UNet has."""
+    return list(getattr(unet, "peft_config", {}))
+
+
+def layers(unet: nn.Module) -> dict[str, nn.Module]:
+    """The linear layers and convolutions of the UNet itself by their names, whether adapted or not."""
+    found: dict[str, nn.Module] = {}
+    for name, module in unet.named_modules():
+        layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        if isinstance(layer, nn.Linear | nn.Conv2d) and ".lora_" not in name and not name.endswith(".base_layer"):
+            found[name] = layer
+    return found
+
+
+def _adapted(unet: nn.Module) -> list[BaseTunerLayer]:
+    # unet.modules() would also walk through the adapters, which takes several times as long
+    found, waiting = [], [unet]
+    while waiting:
+        module = waiting.pop()
+        if isinstance(module, BaseTunerLayer):
+            found.append(module)
+        else:
+            waiting.extend(module.children())
+    return found
+
+
+def _switch(adapted: Sequence[Any], disabled: Sequence[bool]) -> None:
+    # peft's own enable_adapters also changes which parameters need gradients
+    for module, off in zip(adapted, disabled, strict=True):
+        module._disable_adapters = off

@@ -1,0 +1,269 @@
+"""LoRA files: written so that nothing is lost, and read so that nothing is lost without a word.
+
+diffusers' own export renames only the attention layers' keys, and its loader, which looks at the first key alone, then
+drops them with a mere warning. Here a file is written with one kind of key, and every tensor of a file that is read has
+to find its layer before the pipeline is touched.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cm_lightning.errors import CheckpointError, ConfigError
+from cm_lightning.files import replacing
+from cm_lightning.latent import kohya
+from cm_lightning.latent.lora import adapter_names, layers
+
+#: What ``pipe.load_lora_weights(directory)`` looks for.
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+_METADATA = "lora_adapter_metadata"
+# what of an adapter's configuration changes its output; the other fields differ between versions of peft, which
+# refuse a field they do not know
+_FIELDS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
+_ENDINGS = {
+    ".lora_A.weight": "down",
+    ".lora_down.weight": "down",
+    ".lora.down.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora_up.weight": "up",
+    ".lora.up.weight": "up",
+    ".alpha": "alpha",
+}
+_TEXT = ("lora_te", "text_encoder")
+
+
+class _Pair(NamedTuple):
+    """A layer's A (rank, in, ...) and B (out, rank, ...), and alpha where the file tells it."""
+
+    down: Tensor
+    up: Tensor
+    alpha: float | None
+
+
+def save_lora(unet: Any, pipeline_class: type[Any], directory: str | Path, name: str = "lcm") -> Path:
+    """Writes an adapter so that ``pipe.load_lora_weights(directory)`` of plain diffusers gives exactly this UNet.
+
+    Args:
+        unet: that has the adapter.
+        pipeline_class: StableDiffusionPipeline or StableDiffusionXLPipeline.
+        directory: is made if it is missing.
+        name: of the adapter in the UNet.
+
+    Returns:
+        The file, ``pytorch_lora_weights.safetensors``: peft's keys, with rank and alpha in the metadata.
+
+    Raises:
+        ConfigError: the UNet has no such adapter.
+    """
+    tensors = _tensors(unet, name)
+    config = unet.peft_config[name]
+    metadata = {field: getattr(config, field) for field in _FIELDS}
+    path = Path(directory) / WEIGHTS
+    with replacing(path) as temporary:
+        pipeline_class.save_lora_weights(
+            temporary.parent,
+            unet_lora_layers=tensors,
+            weight_name=temporary.name,
+            unet_lora_adapter_metadata={**metadata, "target_modules": sorted(config.target_modules)},
+        )
+    return path
+
+
+def save_kohya(unet: Any, directory: str | Path, name: str = "lcm") -> Path:
+    """Writes an adapter in the Kohya format, which AUTOMATIC1111, ComfyUI and diffusers read.
+
+    A UNet of SDXL's blocks gets the keys of Stability's layout, any other those of diffusers' (see
+    :mod:`cm_lightning.latent.kohya`). diffusers loads the file exactly; the other two were not at hand.
+
+    Returns:
+        The file, ``<name>_kohya.safetensors``; it may lie beside :func:`save_lora`'s, which diffusers prefers.
+
+    Raises:
+        ConfigError: the UNet has no such adapter.
+    """
+    key_of = kohya.stability_key if kohya.is_sdxl(unet.config) else kohya.diffusers_key
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in _tensors(unet, name).items():
+        layer, half = _split(key)
+        tensors[f"{key_of(layer)}.lora_{half}.weight"] = tensor.contiguous()
+        tensors[f"{key_of(layer)}.alpha"] = torch.tensor(_alpha(unet, layer, name))
+    path = Path(directory) / f"{name}_kohya.safetensors"
+    with replacing(path) as temporary:
+        save_file(tensors, temporary)  # no metadata: AUTOMATIC1111 takes any but the Kohya trainer's for SD 1.x
+    return path
+
+
+def load_lora(pipe: Any, path: str | Path, name: str = "lcm") -> None:
+    """Loads a LoRA into a pipeline: every tensor of it, or an error and a pipeline that works as before.
+
+    Reads files of :func:`save_lora` and :func:`save_kohya`, Kohya files of either dialect, as the published LCM-LoRA is
+    said to be, diffusers' official export, and LoRA of the text encoders beside the UNet's. A file that does not tell
+    alpha has alpha = rank. The new adapter is then the only active one of the UNet, until
+    :func:`cm_lightning.latent.lora.combine` says otherwise.
+
+    Args:
+        pipe: a Stable Diffusion or SDXL pipeline.
+        path: a .safetensors file, or a folder that holds ``pytorch_lora_weights.safetensors`` or one such file alone.
+        name: the adapter's in the pipeline.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or is not for this kind of model.
+        ConfigError: the name is taken.
+    """
+    loaded = pipe.get_list_adapters()
+    if any(name in names for names in loaded.values()):
+        raise ConfigError(f"the pipeline has an adapter {name!r} already: choose another name")
+    file = _find(Path(path))
+    tensors, metadata = _read(file)
+    text = {key: tensor for key, tensor in tensors.items() if key.startswith(_TEXT)}
+    pairs = _pairs(pipe.unet, {key: tensor for key, tensor in tensors.items() if key not in text}, file)
+    try:
+        if text:  # first: only these can turn out not to fit when they are loaded
+            _load_text(pipe, text, metadata, name)
+        if pairs:
+            _load_unet(pipe, pairs, metadata, name)
+    except Exception as error:  # whatever diffusers, transformers and peft make of tensors that do not fit
+        pipe.delete_adapters(name) if loaded else pipe.unload_lora_weights()
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{file} does not fit this pipeline: {reason}") from error
+
+
+def _tensors(unet: Any, name: str) -> dict[str, Tensor]:
+    if name not in adapter_names(unet):
+        raise ConfigError(f"the UNet has no adapter {name!r}: it has {', '.join(adapter_names(unet)) or 'none'}")
+    tensors: dict[str, Tensor] = get_peft_model_state_dict(unet, adapter_name=name)
+    return tensors
+
+
+def _alpha(unet: Any, layer: str, name: str) -> float:
+    """Such that alpha / rank is the scale; the rank-stabilised LoRA of peft has alpha / sqrt(rank)."""
+    adapted = unet.get_submodule(layer)
+    correction = adapted.r[name] ** 0.5 if unet.peft_config[name].use_rslora else 1.0
+    return float(adapted.lora_alpha[name] * correction)
+
+
+def _find(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if (path / WEIGHTS).is_file():
+        return path / WEIGHTS
+    files = sorted(path.glob("[!.]*.safetensors"))
+    if len(files) != 1:
+        there = ", ".join(file.name for file in files)
+        raise CheckpointError(f"{path} holds several LoRA: choose of {there}" if files else f"no LoRA at {path}")
+    return files[0]
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(file, "pt") as opened:
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - it is no dict
+            metadata = json.loads((opened.metadata() or {}).get(_METADATA, "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is damaged, or no .safetensors file") from error
+    if not tensors or not isinstance(metadata, dict):
+        raise CheckpointError(f"{file} holds no LoRA")
+    return tensors, metadata
+
+
+def _split(key: str) -> tuple[str, str]:
+    """``to_q.lora_A.weight`` -> ``to_q``, ``down``; a key of no LoRA has no second part."""
+    for ending, part in _ENDINGS.items():
+        if key.endswith(ending):
+            return key.removesuffix(ending), part
+    return key, ""
+
+
+def _pairs(unet: Any, tensors: Mapping[str, Tensor], file: Path) -> dict[str, _Pair]:
+    """By the layer's name in the UNet."""
+    known = layers(unet)
+    names = {f"unet.{layer}": layer for layer in known} | {kohya.diffusers_key(layer): layer for layer in known}
+    if kohya.is_sdxl(unet.config):
+        names |= {kohya.stability_key(layer): layer for layer in known}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        layer, part = _split(key)
+        if not part or layer not in names:
+            raise CheckpointError(f"{file} is not for this kind of model: its {key} has no place in the UNet")
+        if part in parts.setdefault(names[layer], {}):
+            raise CheckpointError(f"{file} is ambiguous: it tells {names[layer]} twice")
+        parts[names[layer]][part] = tensor
+    return {layer: _pair(layer, known[layer], halves, file) for layer, halves in parts.items()}
+
+
+def _pair(name: str, layer: nn.Module, parts: Mapping[str, Tensor], file: Path) -> _Pair:
+    if not {"down", "up"} <= set(parts):
+        raise CheckpointError(f"{file} is incomplete: it lacks half of {name}")
+    down, up, alpha = parts["down"], parts["up"], parts.get("alpha")
+    out, *rest = layer.get_parameter("weight").shape
+    rank = down.shape[0] if down.ndim else 0
+    if rank == 0 or list(down.shape) != [rank, *rest] or list(up.shape) != [out, rank, *[1] * (len(rest) - 1)]:
+        raise CheckpointError(
+            f"{file} is not for this kind of model: its {name} of shapes {tuple(down.shape)} and {tuple(up.shape)} "
+            f"does not fit the UNet's of {(out, *rest)}"
+        )
+    return _Pair(down, up, None if alpha is None else alpha.item())
+
+
+def _load_unet(pipe: Any, pairs: Mapping[str, _Pair], metadata: Mapping[str, Any], name: str) -> None:
+    state = {f"{layer}.lora_A.weight": pair.down for layer, pair in pairs.items()}
+    state |= {f"{layer}.lora_B.weight": pair.up for layer, pair in pairs.items()}
+    config = {**_config(pairs), **_own(metadata, "unet")}
+    pipe.unet.load_lora_adapter(
+        state, prefix=None, adapter_name=name, metadata=config, _pipeline=pipe, low_cpu_mem_usage=True
+    )
+    lost = state.keys() ^ get_peft_model_state_dict(pipe.unet, adapter_name=name).keys()
+    if lost:
+        raise RuntimeError(f"{min(lost)} was dropped")
+
+
+def _config(pairs: Mapping[str, _Pair]) -> dict[str, Any]:
+    """The LoraConfig that the tensors themselves tell: the commonest rank and alpha, and the layers that differ."""
+    ranks = {layer: pair.down.shape[0] for layer, pair in pairs.items()}
+    alphas = {layer: ranks[layer] if pair.alpha is None else pair.alpha for layer, pair in pairs.items()}
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {f"^{layer}": own for layer, own in ranks.items() if own != rank},
+        "alpha_pattern": {f"^{layer}": own for layer, own in alphas.items() if own != alpha},
+        "target_modules": list(pairs),
+    }
+
+
+def _own(metadata: Mapping[str, Any], component: str) -> dict[str, Any]:
+    """What diffusers' metadata says of one component."""
+    return {field: metadata[key] for field in _FIELDS if (key := f"{component}.{field}") in metadata}
+
+
+def _load_text(pipe: Any, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], name: str) -> None:
+    """By diffusers' own loader, one encoder at a time."""
+    state, alphas = pipe.lora_state_dict(dict(tensors))
+    count = 0
+    for component in ("text_encoder", "text_encoder_2"):
+        encoder = getattr(pipe, component, None)
+        if encoder is None or not any(key.startswith(f"{component}.") for key in state):
+            continue
+        pipe.load_lora_into_text_encoder(
+            state,
+            network_alphas=alphas,
+            text_encoder=encoder,
+            prefix=component,
+            adapter_name=name,
+            metadata={key: value for key, value in metadata.items() if key.startswith(f"{component}.")} or None,
+            _pipeline=pipe,
+        )
+        count += len(get_peft_model_state_dict(encoder, adapter_name=name))
+    if count != len(state):
+        raise RuntimeError(f"{len(state) - count} tensors of its text encoders were dropped")

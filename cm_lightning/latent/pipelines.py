@@ -1,0 +1,86 @@
+"""Pipelines that draw in few steps: a base, perhaps a LoRA in it, and the scheduler that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from diffusers import AutoPipelineForImage2Image, DDIMScheduler, LCMScheduler
+from huggingface_hub import hf_hub_download
+
+from cm_lightning.errors import CheckpointError, ConfigError
+from cm_lightning.latent.base import load_pipeline, on_hub
+from cm_lightning.latent.lora import combine, merge
+from cm_lightning.latent.lora_files import WEIGHTS, load_lora
+
+#: ``lcm``: multistep consistency sampling; ``trailing``: DDIM from the last timestep, which a base needs for few steps;
+#: ``own``: what the model was saved with.
+Scheduler: TypeAlias = Literal["lcm", "trailing", "own"]
+
+
+def few_step_pipeline(
+    path: str,
+    loras: Mapping[str, float] | None = None,
+    scheduler: Scheduler | None = None,
+    device: str | torch.device = "cpu",
+    dtype: str = "float32",
+) -> Any:
+    """A pipeline ready to draw, its LoRA merged into its weights, so that they cost no time.
+
+    Args:
+        path: of the base or of a full LCM: a folder or hub name.
+        loras: files, folders or hub names such as ``latent-consistency/lcm-lora-sdv1-5``, and the weight of each.
+        scheduler: None: ``lcm`` for a LoRA or a model saved with LCM's scheduler, ``trailing`` for any other.
+        device: to draw on.
+        dtype: of the weights.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or does not fit.
+        ConfigError: a device that is not there.
+    """
+    pipe: Any = load_pipeline(path, dtype)
+    names = {f"lora{i}": lora for i, lora in enumerate(loras or {})}
+    for name, lora in names.items():
+        load_lora(pipe, _local(lora), name)
+    if loras:
+        combine(pipe, {name: loras[lora] for name, lora in names.items()})
+        merge(pipe)
+    is_lcm = bool(loras) or isinstance(pipe.scheduler, LCMScheduler)
+    set_scheduler(pipe, scheduler or ("lcm" if is_lcm else "trailing"), list(loras or {}))
+    try:
+        return pipe.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {device} cannot be used here: leave it out, or give cpu") from error
+
+
+def _local(lora: str) -> str:
+    """The file of a name on the hub; any other path as it is."""
+    if not on_hub(lora):
+        return lora
+    try:
+        return str(hf_hub_download(lora, WEIGHTS))
+    except Exception as error:
+        raise CheckpointError(
+            f"--lora {lora} is no file here, and could not be fetched from the hub: give a file or folder"
+        ) from error
+
+
+def set_scheduler(pipe: Any, kind: Scheduler, loras: list[str] | None = None) -> None:
+    """Draw by another scheduler, with the noise that the model was trained with."""
+    config = pipe.scheduler.config
+    if kind == "lcm":
+        saved = next((lora for lora in loras or [] if (Path(lora) / "scheduler").is_dir()), None)
+        if saved:  # our own LoRA says what it was distilled on
+            config = LCMScheduler.load_config(saved, subfolder="scheduler")
+        pipe.scheduler = LCMScheduler.from_config(config, clip_sample=False)
+    elif kind == "trailing":
+        pipe.scheduler = DDIMScheduler.from_config(config, timestep_spacing="trailing", clip_sample=False)
+
+
+def image_to_image(pipe: Any) -> Any:
+    """The same model as a pipeline that starts from an image."""
+    changed = AutoPipelineForImage2Image.from_pipe(pipe)
+    changed.set_progress_bar_config(disable=True)
+    return changed

@@ -1,0 +1,147 @@
+"""What is trained of a latent consistency model: the whole network, or an adapter in it."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from cm_lightning.core.latent import guidance_embedding
+from cm_lightning.latent.base import Conditioning, TextToImageBase, UNet
+from cm_lightning.latent.lora import TARGETS, adapter_off, add_lora
+from cm_lightning.latent.lora_files import save_kohya, save_lora
+from cm_lightning.latent.quiet import quiet
+
+
+class Student(ABC):
+    """The trained part of a latent consistency model, and the teacher that it leaves untouched."""
+
+    #: The network that the student's weights are part of.
+    unet: UNet
+    #: What is trained, averaged and saved.
+    weights: nn.Module
+
+    @abstractmethod
+    def attach(self, base: TextToImageBase) -> None:
+        """Make ``unet`` and ``weights`` from a base, equal to it before any training."""
+
+    @abstractmethod
+    def tensors(self, weights: nn.Module) -> Mapping[str, Tensor]:
+        """The tensors of ``weights``, or of a copy of it, by their names in ``unet``."""
+
+    @abstractmethod
+    def embed(self, w: Tensor) -> Tensor | None:
+        """What the network is told of the guidance w (B,); None if it is baked in."""
+
+    @abstractmethod
+    def teacher(self, base: TextToImageBase, x: Tensor, t: Tensor, c: Conditioning) -> Tensor:
+        """The base's own output at x (B, C, h, w), t (B,)."""
+
+    @abstractmethod
+    def export(self, directory: Path, pipe: DiffusionPipeline) -> None:
+        """Write what was trained to a folder, as diffusers reads it."""
+
+    def target(
+        self, base: TextToImageBase, weights: nn.Module, x: Tensor, t: Tensor, c: Conditioning, w: Tensor | None
+    ) -> Tensor:
+        """The output of the network with a copy of the trained weights in their place."""
+        arguments = base.arguments(self.unet, x, t, c, w)
+        output: Tensor = functional_call(self.unet, dict(self.tensors(weights)), kwargs=arguments)[0]
+        return output.float()
+
+
+class WholeUNet(Student):
+    """Full LCM: a copy of the network, which is told the guidance (Luo et al. 2023, section 4.2).
+
+    Args:
+        guidance_width: of the embedding of w, even.
+    """
+
+    def __init__(self, guidance_width: int = 256) -> None:
+        self.guidance_width = guidance_width
+
+    def attach(self, base: TextToImageBase) -> None:
+        # a key that diffusers keeps of values that were defaults, and would set to them again
+        config = {name: value for name, value in base.unet.config.items() if name != "_use_default_values"}
+        config["time_cond_proj_dim"] = self.guidance_width
+        unet = UNet2DConditionModel.from_config(config)
+        if next(base.unet.parameters()).device.type != "meta":
+            unet.load_state_dict(base.unet.state_dict(), strict=False)
+            nn.init.zeros_(unet.time_embedding.cond_proj.weight)  # so the student starts as the teacher, for every w
+        base.unet.requires_grad_(False).eval()
+        self.unet = self.weights = unet.train()
+
+    def tensors(self, weights: nn.Module) -> Mapping[str, Tensor]:
+        return {**dict(weights.named_parameters()), **dict(weights.named_buffers())}
+
+    def embed(self, w: Tensor) -> Tensor:
+        return guidance_embedding(w, self.guidance_width)
+
+    def teacher(self, base: TextToImageBase, x: Tensor, t: Tensor, c: Conditioning) -> Tensor:
+        return base.output(base.unet, x, t, c)
+
+    def export(self, directory: Path, pipe: DiffusionPipeline) -> None:
+        with quiet():
+            pipe.save_pretrained(directory)
+
+
+class LoRA(Student):
+    """LCM-LoRA: low-rank adapters in the frozen network, with the guidance baked in (Luo et al. 2023b).
+
+    Args:
+        rank: of the adapters.
+        alpha: their scale is alpha / rank; the rank if None, which every loader takes for granted.
+        targets: names of the layers that get one; as published if None.
+        name: of the adapter.
+    """
+
+    def __init__(
+        self, rank: int = 64, alpha: float | None = None, targets: Sequence[str] | None = None, name: str = "lcm"
+    ) -> None:
+        self.rank, self.alpha, self.targets, self.name = rank, alpha, tuple(targets or TARGETS), name
+
+    def attach(self, base: TextToImageBase) -> None:
+        self.unet = base.unet
+        self.weights = Adapter(add_lora(self.unet, self.rank, self.alpha, self.targets, self.name))
+        self.unet.train()  # it has no dropout; gradient checkpointing asks for it
+
+    def tensors(self, weights: nn.Module) -> Mapping[str, Tensor]:
+        assert isinstance(weights, Adapter)
+        return weights.by_name()
+
+    def embed(self, w: Tensor) -> None:
+        return None
+
+    def teacher(self, base: TextToImageBase, x: Tensor, t: Tensor, c: Conditioning) -> Tensor:
+        with adapter_off(self.unet):
+            return base.output(self.unet, x, t, c)
+
+    def export(self, directory: Path, pipe: DiffusionPipeline) -> None:
+        save_lora(self.unet, type(pipe), directory, self.name)
+        save_kohya(self.unet, directory, self.name)
+        pipe.scheduler.save_pretrained(directory / "scheduler")
+
+
+class Adapter(nn.Module):
+    """The parameters of an adapter alone, while the network they lie in stays outside of modules and checkpoints."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        for name, parameter in parameters.items():
+            self.register_parameter(name.replace(".", "/"), parameter)  # a name has no dots
+
+    def by_name(self) -> dict[str, Tensor]:
+        """The parameters by their names in the network."""
+        return {name.replace("/", "."): parameter for name, parameter in self.named_parameters()}
+
+
+def frozen_copy(weights: nn.Module) -> nn.Module:
+    """A copy of trained weights that no gradient reaches: a target network."""
+    with torch.no_grad():
+        return copy.deepcopy(weights).requires_grad_(False)

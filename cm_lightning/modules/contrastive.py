@@ -1,0 +1,101 @@
+"""CLIP at small size: the text encoder of a small latent model, and what CLIP scores are measured with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from cm_lightning.errors import ConfigError
+from cm_lightning.latent.quiet import quiet
+from cm_lightning.modules.trained import TrainedModule
+
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+
+
+class ContrastiveModule(TrainedModule):
+    """Trains a CLIP model and its tokenizer on captioned images (Radford et al. 2021).
+
+    Equal captions in a batch are each other's matches: a small set of captions has many.
+
+    Args:
+        image_size: (height, width) of the images, of which CLIP sees the middle square resized to ``vision_size``.
+        vision_size: side of what the image encoder sees.
+        patch: side of its patches.
+        width: of both encoders; of the text conditions, too.
+        layers: of both.
+        heads: of their attention.
+        vocabulary: at most so many tokens are learnt from the captions.
+        length: tokens of a caption, the first and last being start and end.
+        options: see :class:`TrainedModule`.
+    """
+
+    backbone: CLIPModel
+
+    def __init__(
+        self,
+        vision_size: int = 32,
+        patch: int = 8,
+        width: int = 64,
+        layers: int = 2,
+        heads: int = 4,
+        vocabulary: int = 384,
+        length: int = 16,
+        **options: Any,
+    ) -> None:
+        shared = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers,
+                  "num_attention_heads": heads, "projection_dim": width}  # fmt: skip
+        text = {**shared, "vocab_size": vocabulary, "max_position_embeddings": length, "bos_token_id": 0,
+                "eos_token_id": 1, "pad_token_id": 1}  # fmt: skip
+        vision = {**shared, "image_size": vision_size, "patch_size": patch}
+        super().__init__(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=width)), **options)
+        self.vocabulary, self.length = vocabulary, length
+        self.tokenizer: CLIPTokenizer | None = None
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        captions = getattr(data.training_set(), "all_captions", None)
+        if captions is None:
+            raise ConfigError("the text encoder is trained on CaptionedMNIST and its kin: use one of them")
+        self.tokenizer = train_tokenizer(captions(), self.vocabulary, self.length)
+
+    def forward_one(self) -> None:
+        tokens = torch.zeros(1, self.length, dtype=torch.long)
+        size = self.backbone.config.vision_config.image_size
+        self.backbone(input_ids=tokens, pixel_values=torch.zeros(1, 3, size, size))
+
+    def batch_loss(self, batch: Any, batch_idx: int, generator: torch.Generator | None = None) -> Tensor:
+        """Cross entropy of images against captions, and of captions against images."""
+        images, captions = batch
+        numbers: dict[str, int] = {}
+        caption = torch.tensor([numbers.setdefault(text, len(numbers)) for text in captions], device=images.device)
+        assert self.tokenizer is not None
+        tokens = self.tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt")
+        output = self.backbone(
+            input_ids=tokens.input_ids.to(images.device),
+            attention_mask=tokens.attention_mask.to(images.device),
+            pixel_values=images,
+            interpolate_pos_encoding=images.shape[-1] != images.shape[-2],
+        )
+        matches = (caption[:, None] == caption).to(images.dtype)
+        matches = matches / matches.sum(1, keepdim=True)
+        log_p = torch.stack([output.logits_per_image.log_softmax(1), output.logits_per_text.log_softmax(1)])
+        return -(matches * log_p).sum(2).mean()
+
+    def export(self, directory: Path) -> None:
+        """Write model and tokenizer to a folder, as transformers reads it."""
+        assert self.tokenizer is not None
+        with quiet():
+            self.backbone.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+
+
+def train_tokenizer(captions: list[str], vocabulary: int, length: int) -> CLIPTokenizer:
+    """CLIP's byte-pair encoding, learnt from captions."""
+    untrained = CLIPTokenizer(vocab={_START: 0, _END: 1}, merges=[], model_max_length=length)
+    tokenizer: CLIPTokenizer = untrained.train_new_from_iterator(captions, vocabulary)
+    return tokenizer

@@ -1,0 +1,48 @@
+"""Latent diffusion: what a text-to-image base is trained by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as nnf
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from cm_lightning.core.noise import unit_noise
+from cm_lightning.latent.base import TextToImageBase
+from cm_lightning.latent.quiet import quiet
+from cm_lightning.modules.latent import LatentModule
+
+
+class LatentDiffusionModule(LatentModule):
+    """Trains the network of a base on captioned images (Rombach et al. 2022, Eq. 3): a small one, or one to go on with.
+
+    Args:
+        base: its network is trained; autoencoder and text encoders stay as they are.
+        caption_dropout: probability of training a sample without its caption, which guidance needs.
+        options: see :class:`LatentModule`.
+    """
+
+    def __init__(self, base: TextToImageBase, caption_dropout: float = 0.1, **options: Any) -> None:
+        super().__init__(base, base.unet, **options)
+        self.caption_dropout = caption_dropout
+
+    def batch_loss(self, batch: Any, batch_idx: int, generator: torch.Generator | None = None) -> Tensor:
+        """Mean squared error of the predicted noise, or of v, at timesteps drawn uniformly."""
+        z_0, c = self.latents_and_conditions(batch)
+        schedule, device = self.base.schedule, z_0.device
+        if self.training and self.caption_dropout:
+            c = self.no_prompt(z_0).where(torch.rand(len(z_0), device=device) < self.caption_dropout, c)
+        t = torch.randint(len(schedule), (len(z_0),), device=device, generator=generator)
+        epsilon = unit_noise(z_0.shape, generator, device, z_0.dtype)
+        output = self.base.output(self.backbone, schedule.add_noise(z_0, t, epsilon), t, c)
+        return nnf.mse_loss(output.float(), schedule.target(z_0, t, epsilon).float())
+
+    def pipeline(self) -> DiffusionPipeline:
+        return self.base.pipe
+
+    def export(self, directory: Path) -> None:
+        with quiet():
+            self.base.pipe.save_pretrained(directory)

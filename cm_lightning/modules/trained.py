@@ -1,0 +1,217 @@
+"""What everything that is trained shares: an optimizer, the clock of the schedules, failures, and exact resume."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from cm_lightning.checkpoint import CONFIG_KEY
+from cm_lightning.core.noise import derived_seed
+from cm_lightning.core.schedule import RateSchedule
+from cm_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
+from cm_lightning.modules import randomness
+from cm_lightning.modules.starting import first_weights
+
+_SCHEDULES_END = 1_000_000
+
+
+class TrainedModule(L.LightningModule):
+    """Base of whatever is trained here: a network under ``backbone``, and a loss.
+
+    Args:
+        backbone: what is trained, averaged and saved.
+        optimizer: called with the parameters; RAdam with lr 1e-4 if None.
+        lr_scheduler: a :class:`RateSchedule`, or called with the optimizer and stepped after each of its steps.
+        start_from: a checkpoint of this suite whose (averaged) backbone weights the training starts from; or
+            ``openai:FILE``, ``edm:FILE``, ``diffusers:FOLDER``.
+    """
+
+    #: How the command line configured this module; saved in its checkpoints so that ``load_module`` can rebuild it.
+    config: dict[str, Any] | None = None
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: RateSchedule | LRSchedulerCallable | None = None,
+        start_from: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.start_from = start_from
+        self._random_states: list[dict[str, Tensor]] | None = None
+        self._loaded_step = 0
+        self._start_failure: CheckpointError | None = None
+        self._failed_step: Tensor | None = None
+
+    @abstractmethod
+    def batch_loss(self, batch: Any, batch_idx: int, generator: torch.Generator | None = None) -> Tensor:
+        """The loss on a batch of the data, a scalar; a generator makes its noise reproducible."""
+
+    @abstractmethod
+    def forward_one(self) -> None:
+        """Run the trained network on one sample of zeros, as a training step does: to count what it keeps."""
+
+    def frozen_networks(self) -> dict[str, nn.Module]:
+        """Networks that training needs besides the trained one and its copies, by what they are."""
+        return {}
+
+    def progress(self, step: int, total: int) -> dict[str, float]:
+        """The method's schedules at step ``step`` of ``total``, by the papers' names: what to log."""
+        return {}
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        total = self.trainer.estimated_stepping_batches  # which heeds max_steps and max_epochs
+        if total == float("inf"):
+            raise ConfigError("the schedules need the length of the run: set trainer.max_steps (or max_epochs)")
+        return int(total)
+
+    @property
+    def clock(self) -> tuple[int, int]:
+        """(step, total) for the schedules: of the run while it trains, and else their end."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            return self.global_step, self.total_steps
+        return _SCHEDULES_END, _SCHEDULES_END
+
+    @property
+    def trained_steps(self) -> int:
+        """Optimizer steps that the weights have seen: of this run, or of the checkpoint they come from."""
+        return self.global_step or self._loaded_step
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = self.optimizer(parameters) if self.optimizer else torch.optim.RAdam(parameters, lr=1e-4)
+        if self.lr_scheduler is None:
+            return optimizer
+        if isinstance(self.lr_scheduler, RateSchedule):
+            schedule, total = self.lr_scheduler, self.total_steps
+            scheduler = LambdaLR(optimizer, lambda step: schedule(min(step, total), total))
+        else:
+            scheduler = cast(LambdaLR, self.lr_scheduler(optimizer))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def setup(self, stage: str) -> None:
+        if stage != "fit" or not self.start_from:
+            return
+        try:
+            self.load_backbone(first_weights(self, self.start_from))
+        except RuntimeError as error:
+            raise CheckpointError(f"start_from: the backbone in {self.start_from} is another network") from error
+        except CheckpointError as error:
+            self._start_failure = error  # of no matter to a run that goes on from a checkpoint of its own
+
+    def on_fit_start(self) -> None:
+        if self._start_failure and not self._loaded_step:
+            raise self._start_failure
+        self._say_what_a_rank_does()
+
+    def load_backbone(self, state: Mapping[str, Tensor]) -> None:
+        """Start from these weights of the backbone."""
+        self.backbone.load_state_dict(state)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.batch_loss(batch, batch_idx)
+        self._note_failure(loss.detach())
+        # Lightning's loggers take what is logged on these very steps; on all others logging would be wasted time
+        n = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if n and (self.global_step + 1) % n == 0:
+            self._stop_if_failed()
+            self.log("train/loss", loss, prog_bar=True)
+            for name, value in self.progress(*self.clock).items():
+                self.log(f"train/{name}", value, prog_bar=True)
+            self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        generator = torch.Generator(self.device).manual_seed(self._number(batch_idx))
+        loss = self.batch_loss(batch, batch_idx, generator)
+        first = batch if isinstance(batch, Tensor) else batch[0]
+        self.log("val/loss", loss, batch_size=len(first), sync_dist=True)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Nothing of its own: callbacks measure samples."""
+
+    def _number(self, batch_idx: int) -> int:
+        """Of a batch among those of all ranks."""
+        return batch_idx * self.trainer.world_size + self.global_rank
+
+    def _say_what_a_rank_does(self) -> None:
+        batch = getattr(self.trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
+        ranks, accumulate = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        if batch and ranks * accumulate > 1:
+            group = self.trainer.optimizers[0].param_groups[0]
+            rate = group.get("initial_lr", group["lr"])  # before the schedule
+            rank_zero_info(
+                f"a step takes {accumulate * batch} images: {ranks} rank(s) x {accumulate} batch(es) of "
+                f"{batch // ranks}; the learning rate stays as given, {rate:g}, for it belongs to the whole"
+            )
+
+    def _note_failure(self, loss: Tensor) -> None:
+        """Keep the step of the first bad loss on the device: no step waits for the accelerator."""
+        if self._failed_step is None:
+            self._failed_step = torch.full((), -1, device=loss.device)
+        first = (self._failed_step < 0) & ~torch.isfinite(loss)
+        self._failed_step = torch.where(first, self.global_step, self._failed_step)
+
+    def _stop_if_failed(self) -> None:
+        """Raise on all ranks if the loss has failed on any."""
+        if self._failed_step is None:
+            return
+        step = int(self.trainer.strategy.reduce(self._failed_step, reduce_op="max"))
+        if step >= 0:
+            raise NonFiniteLossError(
+                f"the loss is not finite since step {step}: lower the learning rate, or set "
+                "--trainer.gradient_clip_val=1; the last checkpoint is from before that step"
+            )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            raise CheckpointError(
+                "the checkpoint's weights do not fit this model: use the configuration it was trained with"
+            ) from error
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._stop_if_failed()
+        norms = torch._foreach_norm([p.detach() for p in self.backbone.parameters()])
+        if not bool(torch.stack(norms).isfinite().all()):
+            raise NonFiniteLossError(
+                f"the weights are not finite at step {self.global_step}, so no checkpoint of them is written: "
+                "lower the learning rate, or set --trainer.gradient_clip_val=1"
+            )
+        checkpoint["random_states"] = randomness.gather_states(self.device)
+        if self.config is not None:
+            checkpoint[CONFIG_KEY] = self.config
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._random_states = checkpoint.get("random_states")
+        self._loaded_step = checkpoint.get("global_step", 0)
+
+    def on_train_start(self) -> None:
+        self._failed_step = None
+        if self._random_states is not None and len(self._random_states) != self.trainer.world_size:
+            self._random_states = None  # a run that goes on with other ranks cannot draw what it would have drawn
+            torch.manual_seed(derived_seed(torch.initial_seed(), self.global_step))
+        # Lightning seeds all ranks alike, for equal initial weights; noise and dropout must differ from rank to rank
+        if self._random_states is None and self.global_rank > 0:
+            torch.manual_seed(derived_seed(torch.initial_seed(), self.global_rank))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # put back as late as this, for data loaders draw from the global generators when they start
+        if self._random_states is not None:
+            randomness.set_state(self._random_states[self.global_rank], self.device)
+            self._random_states = None

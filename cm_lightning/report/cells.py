@@ -1,0 +1,106 @@
+"""A grid of measurements: one cell for a model, a number of steps and a guidance scale, a file each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+from cm_lightning.errors import DataError
+from cm_lightning.files import replacing
+
+#: Metrics of which more is better; of all others less is.
+RISING = ("accuracy", "clip_score")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What was measured of one model at one setting.
+
+    ``model`` is its name, the same for all its seeds; ``weights`` tells a seed's files. ``nfe`` are evaluations of the
+    network for an image, ``seconds`` the time of one at ``batch_size``.
+    """
+
+    model: str
+    weights: str
+    steps: int
+    guidance: float
+    data: str
+    num_samples: int
+    seed: int
+    nfe: int
+    seconds: float
+    batch_size: int
+    scores: dict[str, float]
+
+    @property
+    def path(self) -> str:
+        """A name for its file, the same for the same measurement."""
+        return cell_path(self.model, self.weights, self.steps, self.guidance, self.data, self.num_samples, self.seed)
+
+    def write(self, folder: Path) -> None:
+        with replacing(folder / "cells" / self.path) as path:
+            path.write_text(json.dumps(asdict(self), indent=1))
+
+
+def cell_path(model: str, weights: str, steps: int, guidance: float, data: str, num_samples: int, seed: int) -> str:
+    """The file of a measurement."""
+    digest = hashlib.sha256(f"{weights} {data} {num_samples} {seed}".encode()).hexdigest()[:8]
+    return f"{model}_steps{steps}_guidance{guidance:g}_{digest}.json"
+
+
+def read_cells(folder: Path) -> list[Cell]:
+    """All cells below a folder. Raises DataError if one is damaged."""
+    return [_read(path) for path in sorted((folder / "cells").glob("*.json"))]
+
+
+def _read(path: Path) -> Cell:
+    try:
+        return Cell(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path} is no measurement: remove it, it is made anew") from error
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The seeds of one model at one setting."""
+
+    model: str
+    steps: int
+    guidance: float
+    cells: tuple[Cell, ...]
+
+    @property
+    def nfe(self) -> int:
+        return self.cells[0].nfe
+
+    @property
+    def seconds(self) -> float:
+        """Of an image, the mean over seeds."""
+        return mean(cell.seconds for cell in self.cells)
+
+    def value(self, metric: str) -> float:
+        """The mean over seeds."""
+        return mean(cell.scores[metric] for cell in self.cells)
+
+    def spread(self, metric: str) -> float | None:
+        """The standard deviation over seeds, if there are any others."""
+        return stdev(cell.scores[metric] for cell in self.cells) if len(self.cells) > 1 else None
+
+
+def settings(cells: Sequence[Cell]) -> list[Setting]:
+    """The cells put together by model and setting, models in the order of their names."""
+    groups: dict[tuple[str, int, float], list[Cell]] = {}
+    for cell in sorted(cells, key=lambda c: (c.model, c.steps, c.guidance, c.weights)):
+        groups.setdefault((cell.model, cell.steps, cell.guidance), []).append(cell)
+    return [Setting(*key, tuple(group)) for key, group in groups.items()]
+
+
+def best(found: Sequence[Setting], metric: str, latency: float | None = None) -> Setting | None:
+    """The setting with the best mean of a metric, of those that take at most ``latency`` seconds an image."""
+    allowed = [setting for setting in found if latency is None or setting.seconds <= latency]
+    sign = -1 if metric in RISING else 1
+    return min(allowed, key=lambda setting: sign * setting.value(metric), default=None)

@@ -1,0 +1,44 @@
+"""Latent consistency distillation, whole and by an adapter, on some ranks; started by test_latent_ranks.py as
+``python latent_ranks.py RANKS OUTPUT STUDENT [KILL_AT | CHECKPOINT]``.
+"""
+
+import sys
+
+import lightning as L
+import torch
+
+from cm_lightning.callbacks.ema import EMA
+from cm_lightning.callbacks.save_last import SaveLast
+from cm_lightning.core.curriculum import ConstantRate
+from cm_lightning.data.captions import CaptionedMNIST
+from cm_lightning.latent.base import TextToImageBase
+from cm_lightning.latent.student import LoRA, WholeUNet
+from cm_lightning.modules.latent_consistency import LatentConsistencyDistillation
+from tests.helpers import KillAt, trainer
+from tests.latent.tiny import tiny_sd
+
+
+class Watch(L.Callback):
+    """What is trained, its target and what is frozen are alike on all ranks."""
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        parts = [pl_module.backbone, pl_module.target, pl_module.base.unet]
+        held = torch.cat([p.detach().flatten() for part in parts for p in part.parameters()])
+        first, *others = trainer.strategy.all_gather(held).reshape(trainer.world_size, -1)
+        assert all(torch.equal(first, other) for other in others)
+
+
+if __name__ == "__main__":
+    ranks, output, student, *more = sys.argv[1:]
+    torch.set_num_threads(1)
+    L.seed_everything(0)
+    module = LatentConsistencyDistillation(
+        TextToImageBase(tiny_sd()), {"whole": WholeUNet, "lora": LoRA}[student](8), (0.0, 2.0),
+        target_rate=ConstantRate(0.5), optimizer=lambda p: torch.optim.Adam(p, lr=1e-2),
+    )  # fmt: skip
+    stop = [KillAt(int(more[0]))] if more and more[0].isdigit() else []
+    run = trainer(
+        output, max_steps=6, devices=int(ranks), strategy="ddp_fork" if ranks != "1" else "auto",
+        callbacks=[EMA(0.5), SaveLast(2), Watch(), *stop], enable_checkpointing=True,
+    )  # fmt: skip
+    run.fit(module, datamodule=CaptionedMNIST(batch_size=4), ckpt_path=more[0] if more and not stop else None)

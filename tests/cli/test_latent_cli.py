@@ -1,0 +1,235 @@
+"""Text-to-image from the command line: the recipes of experiments/lcm_lora, two steps each, and what comes of them."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+pytest.importorskip("diffusers")
+
+from diffusers import DiffusionPipeline, LCMScheduler
+
+from cm_lightning.cli import main
+from cm_lightning.commands.evaluate import main as evaluate
+from cm_lightning.commands.sample import main as sample
+from cm_lightning.commands.sweep import main as sweep
+from cm_lightning.core.noise import generators
+from cm_lightning.data.captioned_folder import CaptionedFolder
+from cm_lightning.errors import CheckpointError, ConfigError
+from cm_lightning.modules.latent_consistency import LatentConsistencyDistillation
+from cm_lightning.modules.loading import load_module, load_trained
+from tests.cli.test_cli import ROOT, failure
+
+RECIPES = ROOT / "experiments/lcm_lora"
+CALLBACKS = json.dumps([{"class_path": "EMA", "init_args": {"decay": 0.5}}, {"class_path": "Export"},
+                        {"class_path": "PromptGrid", "init_args": {"steps": [1], "num_samples": 2}},
+                        {"class_path": "SaveLast"}])  # fmt: skip
+PLAIN = json.dumps([{"class_path": "EMA"}, {"class_path": "Export"}, {"class_path": "SaveLast"}])
+
+
+def fit(recipe, *options, callbacks=CALLBACKS):
+    main(["fit", f"--config={RECIPES}/{recipe}.yaml", "--trainer.max_steps=2", "--trainer.val_check_interval=2",
+          "--trainer.limit_val_batches=1", "--trainer.accelerator=cpu", f"--trainer.callbacks={callbacks}",
+          "--data.batch_size=4", "--trainer.log_every_n_steps=1", *options])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The folder in which all the small recipes ran, in the order of their page."""
+    folder = tmp_path_factory.mktemp("lcm")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["cm-lightning"])
+        torch.set_num_threads(1)
+        fit("digits/autoencoder", callbacks=PLAIN)
+        fit("digits/clip", callbacks=PLAIN)
+        for base in ("sd15", "sd21", "sdxl"):
+            fit(f"digits/{base}", "--model.cache=null")
+        fit("digits/lora", "--model.cache=null")
+        fit("digits/lcm", "--model.cache=null")
+        fit("pairs/clip", callbacks=PLAIN)
+        for recipe in ("base", "lora", "lcm"):
+            fit(f"pairs/{recipe}", "--model.cache=null")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def there(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["cm-lightning"])
+
+
+BASE = "runs/lcm-sd15/version_0/export"
+LORA = "runs/lcm-sd15-lora/version_0/export"
+FULL = "runs/lcm-sd15-full/version_0/export"
+
+
+def test_every_run_exports_what_it_trained(folder):
+    for run in ("sd15", "sd21", "sdxl", "sd15-full", "pairs", "pairs-full"):
+        assert DiffusionPipeline.from_pretrained(f"runs/lcm-{run}/version_0/export").unet is not None
+    assert isinstance(DiffusionPipeline.from_pretrained(FULL).scheduler, LCMScheduler)
+    names = {path.name for path in (folder / LORA).iterdir()}
+    assert names == {"pytorch_lora_weights.safetensors", "lcm_kohya.safetensors", "scheduler"}
+    size = Image.open("runs/lcm-pairs-lora/version_0/samples/step_000002_steps1.png").size
+    assert size == (10 * 66 + 2, 10 * 34 + 2)
+    with open("runs/lcm-sd15-lora/version_0/metrics.csv") as file:
+        assert {"val/frechet_mnist_steps1", "val/accuracy_steps1", "train/mu"} <= set(csv.DictReader(file).fieldnames)
+
+
+def test_a_checkpoint_is_a_module_again():
+    m = load_trained("runs/lcm-sd15-lora/version_0/checkpoints/last.ckpt")
+    assert isinstance(m, LatentConsistencyDistillation)
+    pipe = DiffusionPipeline.from_pretrained(BASE)
+    pipe.load_lora_weights(LORA)
+    z, hidden = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 64)
+    with torch.no_grad():
+        ours, theirs = (unet(z, 999, hidden).sample for unet in (m.student.unet, pipe.unet))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    with pytest.raises(CheckpointError, match="give its export to sample --pipeline"):
+        load_module("runs/lcm-sd15-lora/version_0/checkpoints/last.ckpt")
+
+
+def test_prompts_are_drawn_in_few_steps(capsys):
+    prompt = ["--prompt=a handwritten seven", "--seed=3"]
+    sample([f"--pipeline={BASE}", f"--lora={LORA}", *prompt, "--steps=4", "--guidance=1.5", "--output=a.png"])
+    assert "1 images of 8 evaluations each: a.png" in capsys.readouterr().out
+    pipe = DiffusionPipeline.from_pretrained(BASE)
+    pipe.load_lora_weights(LORA)
+    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe("a handwritten seven", num_inference_steps=4, guidance_scale=1.5, generator=generators(3, [0])[0])
+    ours = Image.open("a.png")
+    difference = torch.tensor(list(ours.tobytes())).float() - torch.tensor(list(theirs.images[0].tobytes())).float()
+    assert difference.abs().max() <= 1
+    sample([f"--pipeline={FULL}", *prompt, "--prompt=a two", "--num_samples=3", "--guidance=2", "--output=many"])
+    assert "3 images of 4 evaluations each" in capsys.readouterr().out
+    assert len(list(Path("many").iterdir())) == 3
+
+
+def test_an_image_is_where_drawing_starts(capsys):
+    Image.new("RGB", (34, 33), (255, 255, 255)).save("white.png")
+    common = [f"--pipeline={BASE}", f"--lora={LORA}:1.0", "--prompt=a six", "--num_samples=2", "--image=white.png"]
+    sample([*common, "--steps=4", "--strength=0.5", "--output=from_white.png"])
+    assert "2 images of 2 evaluations each" in capsys.readouterr().out
+    assert Image.open("from_white.png").size == (2 * 34 + 2, 34 + 2)
+    assert "is no step" in failure(capsys, *common, "--steps=1", run=sample)
+
+
+@pytest.mark.parametrize("model", [f"b={BASE}", f"l={BASE}+{LORA}", f"f={FULL}", f"x={BASE}+{LORA}"])
+def test_models_are_measured_cell_by_cell(model, capsys, folder, tmp_path):
+    arguments = [f"--model={model}", "--num_samples=12", "--steps=1,2", f"--output={tmp_path}", "--latency=100"]
+    if model.startswith("x"):
+        arguments += ["--clip=runs/lcm-clip/version_0/export"]
+    evaluate([*arguments, "--guidance=1,2"])
+    first = {path: path.read_text() for path in (tmp_path / "cells").iterdir()}
+    cells = [json.loads(text) for text in first.values()]
+    doubled = not model.startswith("f")
+    assert {(c["steps"], c["guidance"], c["nfe"]) for c in cells} == {
+        (1, 1.0, 1), (2, 1.0, 2), (1, 2.0, 1 + doubled), (2, 2.0, 2 + 2 * doubled),
+    }  # fmt: skip
+    names = {"frechet_mnist", "accuracy"} | ({"clip_score"} if model.startswith("x") else set())
+    assert all(set(c["scores"]) == names for c in cells)
+    assert len(list((tmp_path / "samples").iterdir())) == 4
+    assert (tmp_path / "heat_maps.png").is_file()
+    assert "| 100000 ms |" in (tmp_path / "grid.md").read_text().replace("1e+05", "100000")
+    evaluate([*arguments, "--guidance=1,2,3"])  # what was measured is kept
+    again = {path: path.read_text() for path in (tmp_path / "cells").iterdir()}
+    assert len(again) == 6
+    assert {path: again[path] for path in first} == first
+
+
+def test_a_folder_of_captioned_images_is_measured_by_inception(tmp_path, inception_file):
+    for i in range(20):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30), (10 * i, 0, 0)).save(tmp_path / f"set/{i:02d}.png")
+        (tmp_path / f"set/{i:02d}.txt").write_text(f"the digit {'one' if i % 2 else 'two'}")
+    evaluate([f"--model=b={BASE}", f"--data={tmp_path}/set", f"--inception={inception_file}", "--num_samples=3",
+              "--steps=1", "--guidance=1", "--clip=runs/lcm-clip/version_0/export",
+              f"--output={tmp_path}/out"])  # fmt: skip
+    (cell,) = [json.loads(path.read_text()) for path in (tmp_path / "out/cells").iterdir()]
+    assert set(cell["scores"]) == {"fid", "clip_score"}
+    assert CaptionedFolder(str(tmp_path / "set")).split("val")[0][1] == "the digit one"
+
+
+def test_the_sweep_measures_a_cell_a_trial(tmp_path, capsys):
+    content = yaml.safe_load((ROOT / "sweeps/lcm_lora.yaml").read_text())
+    content["parameters"] = {"model": {"value": f"l={BASE}+{LORA}"}, "steps": {"values": [1, 2]},
+                             "guidance": {"value": 1.0}, "num_samples": {"value": 10}}  # fmt: skip
+    content["command"] = [part.replace("online", "offline").replace("runs/lcm-grid", str(tmp_path / "grid"))
+                          for part in content["command"]]  # fmt: skip
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
+    sweep([str(tmp_path / "sweep.yaml"), f"--output={tmp_path}/trials"])
+    with open(tmp_path / "trials/results.csv") as file:
+        results = list(csv.DictReader(file))
+    assert [row["state"] for row in results] == ["finished", "finished"]
+    assert all(float(row["frechet_mnist"]) > 0 for row in results)
+    assert len(list((tmp_path / "grid/cells").iterdir())) == 2
+
+
+def test_every_cell_of_the_shipped_sweep_is_a_command(capsys):
+    sweep([str(ROOT / "sweeps/lcm_lora.yaml"), "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 * 4 * 4
+    assert "evaluate --data=CaptionedMNIST" in lines[0]
+    assert "--guidance=1.0" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "trained", "frozen"),
+    [
+        ("sd15", "Adapter: 67,252,224", "frozen network of 1.60 GiB"),
+        ("sd21", "Adapter: 67,776,512", "frozen network of 1.61 GiB"),
+        ("sdxl", "Adapter: 196,751,360", "frozen network of 4.78 GiB"),
+        ("sd15_full", "UNet2DConditionModel: 859,602,884", "1 x target of 3.20 GiB + frozen network of 1.60 GiB"),
+    ],
+)
+def test_the_recipes_of_real_models_say_what_they_would_be(recipe, trained, frozen, capsys):
+    """Without a file of theirs; the numbers of parameters are the published ones."""
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", f"--config={RECIPES}/{recipe}.yaml", "--dry_run", "--trainer.accelerator=cpu"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert trained in text
+    assert frozen in text
+    assert "1,000 steps x 12 images" in text
+
+
+def test_wrong_options_get_a_line(capsys, tmp_path):
+    with pytest.raises(ConfigError, match="give NAME=PIPELINE"):
+        evaluate(["--model=x"])
+    with pytest.raises(ConfigError, match="--data nowhere: choose one of CaptionedMNIST, CaptionedPairs"):
+        evaluate([f"--model=b={BASE}", "--data=nowhere", f"--output={tmp_path}"])
+    with pytest.raises(ConfigError, match="nothing was measured yet"):
+        evaluate([f"--output={tmp_path}"])
+    with pytest.raises(CheckpointError, match=r"no model_index.json in ./nowhere"):
+        sample(["--pipeline=./nowhere", "--prompt=x"])
+    with pytest.raises(CheckpointError, match="no LoRA at nowhere"):
+        sample([f"--pipeline={BASE}", "--lora=nowhere", "--prompt=x"])
+    with pytest.raises(ConfigError, match=r"--lora nowhere:much: give PATH or PATH:WEIGHT"):
+        sample([f"--pipeline={BASE}", "--lora=nowhere:much", "--prompt=x"])
+    wrong = failure(capsys, f"--pipeline={BASE}", "--prompt=x", "--output=a.npz", run=sample)
+    assert "give a .png, or a folder" in wrong
+    path = "--model.base.init_args.path=./nowhere"
+    line = failure(capsys, "fit", f"--config={RECIPES}/digits/lora.yaml", path).splitlines()[-1]
+    assert line == "error: no model_index.json in ./nowhere: give a folder of diffusers, or a name on the hub"
+
+
+def test_without_the_extra_a_line_says_how_to_get_it(tmp_path):
+    code = (
+        "import sys; sys.modules['diffusers'] = None; sys.argv[0] = 'cm-lightning'\n"
+        "from cm_lightning.__main__ import main; main()"
+    )
+    for arguments in (["fit", f"--config={RECIPES}/digits/lora.yaml"], ["sample", "--pipeline=x", "--prompt=x"]):
+        run = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path,
+            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin"}, timeout=200,
+        )  # fmt: skip
+        assert run.returncode != 0
+        assert "pip install 'cm-lightning[lcm]'" in run.stderr
+        assert "Traceback" not in run.stderr
