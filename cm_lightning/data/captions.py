@@ -36,7 +36,7 @@ _PAIR_PHRASES = (
     "a {1} to the right of a {0}",
     "handwritten {0}, then {1}",
 )
-_HELD_OUT_PAIR_PHRASES = ("the digits {0}, then {1}", "a handwritten {1} to the right of a {0}")
+_HELD_OUT_PAIR_PHRASES = ("the {0} and the {1}", "the {0} to the left of the {1}")
 
 
 class Captioned(Dataset[tuple[Tensor, str]]):

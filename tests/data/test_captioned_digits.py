@@ -48,8 +48,8 @@ def test_pairs_say_which_digit_is_left():
     assert [train[7 + 8000 * i][1] for i in (1, 3)] == [f"a {a} to the left of a {b}", f"a {b} to the right of a {a}"]
     prompts, asked = data.prompts(200)
     assert len({tuple(row) for row in asked.tolist()}) == 100
-    assert (prompts[25], asked[25].tolist()) == ("the digits two, then five", [2, 5])
-    assert (prompts[34], asked[34].tolist()) == ("a handwritten four to the right of a three", [3, 4])
+    assert (prompts[25], asked[25].tolist()) == ("the two and the five", [2, 5])
+    assert (prompts[34], asked[34].tolist()) == ("the three to the left of the four", [3, 4])
     torch.testing.assert_close(CaptionedPairs().labelled("train")[1], labels)
 
 
