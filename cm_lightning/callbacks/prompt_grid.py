@@ -11,9 +11,12 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from cm_lightning.callbacks.sample_grid import to_wandb
 from cm_lightning.data.captions import CaptionedDataModule
+from cm_lightning.data.images import to_unit_range
 from cm_lightning.errors import ConfigError
 from cm_lightning.grid import sheet, write_png
 from cm_lightning.run import run_directory
+
+_SHOWN = 100
 
 
 class PromptGrid(Callback):
@@ -24,7 +27,7 @@ class PromptGrid(Callback):
     Args:
         steps: numbers of sampling steps, a sheet and a score each.
         guidance: guidance_scale of the pipeline.
-        num_samples: images drawn for a score; the first hundred are shown. 0: no score.
+        num_samples: images that a score is of; 0 for none. The first hundred are shown.
         seed: of the noise.
         scale: by what to enlarge the sheet.
     """
@@ -51,22 +54,23 @@ class PromptGrid(Callback):
         from cm_lightning.latent.scores import PromptScores
 
         data: CaptionedDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        prompts, labels = data.prompts(max(self.num_samples, 100))
-        self._scores = self._scores or PromptScores.of_digits(data)
+        prompts, labels = data.prompts(max(self.num_samples, _SHOWN))
+        if self._scores is None and self.num_samples and data.extractor() is not None:
+            self._scores = PromptScores.of_captions(data, device=pl_module.device)
         size = (data.image_shape[1], data.image_shape[2])
-        training = pl_module.backbone.training
         pl_module.base.encoders_to(pl_module.device)
         pipe = pl_module.pipeline()
         for steps in self.steps:
-            images = draw_all(pipe, prompts, steps, self.guidance, self.seed, 100, size=size)
+            with pl_module.base.drawing(pl_module.device):
+                pixels = draw_all(pipe, prompts, steps, self.guidance, self.seed, _SHOWN, size=size)
             path = run_directory(trainer) / "samples" / f"step_{pl_module.trained_steps:06d}_steps{steps}.png"
-            write_png(path, sheet(images[:100], 10, self.scale))
+            write_png(path, sheet(to_unit_range(pixels[:_SHOWN]), 10, self.scale))
             to_wandb(trainer, path, f"samples/steps{steps}")
-            if self.num_samples:
-                scores = self._scores(images, prompts, labels)
+            if self._scores is not None:
+                n = self.num_samples
+                scores = self._scores(pixels[:n], prompts[:n], labels[:n])
                 shown = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
                 rank_zero_info(f"step {pl_module.trained_steps}, {steps} sampling step(s): {shown}")
                 pl_module.log_dict({f"val/{name}_steps{steps}": value for name, value in scores.items()},
                                    rank_zero_only=True)  # fmt: skip
-        pl_module.backbone.train(training)
         pl_module.place_encoders()

@@ -70,7 +70,8 @@ class Quality(Callback):
             raise ConfigError(f"Quality: {self.num_samples} samples are fewer than ranks: raise num_samples")
         if stage == "predict":
             return
-        assert isinstance(pl_module, GenerativeModule)
+        if not isinstance(pl_module, GenerativeModule):
+            raise ConfigError(f"Quality does not measure a {type(pl_module).__name__}: use PromptGrid for prompts")
         for steps in self.nfe:
             pl_module.default_sigmas(steps)  # raises for a number that its sampler cannot do
         if self._scores is None:

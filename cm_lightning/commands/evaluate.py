@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
     from cm_lightning.latent.scores import PromptScores
     from cm_lightning.report.cells import Cell
+
+_END = 2**20  # bytes of a file's beginning and end that tell it from another
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,7 +69,21 @@ class _Model:
 
     @property
     def weights(self) -> str:
-        return "+".join([self.pipeline, *self.loras])
+        """The files, and a digest of what is in them: weights trained anew are measured anew."""
+        digest = hashlib.sha256("".join(_digest(path) for path in (self.pipeline, *self.loras)).encode())
+        return "+".join([self.pipeline, *self.loras]) + f" {digest.hexdigest()[:8]}"
+
+
+def _digest(path: str) -> str:
+    """Of the ends of the weights' files; of a name on the hub the name alone."""
+    root, digest = Path(path), hashlib.sha256()
+    files = sorted(root.rglob("*.safetensors")) if root.is_dir() else [root] if root.is_file() else []
+    for file in files:
+        with open(file, "rb") as opened:
+            digest.update(opened.read(_END))
+            opened.seek(-min(_END, file.stat().st_size), os.SEEK_END)
+            digest.update(opened.read())
+    return digest.hexdigest()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -74,28 +92,30 @@ def main(argv: Sequence[str]) -> None:
     if args.num_samples < 2 or args.batch_size < 1:
         _parser().error("--num_samples must be at least 2, --batch_size at least 1")
     models = [_Model.parse(text) for text in args.model]
-    RunNote(str(args.output)).leave()
-    _measure(args, models)
+    trial = args.output / "trials" / hashlib.sha256(repr(sorted(vars(args).items())).encode()).hexdigest()[:12]
+    RunNote(str(trial)).leave()
+    cells = _measure(args, models) if models else []
+    _log(args, cells, trial)
     _report(args.output, args.latency)
-    RunNote(str(args.output), finished=True).leave()
+    RunNote(str(trial), finished=True).leave()
 
 
-def _measure(args: argparse.Namespace, models: Sequence[_Model]) -> None:
-    from cm_lightning.report.cells import cell_path
+def _measure(args: argparse.Namespace, models: Sequence[_Model]) -> list[Cell]:
+    """The cells that were asked for: those of before, and those that were missing."""
+    from cm_lightning.report.cells import cell_path, read_cells, require_same_way
 
-    settings = [(steps, guidance) for steps in args.steps for guidance in args.guidance]
-
-    def missing(model: _Model) -> list[tuple[int, float]]:
-        paths = {s: cell_path(model.name, model.weights, *s, args.data, args.num_samples, args.seed) for s in settings}
-        return [setting for setting, path in paths.items() if not (args.output / "cells" / path).is_file()]
-
-    todo = [(model, missing(model)) for model in models]
-    if not any(settings for _, settings in todo):
-        return
     subject = _Subject.make(args)
-    for model, settings in todo:
-        if settings:
-            _measure_model(args, model, settings, subject)
+    kept = {cell.path: cell for cell in read_cells(args.output)}
+    for cell in kept.values():
+        require_same_way(cell, subject.way(args), args.output)
+    settings = [(steps, guidance) for steps in args.steps for guidance in args.guidance]
+    cells: list[Cell] = []
+    for model in models:
+        paths = {setting: cell_path(model.name, model.weights, *setting) for setting in settings}
+        missing = [setting for setting, path in paths.items() if path not in kept]
+        cells += [kept[path] for path in paths.values() if path in kept]
+        cells += _measure_model(args, model, missing, subject) if missing else []
+    return cells
 
 
 @dataclass
@@ -110,25 +130,32 @@ class _Subject:
     @classmethod
     def make(cls, args: argparse.Namespace) -> _Subject:
         from cm_lightning.data import captions
+        from cm_lightning.device import chosen_device
         from cm_lightning.latent.clip_score import ClipScore
         from cm_lightning.latent.scores import PromptScores
 
         known = {"CaptionedMNIST": captions.CaptionedMNIST, "CaptionedPairs": captions.CaptionedPairs}
-        small = Path(args.clip or "").joinpath("config.json").is_file() and args.data in known
-        clip = ClipScore(args.clip, standardize=not small) if args.clip else None
+        if args.data not in known and not Path(args.data).is_dir():
+            raise ConfigError(f"--data {args.data}: choose one of {', '.join(known)}, or a folder of captioned images")
+        device = chosen_device(args.device)
+        clip = ClipScore(args.clip, device) if args.clip else None
         if args.data in known:
             data = known[args.data]()
             prompts, labels = data.prompts(args.num_samples)
-            return cls(prompts, labels, PromptScores.of_digits(data, clip), data.image_shape[1:])
-        if not Path(args.data).is_dir():
-            raise ConfigError(f"--data {args.data}: choose one of {', '.join(known)}, or a folder of captioned images")
-        prompts, scores = PromptScores.of_folder(args.data, args.num_samples, args.inception, clip)
+            return cls(prompts, labels, PromptScores.of_captions(data, clip, device), data.image_shape[1:])
+        prompts, scores = PromptScores.of_folder(args.data, args.num_samples, args.inception, clip, device)
         return cls(prompts, None, scores, None)
+
+    def way(self, args: argparse.Namespace) -> dict[str, Any]:
+        """All that cells must share to be compared."""
+        prompts = hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()[:8]
+        options = ("data", "num_samples", "seed", "scheduler", "dtype", "clip", "inception")
+        return {**{name: getattr(args, name) for name in options}, "prompts": prompts}
 
 
 def _measure_model(
     args: argparse.Namespace, model: _Model, settings: Sequence[tuple[int, float]], subject: _Subject
-) -> None:
+) -> list[Cell]:
     from cm_lightning.device import chosen_device
     from cm_lightning.latent.draw import draw
     from cm_lightning.latent.pipelines import few_step_pipeline
@@ -136,13 +163,15 @@ def _measure_model(
     loras = dict.fromkeys(model.loras, 1.0)
     pipe = few_step_pipeline(model.pipeline, loras, args.scheduler, chosen_device(args.device), args.dtype)
     draw(pipe, subject.prompts[: args.batch_size], 1, 1.0, args.seed, size=subject.size)  # the first call is slow
+    cells = []
     for steps, guidance in settings:
         cell, images = _measure_cell(args, model, pipe, steps, guidance, subject)
         _write_sheet(args.output, cell, images)
         cell.write(args.output)
-        _log(args, cell)
+        cells.append(cell)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in cell.scores.items())
         print(f"{model.name}, {steps} steps, guidance {guidance:g}, {cell.nfe} evaluations: {shown}", flush=True)
+    return cells
 
 
 def _measure_cell(
@@ -152,35 +181,39 @@ def _measure_cell(
     from cm_lightning.report.cells import Cell
 
     start = time.perf_counter()
-    images = draw_all(pipe, subject.prompts, steps, guidance, args.seed, args.batch_size, size=subject.size)
-    seconds = (time.perf_counter() - start) / len(images)
-    scores = subject.scores(images, subject.prompts, subject.labels)
+    pixels = draw_all(pipe, subject.prompts, steps, guidance, args.seed, args.batch_size, size=subject.size)
+    seconds = (time.perf_counter() - start) / len(pixels)
+    scores = subject.scores(pixels, subject.prompts, subject.labels)
     nfe = evaluations(pipe, steps, guidance)
-    return Cell(model.name, model.weights, steps, guidance, args.data, args.num_samples, args.seed, nfe, seconds,
-                args.batch_size, scores), images  # fmt: skip
+    return Cell(model.name, model.weights, steps, guidance, subject.way(args), nfe, seconds,
+                args.batch_size, scores), pixels  # fmt: skip
 
 
-def _write_sheet(folder: Path, cell: Cell, images: Tensor) -> None:
+def _write_sheet(folder: Path, cell: Cell, pixels: Tensor) -> None:
+    from cm_lightning.data.images import to_unit_range
     from cm_lightning.grid import sheet, write_png
 
-    write_png(folder / "samples" / Path(cell.path).with_suffix(".png"), sheet(images[:50], 10))
+    write_png(folder / "samples" / Path(cell.path).with_suffix(".png"), sheet(to_unit_range(pixels[:50]), 10))
 
 
-def _log(args: argparse.Namespace, cell: Cell) -> None:
-    """To the sweep that asked for it: by the metrics' file for ours, by W&B's own way for theirs."""
-    values = {**cell.scores, "seconds": cell.seconds, "nfe": cell.nfe}
-    with replacing(args.output / "metrics.csv") as path, open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(values))
+def _log(args: argparse.Namespace, cells: Sequence[Cell], trial: Path) -> None:
+    """To the sweep that asked for it: by a file of metrics for ours, by W&B's own way for theirs."""
+    rows = [{**cell.scores, "seconds": cell.seconds, "nfe": cell.nfe} for cell in cells]
+    if not rows:
+        return
+    with replacing(trial / "metrics.csv") as path, open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerow(values)
+        writer.writerows(rows)
     if args.wandb == "off":
         return
     import wandb
 
-    config = {"model": cell.model, "steps": cell.steps, "guidance": cell.guidance, "weights": cell.weights}
     mode: Any = "offline" if args.wandb == "offline" else None
-    with wandb.init(project="cm_lightning", dir=str(args.output), config={"cell": config}, mode=mode) as run:
-        run.log(values)
+    config = {"cells": [{"model": cell.model, "steps": cell.steps, "guidance": cell.guidance} for cell in cells]}
+    with wandb.init(project="cm_lightning", dir=str(args.output), config=config, mode=mode) as run:
+        for row in rows:
+            run.log(row)
 
 
 def _report(folder: Path, latency: float | None) -> None:

@@ -16,13 +16,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--pipeline", required=True, help="a folder of diffusers or a name on the hub: SD 1.5, 2.1, XL, or an LCM")
-    add("--lora", action="append", default=[], metavar="PATH[:WEIGHT]", help="LCM-LoRA, style LoRA; may repeat")
+    add(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="PATH[:WEIGHT]",
+        help="LCM-LoRA, and style LoRA beside it; may repeat",
+    )
     add("--prompt", action="append", required=True, help="may repeat")
     add("--negative_prompt", help="what to lead away from; needs a LoRA or base, and --guidance above 1")
     add("--num_samples", type=int, help="images; default: one a prompt; the prompts in turn")
     add("--steps", type=int, default=4)
     add("--guidance", type=float, default=1.0, help="guidance_scale; 1 is none, above 1 a LoRA takes two evaluations")
-    add("--scheduler", choices=("lcm", "trailing", "own"), help="default: lcm, or trailing for a base without LoRA")
+    add("--scheduler", choices=("lcm", "trailing", "own"), help="default: lcm where there is a LoRA, else trailing")
     add("--image", type=Path, help="start from this image")
     add("--strength", type=float, default=0.5, help="with --image: how much of it to change, in (0, 1]")
     add("--height", type=int, help="pixels; default: the model's")
@@ -47,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
     if args.image and args.steps * args.strength < 1:
         _parser().error(f"--steps {args.steps} at --strength {args.strength} is no step: raise one of them")
 
+    from cm_lightning.data.images import to_unit_range
     from cm_lightning.device import chosen_device
     from cm_lightning.grid import sheet, write_png
     from cm_lightning.latent.draw import draw_all, evaluations
@@ -59,14 +66,12 @@ def main(argv: Sequence[str]) -> None:
     else:
         options["size"] = _size(args, pipe)
     prompts = [args.prompt[i % len(args.prompt)] for i in range(n)]
-    images = draw_all(pipe, prompts, args.steps, args.guidance, args.seed, args.batch_size, **options)
+    pixels = draw_all(pipe, prompts, args.steps, args.guidance, args.seed, args.batch_size, **options)
     if args.output.suffix == ".png":
-        write_png(args.output, sheet(images, args.columns))
+        write_png(args.output, sheet(to_unit_range(pixels), args.columns))
     else:
-        from cm_lightning.data.images import to_pixels
-
-        for i, pixels in enumerate(to_pixels(images)):
-            write_png(args.output / f"{i:06d}.png", pixels)
+        for i, image in enumerate(pixels):
+            write_png(args.output / f"{i:06d}.png", image)
     steps = int(args.steps * args.strength) if args.image else args.steps
     print(f"{n} images of {evaluations(pipe, steps, args.guidance)} evaluations each: {args.output}")
 

@@ -106,10 +106,10 @@ def boundary(t: Tensor, scaling: float = 10.0, sigma_data: float = SIGMA_DATA) -
 
     LCM takes ``scaling`` t as the noise level, so that beyond the first timesteps f is nearly x0.
     """
-    s = scaling * t.double()
+    s = scaling * t.float()
     c_skip = sigma_data**2 / (s**2 + sigma_data**2)
     c_out = s / (s**2 + sigma_data**2).sqrt()
-    return c_skip.float(), c_out.float()
+    return c_skip, c_out
 
 
 def guidance_embedding(w: Tensor, width: int = 256) -> Tensor:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from cm_lightning.data.base import GenerativeDataModule
 from cm_lightning.data.images import to_unit_range
 from cm_lightning.data.mnist import MNIST, FashionMNIST
+from cm_lightning.metrics.extractor import CaptionedDigits, Extractor
 
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _CLOTHES = (
@@ -83,10 +84,15 @@ class CaptionedDataModule(GenerativeDataModule):
         phrases = self.phrases if split == "train" else self.held_out_phrases
         return Captioned(*self.labelled(split), self.names, phrases)
 
+    def extractor(self) -> Extractor | None:
+        """What judges images of this data; None if nothing here does."""
+        return None
+
     def prompts(self, n: int) -> tuple[list[str], Tensor]:
         """N prompts in held-out phrasings, and the labels (n,) or (n, K) they ask for; the classes in turn."""
         labels = self._labels_in_turn(n)
-        phrases = [self.held_out_phrases[i // len(self.names) % len(self.held_out_phrases)] for i in range(n)]
+        turn = len(self.names) ** (1 if labels.ndim == 1 else labels.shape[1])  # all labels once
+        phrases = [self.held_out_phrases[i // turn % len(self.held_out_phrases)] for i in range(n)]
         words = [[self.names[i] for i in row.reshape(-1).tolist()] for row in labels]
         return [phrase.format(*names) for phrase, names in zip(phrases, words, strict=True)], labels
 
@@ -105,7 +111,7 @@ class CaptionedMNIST(CaptionedDataModule):
     Validation has other digits under other phrasings.
 
     Args:
-        source, root: see :class:`cm_lightning.data.mnist.MNIST`.
+        source, root, download: see :class:`cm_lightning.data.mnist.MNIST`.
         batch_size, num_workers, seed: see :class:`GenerativeDataModule`.
     """
 
@@ -118,12 +124,19 @@ class CaptionedMNIST(CaptionedDataModule):
         self,
         source: Literal["embedded", "torchvision"] = "embedded",
         root: str = "data",
+        download: bool = False,
         batch_size: int = 128,
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
-        self._digits = MNIST(source, root)
+        self._digits = MNIST(source, root, download)
+
+    def prepare_data(self) -> None:
+        self._digits.prepare_data()
+
+    def extractor(self) -> Extractor:
+        return CaptionedDigits(self.image_shape[2] // self.image_shape[1])
 
     def labelled(self, split: str) -> tuple[Tensor, Tensor]:
         digits = self._digits.load(split)
@@ -136,7 +149,7 @@ class CaptionedPairs(CaptionedMNIST):
     The pairs are drawn anew for each seed: two for each digit of the split.
 
     Args:
-        source, root, batch_size, num_workers, seed: see :class:`CaptionedMNIST`.
+        source, root, download, batch_size, num_workers, seed: see :class:`CaptionedMNIST`.
     """
 
     image_shape = (3, 32, 64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from cm_lightning.core.latent import LatentSchedule
 from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.latent.quiet import quiet
-from cm_lightning.latent.structures import HUB, NOISE, PREDICTIONS, UNETS
+from cm_lightning.latent.structures import HUB, NOISE, UNETS
 
 #: Tokens of a prompt, as CLIP has them.
 TOKENS = 77
@@ -129,11 +130,15 @@ class TextToImageBase:
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> latents (B, C, h, w) of about unit variance: the mean of the encoder's density."""
+        """(B, 3, H, W) in [-1, 1] -> latents (B, C, h, w) of about unit variance: the mean of the encoder's density.
+
+        In the autoencoder's own precision, also under autocast: SDXL's does not bear 16 bits, nor does the solver.
+        """
         vae = self.pipe.vae
-        encoded = vae.encode(images.to(vae.device, vae.dtype))
+        with torch.autocast(vae.device.type, enabled=False):
+            encoded = vae.encode(images.to(vae.device, vae.dtype))
         latents: Tensor = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()
-        scaled: Tensor = latents * vae.config.scaling_factor
+        scaled: Tensor = latents.float() * vae.config.scaling_factor
         return scaled
 
     @torch.no_grad()
@@ -141,8 +146,14 @@ class TextToImageBase:
         """Latents (B, C, h, w) -> (B, 3, H, W) in [-1, 1]."""
         vae = self.pipe.vae
         scaled = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
-        images: Tensor = vae.decode(scaled, return_dict=False)[0]
+        with torch.autocast(vae.device.type, enabled=False):
+            images: Tensor = vae.decode(scaled, return_dict=False)[0]
         return images.float().clamp(-1, 1)
+
+    def drawing(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Where its pipelines draw: autocast, if some of their parts are of 16 bits and others are not."""
+        dtypes = {part.dtype for part in (self.unet, *self._encoders())} - {torch.float32}
+        return torch.autocast(device.type, dtypes.pop()) if dtypes else nullcontext()
 
     @staticmethod
     def arguments(unet: UNet, x: Tensor, t: Tensor, c: Conditioning, w: Tensor | None = None) -> dict[str, Any]:
@@ -207,13 +218,13 @@ class PretrainedBase(TextToImageBase):
         if folder.is_file():
             config = UNet2DConditionModel.load_config(str(folder.parent))
         elif path in HUB:
-            config = UNETS[HUB[path]]
+            config = UNETS[HUB[path][0]]
         else:
             raise ConfigError(f"the size of {path} is not known here: give a folder, or one of {', '.join(HUB)}")
         self.unet = UNet2DConditionModel.from_config(config).to(dtype)
         noise = {name: value for name, value in NOISE.items() if name not in ("set_alpha_to_one", "steps_offset")}
         with torch.device("cpu"):
-            scheduler = DDPMScheduler(**noise, prediction_type=PREDICTIONS.get(HUB.get(path, "sd15"), "epsilon"))
+            scheduler = DDPMScheduler(**noise, prediction_type=HUB.get(path, ("", "epsilon"))[1])
         self.schedule = LatentSchedule(scheduler.alphas_cumprod, scheduler.config.prediction_type)
 
 
@@ -238,8 +249,8 @@ def load_pipeline(path: str, dtype: str = "float32", variant: str | None = None)
 
 
 def on_hub(path: str) -> bool:
-    """Whether a path is a name on the hub, OWNER/MODEL, and no file here."""
-    return not Path(path).exists() and path.count("/") == 1 and not path.startswith((".", "/", "runs/"))
+    """Whether a path is a name on the hub, OWNER/MODEL: no file here, nor missing from a folder that is here."""
+    return path.count("/") == 1 and not path.startswith((".", "/")) and not Path(path).parent.is_dir()
 
 
 def _has_safety_checker(path: str) -> bool:

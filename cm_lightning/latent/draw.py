@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from cm_lightning.core.noise import generators
+from cm_lightning.data.images import to_pixels
+from cm_lightning.errors import ConfigError
 
 
 def draw(
@@ -21,7 +23,7 @@ def draw(
     size: tuple[int, int] | None = None,
     **options: Any,
 ) -> Tensor:
-    """Images (B, 3, H, W) in [-1, 1], on the CPU.
+    """Images (B, 3, H, W) uint8, on the CPU.
 
     Args:
         pipe: of Stable Diffusion's family, with the scheduler that it shall draw by.
@@ -31,21 +33,26 @@ def draw(
         seed: of the noise.
         first: the number of the first image: number i has the same noise in every batch.
         size: (height, width) in pixels; the model's own if None.
-        options: more arguments of the pipeline; an ``image`` to start from is taken for each prompt.
+        options: more arguments of the pipeline; ``image`` and ``negative_prompt`` are taken for each prompt.
+
+    Raises:
+        ConfigError: the pipeline refuses the size or the number of steps.
     """
     if size:
         options |= {"height": size[0], "width": size[1]}
-    if "image" in options:
-        options["image"] = [options["image"]] * len(prompts)
-    images: Tensor = pipe(
-        prompt=list(prompts),
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        generator=generators(seed, range(first, first + len(prompts))),
-        output_type="pt",
-        **options,
-    ).images
-    return images.float().cpu() * 2 - 1
+    options |= {name: [options[name]] * len(prompts) for name in ("image", "negative_prompt") if name in options}
+    try:
+        images: Tensor = pipe(
+            prompt=list(prompts),
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generators(seed, range(first, first + len(prompts))),
+            output_type="pt",
+            **options,
+        ).images
+    except ValueError as error:  # such as sizes that do not divide by 8, or more steps than the scheduler has
+        raise ConfigError(f"the pipeline cannot draw this: {str(error).strip().splitlines()[0]}") from error
+    return to_pixels(images * 2 - 1).cpu()
 
 
 def evaluations(pipe: Any, steps: int, guidance: float) -> int:

@@ -17,7 +17,7 @@ from cm_lightning.errors import CheckpointError
 from cm_lightning.files import replacing
 from cm_lightning.latent.base import Conditioning, TextToImageBase
 
-_BATCH = 64
+_BATCH = 64  # of images of 256 x 256
 
 
 class Encoded(InMemory):
@@ -40,7 +40,7 @@ class Encoded(InMemory):
     __getitems__ = __getitem__
 
 
-def encoded(dataset: Any, base: TextToImageBase, folder: Path, write: bool = True) -> Encoded:
+def encoded(dataset: Any, base: TextToImageBase, folder: Path, write: bool = True, num_workers: int = 0) -> Encoded:
     """The data set's latents and conditions: from the folder, or computed and, by the first rank, kept there.
 
     Raises:
@@ -49,11 +49,11 @@ def encoded(dataset: Any, base: TextToImageBase, folder: Path, write: bool = Tru
     path = folder / f"latents-{fingerprint(base)}-{_data_fingerprint(dataset)}.safetensors"
     if not path.is_file():
         rank_zero_info(f"encoding {len(dataset)} images and captions, once: {path}")
-        tensors = _encode(dataset, base)
-        if write:
-            with replacing(path) as temporary:
-                save_file(tensors, temporary)
-        return _from(tensors)
+        tensors = _encode(dataset, base, num_workers)
+        if not write:
+            return _from(tensors)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary)
     try:
         return _from(load_file(path))
     except Exception as error:
@@ -65,11 +65,12 @@ def _from(tensors: dict[str, Tensor]) -> Encoded:
     return Encoded(tensors["latents"], tensors["captions"], conditions)
 
 
-def _encode(dataset: Any, base: TextToImageBase) -> dict[str, Tensor]:
+def _encode(dataset: Any, base: TextToImageBase, num_workers: int) -> dict[str, Tensor]:
     numbers: dict[str, int] = {}
-    latents, captions, size = [], [], (0, 0)
-    for images, texts in DataLoader(dataset, _BATCH):
-        size = (images.shape[-2], images.shape[-1])
+    size = tuple(dataset[0][0].shape[-2:])
+    latents, captions, batch = [], [], max(1, _BATCH * 256**2 // max(256**2, size[0] * size[1]))
+    # its own generator: a run that encodes must train as one that finds the file
+    for images, texts in DataLoader(dataset, batch, num_workers=num_workers, generator=torch.Generator()):
         latents.append(base.encode_images(images).cpu())
         captions += [numbers.setdefault(text, len(numbers)) for text in texts]
     different = list(numbers)
@@ -95,8 +96,11 @@ def fingerprint(base: TextToImageBase) -> str:
 
 
 def _data_fingerprint(dataset: Any) -> str:
-    """Of the length, and of 64 images and captions."""
+    """Of the length, 64 images, and all captions where the data set has them at hand."""
     digest = hashlib.sha256(str(len(dataset)).encode())
+    source = getattr(dataset, "dataset", dataset)  # of mirror images
+    captions = source.all_captions() if hasattr(source, "all_captions") else getattr(source, "targets", ())
+    digest.update("\n".join(captions).encode())
     for i in range(0, len(dataset), -(-len(dataset) // 64)):
         image, caption = dataset[i]
         digest.update(image.numpy().tobytes())

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
@@ -49,7 +50,9 @@ class SmallBase(TextToImageBase):
         widths: Sequence[int] = (32, 64),
         layers: int = 1,
     ) -> None:
-        super().__init__(_assemble(structure, Path(autoencoder), Path(text_encoder), image_size, widths, layers))
+        with torch.device("cpu"):  # also in a dry run: it is small
+            pipe = _assemble(structure, Path(autoencoder), Path(text_encoder), image_size, widths, layers)
+        super().__init__(pipe)
 
 
 def _assemble(

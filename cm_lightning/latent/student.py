@@ -87,8 +87,8 @@ class WholeUNet(Student):
         return base.output(base.unet, x, t, c)
 
     def export(self, directory: Path, pipe: DiffusionPipeline) -> None:
-        with quiet():
-            pipe.save_pretrained(directory)
+        with quiet():  # all parts in the student's precision: diffusers does not mix them
+            pipe.to(dtype=self.unet.dtype).save_pretrained(directory)
 
 
 class LoRA(Student):

@@ -29,12 +29,15 @@ class FrechetScores:
 
     Args:
         extractor: of the features.
+        across_ranks: whether all ranks ask for the score of all their images together; else each has its own.
     """
 
-    def __init__(self, extractor: Extractor) -> None:
+    def __init__(self, extractor: Extractor, across_ranks: bool = True) -> None:
         self.extractor = extractor
         with torch.random.fork_rng(devices=[]):  # a network's first weights are no numbers of the training's
             self.distance, self.agreement = extractor.distance(), MeanMetric()
+        if not across_ranks:
+            self.distance.distributed_available_fn = self.agreement.distributed_available_fn = lambda: False
 
     def to(self, device: torch.device) -> None:
         """Work there; Apple's accelerator lacks the float64 that covariances need, and leaves it to the CPU."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from cm_lightning.errors import ConfigError
 from cm_lightning.latent.quiet import quiet
@@ -22,8 +22,7 @@ class ContrastiveModule(TrainedModule):
     Equal captions in a batch are each other's matches: a small set of captions has many.
 
     Args:
-        image_size: (height, width) of the images, of which CLIP sees the middle square resized to ``vision_size``.
-        vision_size: side of what the image encoder sees.
+        vision_size: height of the images; for wider ones the positions of their patches are interpolated.
         patch: side of its patches.
         width: of both encoders; of the text conditions, too.
         layers: of both.
@@ -91,6 +90,8 @@ class ContrastiveModule(TrainedModule):
         assert self.tokenizer is not None
         with quiet():
             self.backbone.save_pretrained(directory)
+        half = [0.5] * 3  # of images in [0, 1]: what this model sees lies in [-1, 1]
+        CLIPImageProcessor(do_center_crop=False, image_mean=half, image_std=half).save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
 
 

@@ -73,8 +73,8 @@ class LatentModule(TrainedModule):
         first = self.trainer.is_global_zero
         self.base.encoders_to(self.trainer.strategy.root_device)
         data.encoded = {
-            "train": encoded(data.training_set(), self.base, Path(self.cache), first),
-            "val": encoded(data.split("val"), self.base, Path(self.cache), first),
+            "train": encoded(data.training_set(), self.base, Path(self.cache), first, data.num_workers),
+            "val": encoded(data.split("val"), self.base, Path(self.cache), first, data.num_workers),
         }
 
     def on_fit_start(self) -> None:
@@ -87,6 +87,9 @@ class LatentModule(TrainedModule):
     def place_encoders(self) -> None:
         """Put the encoders where training wants them; who draws moves them to the module's device before."""
         self.base.encoders_to("cpu" if self.cache or self.offload_encoders else self.device)
+
+    def predict_step(self, *_: Any) -> Any:
+        raise ConfigError("predict draws no prompts: give the run's export to cm-lightning sample --pipeline")
 
     def latents_and_conditions(self, batch: Any) -> tuple[Tensor, Conditioning]:
         """A batch of (images, captions) or of :class:`Encoded` -> latents (B, C, h, w) and their conditions.

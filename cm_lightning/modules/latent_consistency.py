@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,11 @@ class LatentConsistencyDistillation(LatentModule):
 
     def progress(self, step: int, total: int) -> dict[str, float]:
         return {"mu": self.target_rate(step, total)} if self.target_rate else {}
+
+    def load_backbone(self, state: Mapping[str, Tensor]) -> None:
+        super().load_backbone(state)
+        if self.target is not None:
+            self.target.load_state_dict(state)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         clock = self.clock

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from cm_lightning.errors import DataError
 from cm_lightning.files import replacing
@@ -20,17 +21,16 @@ RISING = ("accuracy", "clip_score")
 class Cell:
     """What was measured of one model at one setting.
 
-    ``model`` is its name, the same for all its seeds; ``weights`` tells a seed's files. ``nfe`` are evaluations of the
-    network for an image, ``seconds`` the time of one at ``batch_size``.
+    ``model`` is its name, the same for all its seeds; ``weights`` tells a seed's files and what is in them. ``way``
+    says how it was measured: the data, the number of samples and all else that cells must share to be compared.
+    ``nfe`` are evaluations of the network for an image, ``seconds`` the time of one at ``batch_size``.
     """
 
     model: str
     weights: str
     steps: int
     guidance: float
-    data: str
-    num_samples: int
-    seed: int
+    way: dict[str, Any]
     nfe: int
     seconds: float
     batch_size: int
@@ -39,22 +39,39 @@ class Cell:
     @property
     def path(self) -> str:
         """A name for its file, the same for the same measurement."""
-        return cell_path(self.model, self.weights, self.steps, self.guidance, self.data, self.num_samples, self.seed)
+        return cell_path(self.model, self.weights, self.steps, self.guidance)
 
     def write(self, folder: Path) -> None:
         with replacing(folder / "cells" / self.path) as path:
             path.write_text(json.dumps(asdict(self), indent=1))
 
 
-def cell_path(model: str, weights: str, steps: int, guidance: float, data: str, num_samples: int, seed: int) -> str:
+def cell_path(model: str, weights: str, steps: int, guidance: float) -> str:
     """The file of a measurement."""
-    digest = hashlib.sha256(f"{weights} {data} {num_samples} {seed}".encode()).hexdigest()[:8]
+    digest = hashlib.sha256(weights.encode()).hexdigest()[:8]
     return f"{model}_steps{steps}_guidance{guidance:g}_{digest}.json"
 
 
 def read_cells(folder: Path) -> list[Cell]:
-    """All cells below a folder. Raises DataError if one is damaged."""
-    return [_read(path) for path in sorted((folder / "cells").glob("*.json"))]
+    """All cells below a folder.
+
+    Raises:
+        DataError: one is damaged, or they were not measured in the same way.
+    """
+    cells = [_read(path) for path in sorted((folder / "cells").glob("*.json"))]
+    for cell in cells:
+        require_same_way(cells[0], cell.way, folder)
+    return cells
+
+
+def require_same_way(cell: Cell, way: dict[str, Any], folder: Path) -> None:
+    """Raise DataError, naming the first difference, if a cell was measured in another way."""
+    for name in sorted({*cell.way, *way}):
+        if cell.way.get(name) != way.get(name):
+            raise DataError(
+                f"{folder} holds measurements with {name} {cell.way.get(name)}, not {way.get(name)}: "
+                "give another --output, or remove its cells"
+            )
 
 
 def _read(path: Path) -> Cell:

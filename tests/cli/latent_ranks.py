@@ -8,6 +8,8 @@ import lightning as L
 import torch
 
 from cm_lightning.callbacks.ema import EMA
+from cm_lightning.callbacks.export import Export
+from cm_lightning.callbacks.prompt_grid import PromptGrid
 from cm_lightning.callbacks.save_last import SaveLast
 from cm_lightning.core.curriculum import ConstantRate
 from cm_lightning.data.captions import CaptionedMNIST
@@ -39,6 +41,7 @@ if __name__ == "__main__":
     stop = [KillAt(int(more[0]))] if more and more[0].isdigit() else []
     run = trainer(
         output, max_steps=6, devices=int(ranks), strategy="ddp_fork" if ranks != "1" else "auto",
-        callbacks=[EMA(0.5), SaveLast(2), Watch(), *stop], enable_checkpointing=True,
+        callbacks=[EMA(0.5), SaveLast(2), Watch(), Export(), PromptGrid([1], num_samples=2), *stop],
+        enable_checkpointing=True, val_check_interval=3, check_val_every_n_epoch=None, limit_val_batches=1,
     )  # fmt: skip
     run.fit(module, datamodule=CaptionedMNIST(batch_size=4), ckpt_path=more[0] if more and not stop else None)

@@ -10,11 +10,14 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 pytest.importorskip("diffusers")
 
 from diffusers import DiffusionPipeline, LCMScheduler
 
+from cm_lightning.checkpoint import read_checkpoint
 from cm_lightning.cli import main
 from cm_lightning.commands.evaluate import main as evaluate
 from cm_lightning.commands.sample import main as sample
@@ -56,7 +59,19 @@ def folder(tmp_path_factory):
         fit("pairs/clip", callbacks=PLAIN)
         for recipe in ("base", "lora", "lcm"):
             fit(f"pairs/{recipe}", "--model.cache=null")
+        strengthen(folder / LORA / "pytorch_lora_weights.safetensors")
     return folder
+
+
+def strengthen(path):
+    """Give an adapter that was hardly trained an effect that shows."""
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    g = torch.Generator().manual_seed(0)
+    for key, tensor in tensors.items():
+        if "lora_B" in key:
+            tensor.copy_(0.05 * torch.randn(tensor.shape, generator=g))
+    save_file(tensors, path, metadata)
 
 
 @pytest.fixture(autouse=True)
@@ -85,14 +100,16 @@ def test_every_run_exports_what_it_trained(folder):
 def test_a_checkpoint_is_a_module_again():
     m = load_trained("runs/lcm-sd15-lora/version_0/checkpoints/last.ckpt")
     assert isinstance(m, LatentConsistencyDistillation)
-    pipe = DiffusionPipeline.from_pretrained(BASE)
-    pipe.load_lora_weights(LORA)
-    z, hidden = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 64)
-    with torch.no_grad():
-        ours, theirs = (unet(z, 999, hidden).sample for unet in (m.student.unet, pipe.unet))
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    callbacks = read_checkpoint("runs/lcm-sd15-lora/version_0/checkpoints/last.ckpt")["callbacks"]
+    (average,) = [state["average"] for state in callbacks.values() if "average" in state]
+    torch.testing.assert_close(dict(m.backbone.state_dict()), dict(average))
     with pytest.raises(CheckpointError, match="give its export to sample --pipeline"):
         load_module("runs/lcm-sd15-lora/version_0/checkpoints/last.ckpt")
+
+
+def pixels(path):
+    image = Image.open(path)
+    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(image.height, image.width, 3).float()
 
 
 def test_prompts_are_drawn_in_few_steps(capsys):
@@ -104,12 +121,14 @@ def test_prompts_are_drawn_in_few_steps(capsys):
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe("a handwritten seven", num_inference_steps=4, guidance_scale=1.5, generator=generators(3, [0])[0])
-    ours = Image.open("a.png")
-    difference = torch.tensor(list(ours.tobytes())).float() - torch.tensor(list(theirs.images[0].tobytes())).float()
-    assert difference.abs().max() <= 1
+    theirs.images[0].save("theirs.png")
+    assert (pixels("a.png") - pixels("theirs.png")).abs().max() <= 1
+    sample([f"--pipeline={BASE}", "--scheduler=lcm", *prompt, "--steps=4", "--guidance=1.5", "--output=base.png"])
+    assert (pixels("a.png") - pixels("base.png")).abs().max() > 10  # the adapter matters
     sample([f"--pipeline={FULL}", *prompt, "--prompt=a two", "--num_samples=3", "--guidance=2", "--output=many"])
     assert "3 images of 4 evaluations each" in capsys.readouterr().out
     assert len(list(Path("many").iterdir())) == 3
+    sample([f"--pipeline={BASE}", *prompt, "--negative_prompt=a two", "--num_samples=2", "--guidance=4"])
 
 
 def test_an_image_is_where_drawing_starts(capsys):
@@ -118,7 +137,13 @@ def test_an_image_is_where_drawing_starts(capsys):
     sample([*common, "--steps=4", "--strength=0.5", "--output=from_white.png"])
     assert "2 images of 2 evaluations each" in capsys.readouterr().out
     assert Image.open("from_white.png").size == (2 * 34 + 2, 34 + 2)
+    Image.new("RGB", (34, 33)).save("black.png")
+    sample([*common[:-1], "--image=black.png", "--steps=4", "--strength=0.5", "--output=from_black.png"])
+    assert (pixels("from_white.png") - pixels("from_black.png")).abs().mean() > 1  # something of it is left
     assert "is no step" in failure(capsys, *common, "--steps=1", run=sample)
+
+
+drawn = {}
 
 
 @pytest.mark.parametrize("model", [f"b={BASE}", f"l={BASE}+{LORA}", f"f={FULL}", f"x={BASE}+{LORA}"])
@@ -129,6 +154,9 @@ def test_models_are_measured_cell_by_cell(model, capsys, folder, tmp_path):
     evaluate([*arguments, "--guidance=1,2"])
     first = {path: path.read_text() for path in (tmp_path / "cells").iterdir()}
     cells = [json.loads(text) for text in first.values()]
+    score = next(c["scores"]["frechet_mnist"] for c in cells if (c["steps"], c["guidance"]) == (2, 2.0))
+    assert score not in [other for name, other in drawn.items() if name != "l"]  # base, adapter and LCM differ
+    drawn[model[0]] = score
     doubled = not model.startswith("f")
     assert {(c["steps"], c["guidance"], c["nfe"]) for c in cells} == {
         (1, 1.0, 1), (2, 1.0, 2), (1, 2.0, 1 + doubled), (2, 2.0, 2 + 2 * doubled),
@@ -168,8 +196,10 @@ def test_the_sweep_measures_a_cell_a_trial(tmp_path, capsys):
     with open(tmp_path / "trials/results.csv") as file:
         results = list(csv.DictReader(file))
     assert [row["state"] for row in results] == ["finished", "finished"]
-    assert all(float(row["frechet_mnist"]) > 0 for row in results)
-    assert len(list((tmp_path / "grid/cells").iterdir())) == 2
+    cells = [json.loads(path.read_text()) for path in (tmp_path / "grid/cells").iterdir()]
+    expected = {str(c["steps"]): c["scores"]["frechet_mnist"] for c in cells}
+    assert {row["steps"]: float(row["frechet_mnist"]) for row in results} == expected  # each trial its own
+    assert len(set(expected.values())) == 2
 
 
 def test_every_cell_of_the_shipped_sweep_is_a_command(capsys):
@@ -205,6 +235,10 @@ def test_wrong_options_get_a_line(capsys, tmp_path):
         evaluate(["--model=x"])
     with pytest.raises(ConfigError, match="--data nowhere: choose one of CaptionedMNIST, CaptionedPairs"):
         evaluate([f"--model=b={BASE}", "--data=nowhere", f"--output={tmp_path}"])
+    for option, line in (("--device=gpu", "--device gpu is no device"), ("--steps=60", "cannot draw this"),
+                         ("--height=100", "cannot draw this")):  # fmt: skip
+        with pytest.raises(ConfigError, match=line):
+            sample([f"--pipeline={BASE}", f"--lora={LORA}", "--prompt=x", option])
     with pytest.raises(ConfigError, match="nothing was measured yet"):
         evaluate([f"--output={tmp_path}"])
     with pytest.raises(CheckpointError, match=r"no model_index.json in ./nowhere"):

@@ -49,7 +49,7 @@ def test_pairs_say_which_digit_is_left():
     prompts, asked = data.prompts(200)
     assert len({tuple(row) for row in asked.tolist()}) == 100
     assert (prompts[25], asked[25].tolist()) == ("the two and the five", [2, 5])
-    assert (prompts[34], asked[34].tolist()) == ("the three to the left of the four", [3, 4])
+    assert (prompts[125], asked[125].tolist()) == ("the two to the left of the five", [2, 5])  # each pair in each
     torch.testing.assert_close(CaptionedPairs().labelled("train")[1], labels)
 
 

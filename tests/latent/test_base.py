@@ -130,6 +130,7 @@ def test_on_the_meta_device_only_the_structure_is_made(tmp_path):
     assert not hasattr(base, "pipe")
     assert base.unet.config.block_out_channels == [8, 16, 16]
     assert known.schedule.prediction == "v_prediction"
+    assert HUB["stabilityai/stable-diffusion-2-1-base"] == ("sd21", "epsilon")
     assert {"stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0"} < set(HUB)
 
 

@@ -44,6 +44,21 @@ def test_other_models_and_data_have_files_of_their_own(tmp_path):
     assert len(list(tmp_path.iterdir())) == 5
 
 
+def test_encoding_draws_no_number_of_the_training_s_and_an_edited_caption_is_noticed(tmp_path):
+    base, state = TextToImageBase(tiny_sd()), torch.get_rng_state()
+    encoded(ITEMS, base, tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)
+
+    class Captions(list):
+        targets = ("a", "b")
+
+    data, edited = Captions(ITEMS * 40), Captions(ITEMS * 40)
+    edited.targets = ("a", "c")
+    encoded(data, base, tmp_path)
+    encoded(edited, base, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_a_damaged_file_is_named(tmp_path):
     base = TextToImageBase(tiny_sd())
     encoded(ITEMS, base, tmp_path)

@@ -90,7 +90,7 @@ def test_clip_tells_captions_apart_and_its_tokenizer_knows_the_words(encoders):
     data = CaptionedMNIST()
     images = torch.stack([data.split("val")[i][0] for i in range(0, 1000, 5)])
     captions = [data.split("val")[i][1] for i in range(0, 1000, 5)]
-    score = ClipScore(str(folder / "clip"), standardize=False)
+    score = ClipScore(str(folder / "clip"))
     assert score(images, captions) > score(images, captions[100:] + captions[:100]) + 2
     with pytest.raises(CheckpointError, match="holds no CLIP model"):
         ClipScore(str(folder / "vae"))

@@ -15,6 +15,7 @@ from cm_lightning.core.curriculum import ConstantRate
 from cm_lightning.core.latent import LatentSchedule, huber, lcm_sample, lcm_timesteps
 from cm_lightning.errors import ConfigError
 from cm_lightning.latent.base import Conditioning, TextToImageBase
+from cm_lightning.latent.draw import draw
 from cm_lightning.latent.encoded import Encoded
 from cm_lightning.latent.student import LoRA, WholeUNet
 from cm_lightning.modules.latent_consistency import LatentConsistencyDistillation
@@ -304,6 +305,41 @@ def test_an_adapter_in_a_half_precision_network_is_trained_in_float32(tmp_path):
     assert {p.dtype for p in m.backbone.parameters()} == {torch.float32}
     assert m.base.unet.conv_in.weight.dtype == torch.bfloat16
     assert any(p.abs().max() > 0 for n, p in m.backbone.named_parameters() if "lora_B" in n)
+
+
+@pytest.mark.parametrize("make", [tiny_sd, tiny_sdxl])
+@pytest.mark.parametrize("student", STUDENTS)
+def test_a_base_of_sixteen_bits_is_drawn_from_and_exported(make, student, tmp_path):
+    pipe = make().to(torch.bfloat16)
+    pipe.vae.float()
+    m = LatentConsistencyDistillation(TextToImageBase(pipe), STUDENTS[student](), (0.0, 1.0))
+    with m.base.drawing(m.device):
+        assert draw(m.pipeline(), ["a b"], 1, 1.0).shape == (1, 3, 16, 16)
+    m.export(tmp_path)
+    if student == "whole":
+        exported = DiffusionPipeline.from_pretrained(tmp_path)
+        exported.set_progress_bar_config(disable=True)
+        assert draw(exported, ["a b"], 1, 1.0).shape == (1, 3, 16, 16)
+
+
+def test_images_are_encoded_in_full_precision_under_autocast():
+    base, images = TextToImageBase(tiny_sd()), torch.rand(2, 3, 16, 16)
+    expected = base.encode_images(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(base.encode_images(images), expected)
+        assert base.decode(expected).dtype == torch.float32
+
+
+def test_start_from_starts_the_target_too(tmp_path):
+    m = distillation(target_rate=ConstantRate(0.5))
+    shake(m)
+    t = trainer(tmp_path, max_steps=1, enable_checkpointing=True)
+    t.fit(m, captioned())
+    t.save_checkpoint(tmp_path / "x.ckpt")
+    n = distillation(target_rate=ConstantRate(0.5), start_from=str(tmp_path / "x.ckpt"))
+    n.trainer = trainer(tmp_path)
+    n.setup("fit")
+    torch.testing.assert_close(dict(n.target.state_dict()), dict(m.backbone.state_dict()))
 
 
 def test_encoded_batches_train_as_images_and_captions_do(tmp_path):

@@ -9,7 +9,7 @@ from cm_lightning.report.grids import best_table, grid_table, guidance_table, he
 
 def cell(model="lora", weights="a", steps=1, guidance=1.0, frechet=10.0, accuracy=0.9, seconds=0.01, nfe=None):
     scores = {"frechet_mnist": frechet, "accuracy": accuracy}
-    return Cell(model, weights, steps, guidance, "CaptionedMNIST", 100, 0, nfe or steps, seconds, 50, scores)
+    return Cell(model, weights, steps, guidance, {"num_samples": 100}, nfe or steps, seconds, 50, scores)
 
 
 GRID = [
@@ -25,9 +25,11 @@ def test_cells_are_kept_in_files_of_their_own(tmp_path):
     for one in GRID:
         one.write(tmp_path)
     assert sorted(read_cells(tmp_path), key=str) == sorted(GRID, key=str)
-    assert (tmp_path / "cells" / cell_path("lora", "a", 1, 1.0, "CaptionedMNIST", 100, 0)).is_file()
-    paths = {cell_path("lora", "a", 1, g, d, n, s) for g in (1.0, 1.5) for d in "xy" for n in (1, 2) for s in (0, 1)}
-    assert len(paths) == 16
+    assert (tmp_path / "cells" / cell_path("lora", "a", 1, 1.0)).is_file()
+    assert len({cell_path("lora", w, s, g) for g in (1.0, 1.5) for w in "xy" for s in (1, 2)}) == 8
+    Cell("lora", "c", 1, 1.0, {"num_samples": 1000}, 1, 0.1, 50, {}).write(tmp_path)
+    with pytest.raises(DataError, match=r"holds measurements with num_samples \d+, not \d+: give another --output"):
+        read_cells(tmp_path)
     (tmp_path / "cells/damaged.json").write_text("{")
     with pytest.raises(DataError, match=r"damaged.json is no measurement: remove it"):
         read_cells(tmp_path)
