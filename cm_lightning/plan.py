@@ -51,7 +51,7 @@ def plan(
         + " + ".join(f"{n} x {name}" for name, n in copies.items() if n)
         + f" of {weights / _GIB:.2f} GiB"
         + "".join(f" + {name} of {_frozen_bytes(network) / _GIB:.2f} GiB" for name, network in frozen.items()),
-        f"and activations in float32, half in 16 bits: {image / 2**20:.1f} MiB an image, "
+        f"and activations in {_precision(module)}: {image / 2**20:.1f} MiB an image, "
         f"{image * (batch_size // ranks) / _GIB:.1f} GiB a rank's batch"
         + (", LPIPS's own not counted" if isinstance(getattr(module, "distance", None), LPIPS) else ""),
         "step        schedule",
@@ -82,6 +82,16 @@ def _bytes(network: nn.Module) -> int:
 def _frozen_bytes(network: nn.Module) -> int:
     """Without the adapter that may be trained in it."""
     return sum(p.numel() * p.element_size() for p in network.parameters() if not p.requires_grad)
+
+
+def _precision(module: TrainedModule) -> str:
+    """Of the activations that are counted, and what is left out of them."""
+    networks = [module.backbone, *module.frozen_networks().values()]
+    half = any(p.dtype.itemsize == 2 for network in networks for p in network.parameters())
+    parts = [part for network in networks for part in network.modules()]
+    again = any(getattr(part, "gradient_checkpointing", False) for part in parts)
+    counted = "16 bits" if half else "float32, half in 16 bits"
+    return counted + (", without the block that checkpointing computes again" if again else "")
 
 
 def _schedule(module: TrainedModule, step: int, total: int) -> str:

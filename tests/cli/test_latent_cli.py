@@ -205,7 +205,7 @@ def test_the_sweep_measures_a_cell_a_trial(tmp_path, capsys):
 def test_every_cell_of_the_shipped_sweep_is_a_command(capsys):
     sweep([str(ROOT / "sweeps/lcm_lora.yaml"), "--dry-run"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 * 4 * 4
+    assert len(lines) == 3 * (1 + 3 + 3) * 4 * 4  # bases, three seeds of each student
     assert "evaluate --data=CaptionedMNIST" in lines[0]
     assert "--guidance=1.0" in lines[0]
 
