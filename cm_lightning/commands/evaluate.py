@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 _END = 2**20  # bytes of a file's beginning and end that tell it from another
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
     parser = argparse.ArgumentParser(
         prog="cm-lightning evaluate",
         description="Measure text-to-image models over steps and guidance scales: tables, heat maps, sample sheets. "
@@ -88,9 +89,9 @@ def _digest(path: str) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Measure what is missing, then report on all that is there."""
-    args = _parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     if args.num_samples < 2 or args.batch_size < 1:
-        _parser().error("--num_samples must be at least 2, --batch_size at least 1")
+        make_parser().error("--num_samples must be at least 2, --batch_size at least 1")
     models = [_Model.parse(text) for text in args.model]
     trial = args.output / "trials" / hashlib.sha256(repr(sorted(vars(args).items())).encode()).hexdigest()[:12]
     RunNote(str(trial)).leave()

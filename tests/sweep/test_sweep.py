@@ -11,6 +11,7 @@ import yaml
 from wandb.sdk.launch.sweeps import utils as wandb_sweeps
 
 from cm_lightning import cli
+from cm_lightning.commands.evaluate import make_parser as evaluate_parser
 from cm_lightning.commands.sweep import main as sweep
 from cm_lightning.errors import ConfigError
 from cm_lightning.sweep.definition import read_sweep
@@ -79,8 +80,12 @@ def test_every_trial_of_every_shipped_sweep_parses_and_is_the_agent_s(path, monk
         line = definition.command_line(values)
         assert line == agent_s_command(raw, values)
         assert line[:4] == ["/usr/bin/env", "python", "-m", "cm_lightning"]
-        cli.main(line[4:])
-        assert seen[-1]["seed_everything"] == values["seed_everything"]
+        if line[4] == "evaluate":
+            seen.append(vars(evaluate_parser().parse_args(line[5:])))
+            assert seen[-1]["model"] == [values["model"]]
+        else:
+            cli.main(line[4:])
+            assert seen[-1]["seed_everything"] == values["seed_everything"]
         assert seen[-1]["wandb"] == "online"
     assert len(seen) == len(combinations) >= 12
 
