@@ -33,9 +33,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def averages(checkpoint: dict[str, Any], attribute: str = "backbone") -> list[dict[str, Any]]:
     """The states of the EMA callbacks that averaged ``attribute``; the one used for evaluation first."""
-    states = [s for s in checkpoint.get("callbacks", {}).values() if isinstance(s, dict) and "average" in s]
-    states = [s for s in states if s["attribute"] == attribute]
-    return sorted(states, key=lambda s: not s["evaluate"])
+    callbacks = checkpoint.get("callbacks")
+    states = [s for s in (callbacks.values() if isinstance(callbacks, dict) else ()) if isinstance(s, dict)]
+    states = [s for s in states if isinstance(s.get("average"), dict) and s.get("attribute") == attribute]
+    return sorted(states, key=lambda s: not s.get("evaluate"))
 
 
 def weights(checkpoint: dict[str, Any], which: str = "ema", attribute: str = "backbone") -> dict[str, Tensor]:

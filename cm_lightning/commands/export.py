@@ -34,14 +34,20 @@ def main(argv: Sequence[str]) -> None:
     """Load, convert, write, describe."""
     args = _parser().parse_args(argv)
 
+    from cm_lightning.errors import ConfigError
     from cm_lightning.files import replacing
     from cm_lightning.interop.card import model_card
+    from cm_lightning.interop.foreign import is_foreign
     from cm_lightning.modules.loading import load_module
 
     module = load_module(args.ckpt_path, args.weights, args.trust)
     _write(module, args.format, args.output)
     steps, averaged = _origin(args.ckpt_path)
     weights = "averaged" if averaged and args.weights != "raw" else "raw"
+    if is_foreign(args.ckpt_path):
+        if args.weights:
+            raise ConfigError(f"--weights {args.weights}: {args.ckpt_path} holds one kind: leave the option out")
+        weights = "as in the file"
     with replacing(args.output / "README.md") as path:
         path.write_text(model_card(module, args.ckpt_path, steps, weights, args.license, _USE[args.format]))
     print(f"{args.format}: {args.output}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,27 @@ def read_folder(path: str | Path) -> tuple[DiffusersUNet, int]:
     return filled(network, {f"network.{name}": tensor for name, tensor in state.items()}), side
 
 
+def read_sigmas(path: str | Path) -> dict[str, float]:
+    """``sigma_min``, ``sigma_max`` and ``sigma_data`` of a pipeline's scheduler; none for a network's own folder.
+
+    Raises:
+        CheckpointError: the folder is of another kind of pipeline, or its scheduler cannot be read.
+    """
+    index, scheduler = Path(path) / "model_index.json", Path(path) / "scheduler/scheduler_config.json"
+    if not index.is_file():
+        return {}
+    try:
+        kind, config = json.loads(index.read_text())["_class_name"], json.loads(scheduler.read_text())
+        sigmas = {name: float(config[name]) for name in ("sigma_min", "sigma_max", "sigma_data")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: its model_index.json and scheduler cannot be read") from error
+    if kind != "ConsistencyModelPipeline":
+        raise CheckpointError(
+            f"{path} is a {kind}: give a ConsistencyModelPipeline, or the folder of its network alone"
+        )
+    return sigmas
+
+
 def unet2d_from(backbone: nn.Module, side: int) -> nn.Module:
     """The network as a ``diffusers.UNet2DModel`` with the same weights, for images of ``side`` pixels.
 
@@ -68,7 +90,9 @@ def unet2d_from(backbone: nn.Module, side: int) -> nn.Module:
         ConfigError: diffusers has no such network.
     """
     if isinstance(backbone, DiffusersUNet):
-        return backbone.network
+        network: Any = copy.deepcopy(backbone.network)
+        network.register_to_config(sample_size=side)
+        return cast(nn.Module, network)
     if not isinstance(backbone, ADM):
         raise ConfigError(
             f"--format diffusers: diffusers has no {type(backbone).__name__}: it has ADM and its own UNet2DModel"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from cm_lightning.errors import CheckpointError
-from cm_lightning.interop.diffusers import read_folder
+from cm_lightning.interop.diffusers import read_folder, read_sigmas
 from cm_lightning.interop.edm import network_from_edm
 from cm_lightning.interop.openai import NOISE_SCALE, adm_from_openai
 from cm_lightning.interop.weights import read_tensors
@@ -24,6 +24,7 @@ class Foreign:
         channels: of its images.
         side: of its images, in pixels.
         consistency: whether the files are of consistency models, as a rule, or of denoisers.
+        sigmas: ``sigma_min``, ``sigma_max`` and ``sigma_data``, where the files tell them.
     """
 
     backbone: nn.Module
@@ -31,6 +32,7 @@ class Foreign:
     channels: int
     side: int
     consistency: bool
+    sigmas: Mapping[str, float] = field(default_factory=dict)
 
 
 def _openai(path: str) -> Foreign:
@@ -46,7 +48,7 @@ def _edm(path: str) -> Foreign:
 
 def _diffusers(path: str) -> Foreign:
     network, side = read_folder(path)
-    return Foreign(network, NOISE_SCALE, network.image_channels, side, consistency=True)
+    return Foreign(network, NOISE_SCALE, network.image_channels, side, consistency=True, sigmas=read_sigmas(path))
 
 
 _FORMATS: dict[str, Callable[[str], Foreign]] = {"openai": _openai, "edm": _edm, "diffusers": _diffusers}
@@ -69,3 +71,5 @@ def read_foreign(path: object) -> Foreign:
     except CheckpointError as error:
         message = str(error)
         raise CheckpointError(message if file in message else f"{file}: {message}") from error
+    except Exception as error:  # whatever tensors of odd names and shapes lead to
+        raise CheckpointError(f"{file} does not hold a whole network of that kind") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ def _storage(data: bytes) -> Any:
 
 
 def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    if math.prod(size) > len(storage):
+        raise CheckpointError("it has a tensor that is larger than its data")
     return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, False, {})  # type: ignore[no-untyped-call,no-any-return]
 
 
@@ -70,7 +73,7 @@ _STANDS_FOR: dict[tuple[str, str], Any] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # in Python: the one in C makes room for whatever index a file names
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STANDS_FOR:
             raise CheckpointError(f"it names {module}.{name}, which no network needs: nothing of it was run")
@@ -92,6 +95,9 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     network = content.get("ema") if isinstance(content, dict) else content
     if not isinstance(network, Inert):
         raise CheckpointError("it holds no network under 'ema'")
+    meta = network.arguments[0] if network.arguments and isinstance(network.arguments[0], dict) else {}
+    if meta.get("class_name", "EDMPrecond") != "EDMPrecond":
+        raise CheckpointError(f"its network is scaled by {meta['class_name']}: only EDM's own scalings are known here")
     return _tensors(network)
 
 

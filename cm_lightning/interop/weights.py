@@ -45,7 +45,10 @@ def _read(path: Path) -> object:
 
 
 def _is_weight(name: object, value: object) -> bool:
-    return isinstance(name, str) and isinstance(value, Tensor) and value.is_floating_point()
+    """A tensor of real numbers that are all in the file: one that repeats them could make a network of any size."""
+    if not isinstance(name, str) or not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def renamed(state: Mapping[str, Tensor], modules: Mapping[str, str]) -> dict[str, Tensor]:

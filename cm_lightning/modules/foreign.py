@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cm_lightning.core.noise import SIGMA_MAX
 from cm_lightning.core.parameterization import EDM, BoundaryShifted
 from cm_lightning.interop.foreign import Foreign, read_foreign
 from cm_lightning.modules.base import GenerativeModule
@@ -20,8 +21,12 @@ def foreign_module(path: str | Path) -> GenerativeModule:
     foreign = read_foreign(path)
     if not foreign.consistency:
         return _diffusion(foreign)
-    parameterization = BoundaryShifted(noise_scale=foreign.noise_scale)
-    return ConsistencyTraining(foreign.backbone, _shape(foreign), parameterization=parameterization).eval()
+    own = {name: foreign.sigmas[name] for name in ("sigma_min", "sigma_data") if name in foreign.sigmas}
+    parameterization = BoundaryShifted(noise_scale=foreign.noise_scale, **own)
+    top = foreign.sigmas.get("sigma_max", SIGMA_MAX)
+    return ConsistencyTraining(
+        foreign.backbone, _shape(foreign), parameterization=parameterization, sigma_max=top
+    ).eval()
 
 
 def foreign_teacher(path: str | Path) -> DiffusionModule:

@@ -14,7 +14,8 @@ from cm_lightning.modules.base import GenerativeModule
 from cm_lightning.modules.foreign import foreign_module
 from cm_lightning.modules.trained import TrainedModule
 
-_TRUSTED = ("cm_lightning", "torch.nn")
+#: What modules are made of. Not the rest of the suite: to build the command line, say, is to run it.
+_PARTS = (*(f"cm_lightning.{room}" for room in ("backbones", "core", "latent", "modules")), "torch.nn")
 
 
 def load_module(path: str | Path, which: str | None = None, trust: Sequence[str] = ()) -> GenerativeModule:
@@ -57,8 +58,10 @@ def load_trained(path: str | Path, which: str | None = None, trust: Sequence[str
         module.load_state_dict(checkpoint["state_dict"])
         if which == "ema" or (which is None and averages(checkpoint)):
             module.backbone.load_state_dict(weights(checkpoint, "ema"))
-    except (CheckpointError, RuntimeError) as error:
+    except RuntimeError as error:
         raise CheckpointError(f"{path}: its weights do not fit its configuration") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     return module.eval()
 
 
@@ -67,13 +70,14 @@ def _module(config: dict[str, Any], trust: Sequence[str], path: str | Path) -> T
     training = {"optimizer", "lr_scheduler", "start_from"}
     try:
         arguments = {name: value for name, value in config.get("init_args", {}).items() if name not in training}
-        module = _build({**config, "init_args": arguments}, (*_TRUSTED, *trust))
+        if not issubclass(_trusted_class(config["class_path"], trust), TrainedModule):
+            raise CheckpointError(f"it holds {config['class_path']}, which is no module of this suite")
+        module = _build({**config, "init_args": arguments}, trust)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # whatever a constructor makes of the arguments in a damaged file
         raise CheckpointError(f"{path}: its module cannot be built: {error}") from error
-    if not isinstance(module, TrainedModule):
-        raise CheckpointError(f"{path} holds a {type(module).__name__}, which is no module of this suite")
+    assert isinstance(module, TrainedModule)
     return module
 
 
@@ -85,19 +89,22 @@ def _build(value: Any, trusted: Sequence[str]) -> Any:
         return value
     if "class_path" not in value:
         return {key: _build(item, trusted) for key, item in value.items()}
-    return _trusted_class(value["class_path"], trusted)(**_build(value.get("init_args") or {}, trusted))
+    arguments = _build(value.get("init_args") or {}, trusted)
+    if "trust" in arguments:
+        arguments["trust"] = list(trusted)  # whom to trust is for the user to say, and not for a file
+    return _trusted_class(value["class_path"], trusted)(**arguments)
 
 
 def _trusted_class(name: str, trusted: Sequence[str]) -> type:
     package, _, attribute = name.rpartition(".")
-    if not _within(name, trusted):
+    if not _within(name, ("cm_lightning", "torch.nn", *trusted)):
         raise CheckpointError(
             f"it names the class {name}: if you trust that package, pass --trust {name.split('.', maxsplit=1)[0]} "
             "(for a teacher --model.trust)"
         )
     found = getattr(import_module(package), attribute, None)
     # a trusted module may have imported any class of any package
-    if not isinstance(found, type) or not _within(f"{found.__module__}.", trusted):
+    if not isinstance(found, type) or not _within(f"{found.__module__}.", (*_PARTS, *trusted)):
         raise CheckpointError(f"it names {name}, which is no class of that package")
     return found
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from cm_lightning.checkpoint import averages, read_checkpoint, weights
+from cm_lightning.checkpoint import CONFIG_KEY, averages, read_checkpoint, weights
 from cm_lightning.errors import ConfigError
 from cm_lightning.interop.foreign import is_foreign, read_foreign
 
@@ -21,10 +21,20 @@ def first_weights(module: nn.Module, path: str) -> Mapping[str, Tensor]:
     """
     if not is_foreign(path):
         checkpoint = read_checkpoint(path)
+        require_noise_scale(module, _noise_scale(checkpoint), path)
         return weights(checkpoint, "ema" if averages(checkpoint) else "raw")
     foreign = read_foreign(path)
     require_noise_scale(module, foreign.noise_scale, path)
     return cast(Mapping[str, Tensor], foreign.backbone.state_dict())
+
+
+def _noise_scale(checkpoint: Mapping[str, Any]) -> float:
+    """That the checkpoint's network was given, as its configuration says; 0.25 if it says nothing."""
+    config = checkpoint.get(CONFIG_KEY)
+    options = config.get("init_args", {}) if isinstance(config, dict) else {}
+    parameterization = options.get("parameterization")
+    chosen = parameterization.get("init_args", {}) if isinstance(parameterization, dict) else {}
+    return float(chosen.get("noise_scale", 0.25))
 
 
 def require_noise_scale(module: nn.Module, scale: float, origin: str) -> None:

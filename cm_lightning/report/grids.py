@@ -79,9 +79,11 @@ def sample_sheet(found: Sequence[Setting], folder: Path, path: Path) -> None:
     """What each model draws from the same noise: a row for a guidance scale, a column for a number of steps."""
     rows = sorted({(s.model, s.guidance) for s in found})
     steps = sorted({s.steps for s in found})
-    figure, axes = plt.subplots(
-        len(rows), len(steps), figsize=(3.4 * len(steps), 0.2 + 0.95 * len(rows)), squeeze=False, layout="constrained"
-    )
+    sheets = [plt.imread(folder / Path(s.cells[0].path).with_suffix(".png")) for s in found]
+    images = [sheet[: -(-sheet.shape[0] * 2 // 5)] for sheet in sheets]  # two rows of its five
+    height, width = images[0].shape[:2]
+    size = (3.4 * len(steps), 0.3 + (3.2 * height / width + 0.12) * len(rows))
+    figure, axes = plt.subplots(len(rows), len(steps), figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
@@ -90,10 +92,9 @@ def sample_sheet(found: Sequence[Setting], folder: Path, path: Path) -> None:
         row[0].set_ylabel(f"{model}\n{guidance:g}", fontsize=8, rotation=0, ha="right", va="center")
     for axis, number in zip(axes[0], steps, strict=True):
         axis.set_title(f"{number} step{'s' * (number > 1)}", fontsize=9)
-    for setting in found:
-        sheet = plt.imread(folder / Path(setting.cells[0].path).with_suffix(".png"))
+    for setting, image in zip(found, images, strict=True):
         axis = axes[rows.index((setting.model, setting.guidance)), steps.index(setting.steps)]
-        axis.imshow(sheet[: sheet.shape[0] * 2 // 5])  # two rows of its five
+        axis.imshow(image)
     save_figure(figure, path)
 
 

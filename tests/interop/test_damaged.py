@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from cm_lightning.checkpoint import read_checkpoint
+from cm_lightning.backbones.mlp import ResidualMLP
+from cm_lightning.checkpoint import CONFIG_KEY, read_checkpoint
 from cm_lightning.errors import CheckpointError
 from cm_lightning.interop.foreign import read_foreign
 from cm_lightning.interop.pickles import read_pickle
 from cm_lightning.interop.weights import read_tensors
 from cm_lightning.modules.loading import load_module
+from tests.interop.edm_reference import EDMNet
 from tests.interop.snapshot import snapshot
 
 
@@ -126,3 +128,62 @@ def test_a_folder_of_diffusers_that_is_none(tmp_path, config):
     with pytest.raises(CheckpointError) as caught:
         read_foreign(f"diffusers:{tmp_path}")
     assert "\n" not in str(caught.value)
+
+
+def checkpoint(path, config, **more):
+    torch.save({"state_dict": {}, CONFIG_KEY: config, **more}, path)
+    return str(path)
+
+
+def test_a_checkpoint_cannot_have_the_command_line_run_or_trust_others(tmp_path):
+    cli = {"class_path": "cm_lightning.cli._CLI", "init_args": {"args": ["fit", "--print_config"]}}
+    with pytest.raises(CheckpointError, match=r"names cm_lightning\.cli\._CLI, which is no class of that package"):
+        load_module(checkpoint(tmp_path / "x.ckpt", cli))
+    mlp = {"class_path": "cm_lightning.backbones.mlp.ResidualMLP", "init_args": {"dim": 2}}
+    with pytest.raises(CheckpointError, match="which is no module of this suite"):
+        load_module(checkpoint(tmp_path / "x.ckpt", mlp))
+    ran = tmp_path / "ran"
+    evil = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", str(ran)]}}
+    teacher = checkpoint(tmp_path / "t.ckpt", evil)
+    arguments = {"backbone": mlp, "image_shape": [2], "teacher": teacher, "trust": ["subprocess"]}
+    student = {"class_path": "cm_lightning.modules.distillation.ConsistencyDistillation", "init_args": arguments}
+    state = {f"backbone.{name}": tensor for name, tensor in ResidualMLP(2).state_dict().items()}
+    torch.save({"state_dict": state, CONFIG_KEY: student}, tmp_path / "s.ckpt")
+    module = load_module(tmp_path / "s.ckpt")
+    with pytest.raises(CheckpointError, match=r"names the class subprocess\.Popen"):
+        _ = module.teacher
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("callbacks", [[], {"a": {"average": {}}}, {"a": {"average": 3, "attribute": "backbone"}}])
+def test_odd_averages_are_no_averages(tmp_path, callbacks):
+    mlp = {"class_path": "cm_lightning.backbones.mlp.ResidualMLP", "init_args": {"dim": 2}}
+    config = {"class_path": "cm_lightning.modules.training.ConsistencyTraining",
+              "init_args": {"backbone": mlp, "image_shape": [2]}}  # fmt: skip
+    state = {f"backbone.{name}": tensor for name, tensor in ResidualMLP(2).state_dict().items()}
+    torch.save({"state_dict": state, CONFIG_KEY: config, "callbacks": callbacks}, tmp_path / "x.ckpt")
+    assert load_module(tmp_path / "x.ckpt").sample(2).shape == (2, 2)
+    with pytest.raises(CheckpointError, match="no averaged weights of backbone: ask for the raw ones"):
+        load_module(tmp_path / "x.ckpt", "ema")
+
+
+def test_a_small_file_does_not_ask_for_much_memory(tmp_path):
+    (tmp_path / "x.pkl").write_bytes(b"\x80\x04Nr" + (2**31 - 2).to_bytes(4, "little") + b".")
+    with pytest.raises(CheckpointError, match="holds no network under 'ema'"):
+        read_tensors(tmp_path / "x.pkl")
+    torch.save({"map_layer0.weight": torch.zeros(1, 1).expand(4, 10**7)}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="is no state dict"):
+        read_tensors(tmp_path / "x.pt")
+
+
+def test_every_missing_or_misshapen_tensor_of_edm_s_is_one_line(tmp_path):
+    torch.manual_seed(0)
+    state = EDMNet("ddpmpp", 8, 8, (1, 1), 1, (4,)).state_dict()
+    for name, tensor in state.items():
+        for changed in ({n: v for n, v in state.items() if n != name}, {**state, name: tensor[:-1].clone()}):
+            torch.save(changed, tmp_path / "x.pt")
+            if "map_augment" in name or "resample_filter" in name:
+                continue
+            with pytest.raises(CheckpointError) as caught:
+                read_foreign(f"edm:{tmp_path}/x.pt")
+            assert "\n" not in str(caught.value)
