@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 _USE = {
     "safetensors": "`weights.safetensors` holds the state dict of the network: "
     '`backbone.load_state_dict(safetensors.torch.load_file("weights.safetensors"))`.',
-    "diffusers": '`diffusers.ConsistencyModelPipeline.from_pretrained("THIS FOLDER")(num_inference_steps=1)`.',
+    "diffusers": '`diffusers.ConsistencyModelPipeline.from_pretrained("THIS FOLDER")(num_inference_steps=1)`. '
+    "With more steps it takes noise levels of its own grid, which are not those of `module.sample`.",
     "onnx": "`generator.onnx` maps `noise` (B, C, H, W) of unit variance, and `class_label` (B,) int64 where there are "
     "classes, to `image` in [-1, 1], in one evaluation.",
 }
