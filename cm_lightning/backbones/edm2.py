@@ -59,14 +59,20 @@ class UnitLinear(nn.Module):
         super().__init__()
         window = (kernel, kernel) if kernel else ()
         self.weight = nn.Parameter(torch.randn(channels_out, channels_in, *window))
+        self._normed = -1  # the version of the weights that was last brought to norm
 
     def _dims(self) -> range:
         return range(1, self.weight.ndim)
 
     @torch.no_grad()
     def force_norm(self) -> None:
-        """Bring the stored weights back to their norm, which updates at right angles to them make ever larger."""
-        self.weight.copy_(_unit(self.weight, self._dims()))
+        """Bring the stored weights back to their norm, which updates at right angles to them make ever larger.
+
+        Once after each change: a second pass before the optimizer's step must leave alone what backward needs.
+        """
+        if self.weight._version != self._normed:
+            self.weight.copy_(_unit(self.weight, self._dims()))
+            self._normed = self.weight._version
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
         weight = _unit(self.weight, self._dims()) * (gain / math.sqrt(self.weight[0].numel()))

@@ -202,3 +202,15 @@ def test_edm2_keeps_the_norm_of_its_weights():
     for weight in weights:
         rms = weight.detach().square().mean(dim=tuple(range(1, weight.ndim))).sqrt()
         torch.testing.assert_close(rms, torch.ones_like(rms), rtol=1e-3, atol=1e-3)
+
+
+def test_edm2_bears_two_passes_before_a_step_and_is_brought_to_norm_after_it():
+    network = NETWORKS["EDM2"]().train()
+    layer = next(m for m in network.modules() if isinstance(m, UnitLinear))
+    x, noise = torch.randn(4, *SHAPE), torch.randn(4)
+    for _ in range(2):
+        (network(x, noise) + network(x, noise + 1)).sum().backward()
+        unit = _unit(layer.weight.detach(), layer._dims())
+        torch.testing.assert_close(layer.weight.detach(), unit, rtol=1e-3, atol=1e-3)
+        with torch.no_grad():
+            layer.weight.mul_(3)  # in place of an optimizer's step
