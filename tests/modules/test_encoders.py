@@ -32,10 +32,12 @@ def adam(parameters):
 def encoders(tmp_path_factory):
     """A tiny autoencoder and CLIP, trained for some steps, as their runs export them."""
     folder = tmp_path_factory.mktemp("encoders")
+    torch.set_num_threads(1)  # this comes before the fixture that does it for each test
     torch.manual_seed(0)
     autoencoder = AutoencoderModule(widths=(8, 8, 8), optimizer=adam)
     trainer(folder, max_steps=60).fit(autoencoder, datamodule=CaptionedMNIST(batch_size=16))
     autoencoder.export(folder / "vae")
+    torch.manual_seed(1)
     clip = ContrastiveModule(width=32, patch=16, layers=1, heads=2, optimizer=adam)
     trainer(folder, max_steps=200).fit(clip, datamodule=CaptionedMNIST(batch_size=32))
     clip.export(folder / "clip")
