@@ -38,8 +38,8 @@ def encoders(tmp_path_factory):
     trainer(folder, max_steps=60).fit(autoencoder, datamodule=CaptionedMNIST(batch_size=16))
     autoencoder.export(folder / "vae")
     torch.manual_seed(1)
-    clip = ContrastiveModule(width=32, patch=16, layers=1, heads=2, optimizer=adam)
-    trainer(folder, max_steps=200).fit(clip, datamodule=CaptionedMNIST(batch_size=32))
+    clip = ContrastiveModule(width=32, patch=16, layers=1, heads=2, optimizer=lambda p: torch.optim.Adam(p, 1e-3))
+    trainer(folder, max_steps=300, gradient_clip_val=1.0).fit(clip, datamodule=CaptionedMNIST(batch_size=32))
     clip.export(folder / "clip")
     return folder, autoencoder, clip
 
