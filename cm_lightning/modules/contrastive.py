@@ -11,9 +11,8 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenize
 
 from cm_lightning.errors import ConfigError
 from cm_lightning.latent.quiet import quiet
+from cm_lightning.latent.tokenizer import train_tokenizer
 from cm_lightning.modules.trained import TrainedModule
-
-_START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
 class ContrastiveModule(TrainedModule):
@@ -93,10 +92,3 @@ class ContrastiveModule(TrainedModule):
         half = [0.5] * 3  # of images in [0, 1]: what this model sees lies in [-1, 1]
         CLIPImageProcessor(do_center_crop=False, image_mean=half, image_std=half).save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
-
-
-def train_tokenizer(captions: list[str], vocabulary: int, length: int) -> CLIPTokenizer:
-    """CLIP's byte-pair encoding, learnt from captions."""
-    untrained = CLIPTokenizer(vocab={_START: 0, _END: 1}, merges=[], model_max_length=length)
-    tokenizer: CLIPTokenizer = untrained.train_new_from_iterator(captions, vocabulary)
-    return tokenizer

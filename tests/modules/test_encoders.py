@@ -15,6 +15,7 @@ from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.latent.base import PretrainedBase
 from cm_lightning.latent.clip_score import ClipScore
 from cm_lightning.latent.small import SmallBase
+from cm_lightning.latent.tokenizer import train_tokenizer
 from cm_lightning.modules.autoencoder import AutoencoderModule
 from cm_lightning.modules.contrastive import ContrastiveModule
 from cm_lightning.modules.latent_diffusion import LatentDiffusionModule
@@ -96,6 +97,18 @@ def test_clip_tells_captions_apart_and_its_tokenizer_knows_the_words(encoders):
     assert score(images, captions) > score(images, captions[100:] + captions[:100]) + 2
     with pytest.raises(CheckpointError, match="holds no CLIP model"):
         ClipScore(str(folder / "vae"))
+
+
+def test_the_same_captions_give_the_same_tokens():
+    captions = CaptionedMNIST().split("train").all_captions()
+    one, two = (train_tokenizer(texts, 384, 16) for texts in (captions, captions[::-1]))
+    assert one.get_vocab() == two.get_vocab()
+    assert len(one.get_vocab()) <= 384
+    tokens = one("A drawing of the digit: seven").input_ids
+    assert tokens == two("A drawing of the digit: seven").input_ids
+    assert one.decode(tokens, skip_special_tokens=True).split() == "a drawing of the digit : seven".split()
+    assert len(train_tokenizer(captions, 300, 16).get_vocab()) == 300
+    assert one("x" * 50, truncation=True).input_ids[-1] == one.eos_token_id
 
 
 def test_equal_captions_are_each_other_s_matches():

@@ -1,0 +1,63 @@
+"""CLIP's tokenizer, learnt from captions: the same captions give the same tokens."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTokenizer
+
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+
+_Word = tuple[str, ...]
+
+
+def train_tokenizer(captions: Sequence[str], vocabulary: int, length: int) -> CLIPTokenizer:
+    """Byte-pair encoding (Sennrich et al. 2016) with CLIP's words, bytes and ends of words.
+
+    The library's own training breaks ties by chance, and so one seed would train two different text encoders.
+
+    Args:
+        captions: to learn from.
+        vocabulary: at most so many tokens, start and end included.
+        length: of a prompt, in tokens.
+    """
+    empty = CLIPTokenizer(vocab={_START: 0, _END: 1}, merges=[], model_max_length=length)
+    words = _words(empty, captions)
+    tokens = [_START, _END, *sorted(ByteLevel.alphabet()), *sorted({word[-1] for word in words})]
+    merges: list[tuple[str, str]] = []
+    while len(tokens) < vocabulary and (pairs := _pairs(words)):
+        pair = min(pairs, key=lambda pair: (-pairs[pair], pair))  # the commonest; of several the first by name
+        merges.append(pair)
+        tokens.append("".join(pair))
+        words = Counter({_merged(word, pair): n for word, n in words.items()})
+    return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=merges, model_max_length=length)
+
+
+def _words(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Counter[_Word]:
+    """How often each word comes, as bytes of which the last is marked."""
+    backend, words = tokenizer.backend_tokenizer, Counter[_Word]()
+    for caption, n in Counter(captions).items():
+        for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(caption)):
+            words[(*word[:-1], f"{word[-1]}</w>")] += n
+    return words
+
+
+def _pairs(words: Counter[_Word]) -> Counter[tuple[str, str]]:
+    pairs = Counter[tuple[str, str]]()
+    for word, n in words.items():
+        for pair in pairwise(word):
+            pairs[pair] += n
+    return pairs
+
+
+def _merged(word: _Word, pair: tuple[str, str]) -> _Word:
+    parts: list[str] = []
+    for part in word:
+        if parts and (parts[-1], part) == pair:
+            parts[-1] += part
+        else:
+            parts.append(part)
+    return tuple(parts)
