@@ -106,7 +106,7 @@ def test_the_same_captions_give_the_same_tokens():
     assert len(one.get_vocab()) <= 384
     tokens = one("A drawing of the digit: seven").input_ids
     assert tokens == two("A drawing of the digit: seven").input_ids
-    assert one.decode(tokens, skip_special_tokens=True).split() == "a drawing of the digit : seven".split()
+    assert one.decode(tokens, skip_special_tokens=True).split() == ["a", "drawing", "of", "the", "digit", ":", "seven"]
     assert len(train_tokenizer(captions, 300, 16).get_vocab()) == 300
     assert one("x" * 50, truncation=True).input_ids[-1] == one.eos_token_id
 
