@@ -6,8 +6,8 @@ import sys
 from importlib import import_module
 
 from cm_lightning import __version__
-from cm_lightning.errors import CmError
-from cm_lightning.extras import advice
+from cm_lightning.errors import near
+from cm_lightning.failures import FAILED, reported, take_debug
 
 _TRAINER = ("fit", "validate", "test", "predict")
 _COMMANDS = {
@@ -30,33 +30,31 @@ Consistency models on PyTorch Lightning.
   {"predict":<16} samples for Python users of the Trainer; to write images use sample
 """ + "\n".join(f"  {name:<16} {what}" for name, what in _COMMANDS.items()) + """
 
-cm-lightning COMMAND --help tells the options of a command; --version the version.
+cm-lightning COMMAND --help tells the options of a command; --version the version. With --debug an error shows where
+it arose.
 """  # fmt: skip
 
 
 def main() -> None:
     """The console script ``cm-lightning``."""
+    sys.argv[1:] = take_debug(sys.argv[1:])
     command, *rest = sys.argv[1:] or ["--help"]
     if command in ("-V", "--version"):
         print(f"cm-lightning {__version__}")
     elif command in ("-h", "--help"):
         print(_HELP, end="")
     elif command in _COMMANDS:
-        try:
+        with reported():
             import_module(f"cm_lightning.commands.{command.replace('-', '_')}").main(rest)
-        except CmError as error:
-            sys.exit(f"error: {error}")
-        except ModuleNotFoundError as error:
-            if (line := advice(error)) is None:
-                raise
-            sys.exit(f"error: {line}")
     elif command in _TRAINER or command.startswith("-"):
-        from cm_lightning.cli import main as run_trainer
+        with reported():
+            from cm_lightning.cli import main as run_trainer
 
-        run_trainer()
+            run_trainer()
     else:
-        names = ", ".join([*_TRAINER, *_COMMANDS])
-        sys.exit(f"error: no command {command!r}: choose one of {names}")
+        names = [*_TRAINER, *_COMMANDS]
+        sys.stderr.write(f"error: no command {command!r}{near(command, names)}; choose one of {', '.join(names)}\n")
+        sys.exit(FAILED)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Sequence
+from argparse import ArgumentParser, _SubParsersAction
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -12,6 +15,7 @@ import lightning as L
 import torch
 import yaml
 from jsonargparse import ActionConfigFile, set_parsing_settings  # type: ignore[attr-defined]
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
@@ -20,19 +24,47 @@ import cm_lightning.data.all
 import cm_lightning.modules.all  # noqa: F401
 from cm_lightning.allocator import keep_freed_memory
 from cm_lightning.checkpoint import read_checkpoint
-from cm_lightning.errors import CheckpointError, CmError, ConfigError, brief
+from cm_lightning.complaints import complaint, short_lists
+from cm_lightning.errors import CheckpointError, ConfigError, what_yaml_says
+from cm_lightning.failures import reported, take_debug
 from cm_lightning.files import replacing
 from cm_lightning.modules.trained import TrainedModule
 from cm_lightning.plan import plan
+from cm_lightning.quiet import silence
 from cm_lightning.run import RunNote, run_directory
+from cm_lightning.trainer_options import check_trainer
+
+_SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 
 class _Parser(LightningArgumentParser):
     """Says in a line what is wrong, without a hundred lines of usage before it."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        sys.stderr.write(f"error: {message.strip()}\nSee: {self.prog} --help\n")
-        raise SystemExit(2)
+        if not self.exit_on_error:  # the parser of a class among several that are tried
+            super().error(message, ex)
+        line = complaint(message, sys.argv[1:], _options(self))
+        raise ConfigError(f"{line}. See: {_command(self.prog)} --help") from ex
+
+    def format_help(self, *args: Any) -> str:
+        """The options, and of long lists of classes the suite's own."""
+        text = short_lists(super().format_help(*args))
+        return re.sub(r"^usage: \S+( \[options\] \w+)?", f"usage: {_command('cm-lightning')}", text)
+
+
+def _options(parser: ArgumentParser) -> list[str]:
+    """All that the parser and its subcommands know."""
+    parts = [action.choices or {} for action in parser._actions if isinstance(action, _SubParsersAction)]
+    return [
+        *parser._option_string_actions,
+        *(option for part in parts for sub in part.values() for option in _options(sub)),
+    ]
+
+
+def _command(prog: str) -> str:
+    """``cm-lightning fit``, also where jsonargparse speaks for a part of it."""
+    asked = next((argument for argument in sys.argv[1:] if argument in _SUBCOMMANDS), None)
+    return " ".join([prog.split(maxsplit=1)[0], *([asked] if asked else [])])
 
 
 class _ConfigFile(ActionConfigFile):
@@ -53,9 +85,15 @@ def _lineage(path: Path, heirs: tuple[Path, ...] = ()) -> list[Path]:
         raise ConfigError(f"{path} builds on itself: mend the base that it names")
     try:
         content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError):
+    except OSError:
         return [path]  # the parser says what is wrong with it
-    base = content.get("base") if isinstance(content, dict) else None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not YAML: it is not text") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {what_yaml_says(error)}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is not a configuration: expected trainer, model and data")
+    base = content.get("base")
     return [*_lineage(path.parent / base, (*heirs, path.resolve())), path] if base else [path]
 
 
@@ -102,11 +140,12 @@ class _CLI(LightningCLI):
             help="With fit: print parameters, images, schedule and memory, and stop.",
         )
 
+    def before_instantiate_classes(self) -> None:
+        check_trainer(self.config[self.subcommand].trainer)
+
     def instantiate_classes(self) -> None:
-        if not self.config[self.subcommand].dry_run:
-            super().instantiate_classes()
-            return
-        with torch.device("meta"):  # the largest network takes no memory there
+        # the largest network takes no memory on the meta device
+        with torch.device("meta") if self.config[self.subcommand].dry_run else nullcontext(), _refusals():
             super().instantiate_classes()
 
     def before_fit(self) -> None:
@@ -127,6 +166,10 @@ class _CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self.config_init[self.subcommand]
         loggers = config.trainer.logger
+        if config.trainer.enable_progress_bar is False:
+            given = config.trainer.callbacks or []
+            callbacks = given if isinstance(given, list) else [given]
+            config.trainer.callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
         if config.wandb != "off":
             present = loggers if isinstance(loggers, list) else [loggers] if isinstance(loggers, Logger) else []
             kwargs["logger"] = [*present, _wandb_logger(present, offline=config.wandb == "offline")]
@@ -144,6 +187,19 @@ class _CLI(LightningCLI):
             config.ckpt_path = self.config[self.subcommand].ckpt_path = str(_last_checkpoint(self.trainer))
         elif config.ckpt_path not in (None, "best", "hpc"):
             read_checkpoint(config.ckpt_path)  # says in a line what is wrong with it
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """A constructor's refusal of its arguments, in a line; jsonargparse tells every type that it has tried."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (TypeError, ValueError, ImportError, RuntimeError) as error:
+        if "class_path" not in str(error):
+            raise
+        raise ConfigError(complaint(str(error), sys.argv[1:])) from error
 
 
 def _wandb_logger(loggers: list[Any], offline: bool) -> WandbLogger:
@@ -164,14 +220,20 @@ def _last_checkpoint(trainer: L.Trainer) -> Path:
     return found[-1]
 
 
+def _null(argument: str) -> str:
+    """W&B's agent writes null as ``--option=None``."""
+    return f"{argument[: -len('None')]}null" if re.fullmatch(r"--[\w.+]+=None", argument) else argument
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run ``fit``, ``validate``, ``test`` or ``predict``; ``args`` as on the command line, which is the default."""
     keep_freed_memory()
+    silence()
     set_parsing_settings(add_print_completion_argument=True)
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
-    arguments = list(sys.argv[1:] if args is None else args)
+    arguments = [_null(argument) for argument in take_debug(sys.argv[1:] if args is None else args)]
     sys.argv[1:] = arguments  # DDP starts its other ranks with this very command
-    try:
+    with reported():
         _CLI(
             TrainedModule,
             L.LightningDataModule,
@@ -185,15 +247,3 @@ def main(args: Sequence[str] | None = None) -> None:
             parser_kwargs={"prog": "cm-lightning"},
             trainer_defaults={"max_epochs": -1},
         )
-    except Exception as error:
-        if (ours := _our_own(error)) is None:
-            raise
-        sys.stderr.write(f"error: {brief(ours)}\n")
-        raise SystemExit(2) from None
-
-
-def _our_own(error: BaseException | None) -> CmError | None:
-    """What the user needs to know, where the parser has wrapped it into errors of its own."""
-    while error is not None and not isinstance(error, CmError):
-        error = error.__cause__ or error.__context__
-    return error

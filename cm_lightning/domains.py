@@ -26,8 +26,10 @@ class Domain:
     whole: bool = False
 
     def __contains__(self, value: object) -> bool:
-        kind = Integral if self.whole else Real
-        return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and self.contains(value)
+        if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
+            return False
+        number = float(value)
+        return math.isfinite(number) and self.contains(number)
 
     def check(self, **options: object) -> None:
         """Raise ConfigError for the first option whose value lies outside: ``POSITIVE.check(sigma_max=sigma_max)``."""

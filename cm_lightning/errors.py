@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class CmError(Exception):
     """Base of the errors that the command line prints without a traceback."""
@@ -23,6 +26,18 @@ class NonFiniteLossError(CmError):
     """The loss became NaN or infinite."""
 
 
-def brief(error: Exception) -> str:
-    """The line for the user: an error of a loader's worker process arrives with that process's traceback before it."""
-    return str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
+def flat(text: str) -> str:
+    """Text on one line."""
+    return " ".join(text.split())
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """``; perhaps ... is meant`` where something that is known is spelt alike, else nothing."""
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return f"; perhaps {found[0]} is meant" if found else ""
+
+
+def what_yaml_says(error: Exception) -> str:
+    """The place and the problem of a ``yaml.YAMLError``, on one line."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark and problem else flat(str(error))

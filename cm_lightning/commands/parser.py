@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from typing import NoReturn
+
+from cm_lightning.errors import near
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -17,10 +18,9 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: "):
             message = self._unknown(message.removeprefix("unrecognized arguments: ").split()[0])
-        sys.stderr.write(f"error: {message}\nSee: {self.prog} --help\n")
+        sys.stderr.write(f"error: {message.removeprefix('argument ')}. See: {self.prog} --help\n")
         raise SystemExit(2)
 
     def _unknown(self, argument: str) -> str:
         option = argument.partition("=")[0]
-        near = difflib.get_close_matches(option, self._option_string_actions, n=1)
-        return f"no option {option}" + (f": did you mean {near[0]}?" if near else "")
+        return f"no option {option}{near(option, self._option_string_actions)}"

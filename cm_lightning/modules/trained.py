@@ -93,7 +93,10 @@ class TrainedModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         parameters = [p for p in self.parameters() if p.requires_grad]
-        optimizer = self.optimizer(parameters) if self.optimizer else torch.optim.RAdam(parameters, lr=1e-4)
+        try:
+            optimizer = self.optimizer(parameters) if self.optimizer else torch.optim.RAdam(parameters, lr=1e-4)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"model.optimizer: {error}") from error
         if self.lr_scheduler is None:
             return optimizer
         if isinstance(self.lr_scheduler, RateSchedule):

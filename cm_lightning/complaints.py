@@ -1,0 +1,248 @@
+"""What the parser of the command line found wrong, in one line: the option as it was given, the reason, the remedy."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import cm_lightning
+from cm_lightning.errors import flat, near
+
+#: Keys of YAML that stand between the names of options.
+_BETWEEN = ("init_args", "class_path", "dict_kwargs")
+#: Where short names of classes are looked up after the suite's own.
+_HOMES = ("torch.optim", "torch.optim.lr_scheduler", "lightning.pytorch.callbacks", "lightning.pytorch.loggers")
+_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
+
+Path_ = tuple[str, ...]
+
+
+def complaint(message: str, arguments: Sequence[str], options: Iterable[str] = ()) -> str:
+    """A line for the user.
+
+    Args:
+        message: jsonargparse's, many lines that tell every type that was tried.
+        arguments: of the command line.
+        options: those that the parser itself knows, ``--trainer.max_steps`` among them.
+    """
+    if match := re.search(r"unrecognized arguments: (\S+)|Subcommand '\w+' does not accept option '([^']+)'", message):
+        return _no_such_option(match[1] or match[2], arguments, options)
+    if match := re.search(r"invalid choice: '([^']+)' \(choose from (.+)\)", message):
+        known = re.findall(r"[\w-]+", match[2])
+        return f"no command {match[1]!r}{near(match[1], known)}"
+    path, owner, reason = _innermost(message)
+    if match := re.match(r"Option '([^']+)' is not accepted", reason):
+        of = f" of {owner.rpartition('.')[2]}" if owner else ""
+        return f"no option {_place((*path, match[1]), arguments)}{of}{near(match[1], _parameters(owner))}"
+    if match := re.match(r"(?:the following arguments are required: |Key \")([^\"]+)", reason):
+        names = " and ".join(_place((*path, *_parts(name.strip())), arguments) for name in match[1].split(","))
+        return f"{names.replace('--fit.', '--')} must be given, for example by --config experiments/mnist/ct.yaml"
+    if match := re.search(r"(?:does not exist|not a file): '([^']+)'", reason):
+        return f"--{'.'.join(path)}: there is no file {match[1]}"
+    place = _place(path, arguments) if path else owner.rpartition(".")[2]
+    return f"{place}{_what_is_wrong(path, reason)}".removeprefix(": ")
+
+
+def _no_such_option(argument: str, arguments: Sequence[str], options: Iterable[str]) -> str:
+    known = list(options)
+    option = "--" + argument.lstrip("-").partition("=")[0].removesuffix("+")
+    hint = near(option, known) or near(option.partition(".")[0], known)
+    if argument.startswith("-"):
+        return f"no option {option}{hint}"
+    found = _place(_parts(argument), arguments)
+    return f"no option {found}{hint}" if " in " in found else f"unexpected argument {argument}"
+
+
+def short_lists(text: str) -> str:
+    """A help text in which long lists of known classes name the suite's own first, and count the others."""
+    return re.sub(r"(known subclasses:\s+)([^)]*)", lambda match: f"{match[1]}{_shortened(match[2])}", text)
+
+
+def _shortened(listed: str) -> str:
+    names = [name.strip() for name in listed.split(",")]
+    ours = [name.rpartition(".")[2] for name in names if name.startswith("cm_lightning")]
+    if "cm_lightning.UNet" in names:  # the type is any network
+        ours = sorted(_backbones())
+    others = [name for name in names if not name.startswith("cm_lightning")]
+    return ", ".join([*ours, *([f"and {len(others)} of other packages"] if len(others) > 20 else others)])
+
+
+def _innermost(message: str) -> tuple[Path_, str, str]:
+    """The whole name of the option, the class it belongs to, and what is wrong with it.
+
+    The message is a tree by indentation. Where several types were tried, the first that is a class is followed, and
+    in it the option that it complains of.
+    """
+    path: Path_ = ()
+    owner, text = "", message.strip()
+    while True:
+        if key := re.match(r"(?:Parser key|[Pp]roblem with key) \"([^\"]+)\":?\s*", text):
+            path, text = (*path, *_parts(key[1])), text[key.end() :]
+        elif given := re.search(r"^( *)(?:- )?Problem with given class_path '([^']+)':\n", text, re.M):
+            owner, text = given[2], _block(text[given.end() :], len(given[1]))
+        elif call := re.search(r"expects a function or a callable class: (?=Parser key|Option)", text):
+            text = text[call.end() :]
+            made = re.search(r"Got value: Namespace\(class_path='([^']+)'", text)
+            owner = made[1] if made else owner
+        else:
+            return path, owner, text.strip()
+
+
+def _block(text: str, indent: int) -> str:
+    """The lines at the beginning that lie deeper."""
+    lines = []
+    for line in text.splitlines():
+        if line.strip() and len(line) - len(line.lstrip()) <= indent:
+            break
+        lines.append(line)
+    return "\n".join(lines).strip()
+
+
+def _what_is_wrong(path: Path_, reason: str) -> str:
+    """What to say after the name of the option."""
+    expected = list(dict.fromkeys(_expectations(reason)))
+    value = re.search(r"(?:Given value:|Got value:) ?(.*)\Z", reason, re.S)
+    if missing := re.findall(r"pip install (?:-U )?['\"`]*([a-zA-Z][\w-]*)", reason):
+        return f" needs a package: pip install {missing[-1]}"
+    if said := _about_a_class(path, reason) or flat(_refusal(reason)):
+        return f": {said}"
+    if value and expected:
+        return f" must be {' or '.join(expected)}, got {flat(value[1].partition('. Got value')[0])}"
+    return f": {flat(reason)}"
+
+
+def _about_a_class(path: Path_, reason: str) -> str:
+    """What to say of a class that is not found, or not named; nothing where a number or text would do as well."""
+    if match := re.search(r"but (\S+) is abstract", reason):
+        return f"name its class first, one of {', '.join(sorted(_choices(path, match[1])))}"
+    match = re.search(r"Expected a dot import path string: ([^\n]*)", reason)
+    if not match or re.search(r"Expected a <class '(int|float|str)'>", reason):
+        return ""
+    bases = re.findall(r"[a-z]\w*(?:\.\w+)*\.[A-Z]\w*", reason.partition("Given value")[0])
+    known = sorted(set().union(*(_choices(path, base) for base in ["", *bases])))
+    choice = f"; choose one of {_listed(known)}" if len(known) > 1 else "".join(f"; give {name}" for name in known)
+    return f"no class {match[1].strip()!r}{near(match[1], known)}{choice}"
+
+
+def _refusal(reason: str) -> str:
+    """Of the types that were tried, what one said that is more than that it expects something else; else nothing."""
+    entries = re.split(r"^ *- ", reason.partition("Errors:")[2].partition("Given value")[0], flags=re.M)
+    return next((entry for entry in entries if entry.strip() and not entry.startswith(("Expected", "Not a "))), "")
+
+
+def _listed(names: Sequence[str], most: int = 20) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def _expectations(reason: str) -> Iterator[str]:
+    """What each type that was tried would have taken, in words."""
+    literals = re.findall(r"Expected an? typing\.Literal\[([^\]]*)\]", reason)
+    if literals:
+        yield "one of " + ", ".join(part.strip().strip("'") for part in ", ".join(literals).split(","))
+    for name in re.findall(r"Expected an? <class '([\w.]+)'>", reason):
+        if name in _WORDS and not (literals and name == "int"):
+            yield _WORDS[name]
+
+
+def _choices(path: Path_, base: str) -> set[str]:
+    """The classes that may be named: the suite's own of that type, else torch's and Lightning's."""
+    if path[-1:] == ("backbone",):
+        return _backbones()
+    cls = _class(base)
+    found = {c for c in _subclasses(cls) if not _is_abstract(c)} if cls else set()
+    ours = {c.__name__ for c in found if c.__module__.startswith("cm_lightning.") and not c.__name__.startswith("_")}
+    return ours or {c.__name__ for c in found if any(getattr(sys.modules.get(h), c.__name__, 0) is c for h in _HOMES)}
+
+
+def _backbones() -> set[str]:
+    return {name for name, home in cm_lightning._HOME.items() if home.startswith("backbones.")} - {"Backbone"}
+
+
+def _is_abstract(cls: type) -> bool:
+    """Also of a class whose metaclass does not ask."""
+    return any(getattr(getattr(cls, name, None), "__isabstractmethod__", False) for name in dir(cls))
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    yield cls
+    children: list[type] = cls.__subclasses__()
+    for child in children:
+        yield from _subclasses(child)
+
+
+def _parameters(owner: str) -> set[str]:
+    """The names of a constructor's arguments, and of those that it hands on to its bases."""
+    cls = _class(owner)
+    makers = [c.__init__ for c in cls.__mro__ if c is not object and "__init__" in vars(c)] if cls else []  # type: ignore[misc]
+    names = {name for maker in makers for name in inspect.signature(maker).parameters}
+    return names - {"self", "args", "kwargs", "options"}
+
+
+def _class(name: str) -> type | None:
+    """By its whole name, or by its short one."""
+    package, _, attribute = name.rpartition(".")
+    loaded = [module for module in list(sys.modules) if module.startswith("cm_lightning.")]
+    for home in [package] if package else [*loaded, *_HOMES]:
+        try:
+            found = getattr(import_module(home), attribute, None)
+        except Exception:  # whatever a module of that name raises
+            continue
+        if isinstance(found, type):
+            return found
+    return None
+
+
+def _parts(key: str) -> Path_:
+    return tuple(part for part in key.split(".") if part not in _BETWEEN)
+
+
+def _place(path: Path_, arguments: Sequence[str]) -> str:
+    """The option as the user would write it; and the file that has it, unless the command line does."""
+    option, place = f"--{'.'.join(path)}", ""
+    for given, file in _given(arguments):
+        if given == path:
+            place = f" in {file}" if file else ""
+    return option + place
+
+
+def _given(arguments: Sequence[str]) -> Iterator[tuple[Path_, Path | None]]:
+    """The names of all that the files and the command line set, in order, and the file."""
+    rest = list(arguments)
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        if not option.startswith("-"):
+            continue
+        if not equals and rest and not rest[0].startswith("--"):
+            value = rest.pop(0)
+        if option in ("--config", "-c"):
+            yield from _in_file(Path(value))
+        yield _parts(option.lstrip("-").removesuffix("+")), None
+
+
+def _in_file(path: Path) -> Iterator[tuple[Path_, Path | None]]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return
+    if not isinstance(content, dict):
+        return
+    base = content.get("base")
+    if isinstance(base, str) and (path.parent / base).resolve() != path.resolve():
+        yield from _in_file(path.parent / base)
+    for keys in _keys(content):
+        yield keys, path
+
+
+def _keys(value: Any, path: Path_ = ()) -> Iterator[Path_]:
+    yield path
+    for item in value if isinstance(value, list) else ():
+        yield from _keys(item, path)
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        yield from _keys(inner, (*path, *_parts(str(key))))

@@ -1,0 +1,138 @@
+"""The one place where what goes wrong becomes a line for the user, and an exit status."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from cm_lightning.errors import CmError, flat
+from cm_lightning.extras import advice
+
+#: ``--debug`` among the arguments, or this environment variable, shows tracebacks.
+DEBUG = "CM_LIGHTNING_DEBUG"
+FAILED, INTERRUPTED = 2, 130
+
+#: What Lightning and torch say without the option or the remedy.
+_SAID_BETTER = (
+    (r"No supported gpu backend found", "--trainer.accelerator gpu: there is no GPU here: give cpu, or auto"),
+    (r"No API key configured", "--wandb online: there is no API key: run 'wandb login', or give --wandb offline"),
+    (r"(`devices` selected with .*)", r"--trainer.devices: \1"),
+    (r"(?:DistBackendError|DistNetworkError|[Cc]onnection closed by peer)", "another rank failed: see its line"),
+)
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """End the program with one line, ``error: ...``, and exit status 2 when an exception passes.
+
+    A failure that is not of a kind the suite expects keeps its traceback in a file that the line names.
+    """
+    try:
+        yield
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            traceback.print_exc()
+        line, expected = _line(error)
+        if not expected and not os.environ.get(DEBUG):
+            line += f" (traceback: {_keep_traceback()})"
+        sys.stdout.flush()
+        sys.stderr.write(f"{_rank()}error: {line}\n")
+        raise SystemExit(FAILED) from None
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{_rank()}interrupted\n")
+        raise SystemExit(INTERRUPTED) from None
+
+
+def take_debug(arguments: Sequence[str]) -> list[str]:
+    """The arguments without ``--debug``, which is put into the environment, where other ranks find it."""
+    if "--debug" in arguments:
+        os.environ[DEBUG] = "1"
+    return [argument for argument in arguments if argument != "--debug"]
+
+
+def describe(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    return _line(error)[0]
+
+
+def _line(error: BaseException) -> tuple[str, bool]:
+    """The line, and whether the error is of a kind that its message alone explains."""
+    for explain in (_of_the_suite, _of_an_extra, _of_memory, _of_a_file, _said_better, _of_the_libraries):
+        if line := explain(error):
+            return line, True
+    text = _last_line(str(error)) if "Traceback (most recent call last)" in str(error) else flat(str(error))[:500]
+    return f"{type(error).__name__}: {text}", False
+
+
+def _of_the_suite(error: BaseException | None) -> str | None:
+    """Our own error, also where others have wrapped it, or where it comes from a worker process as text."""
+    while error is not None and not isinstance(error, CmError):
+        error = error.__cause__ or error.__context__
+    if error is None:
+        return None
+    return _last_line(str(error)).removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
+
+
+def _of_an_extra(error: BaseException) -> str | None:
+    return advice(error) if isinstance(error, ModuleNotFoundError) else None
+
+
+def _of_memory(error: BaseException) -> str | None:
+    text = str(error).lower()
+    full = "out of memory" in text or "can't allocate memory" in text
+    if not (isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and full)):
+        return None
+    return (
+        "out of memory: lower --data.batch_size and raise --trainer.accumulate_grad_batches as much (of other commands "
+        "--batch_size); fit --dry_run tells what a recipe needs"
+    )
+
+
+def _of_a_file(error: BaseException) -> str | None:
+    if not (isinstance(error, OSError) and error.strerror and error.filename is not None):
+        return None
+    return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+
+
+def _said_better(error: BaseException) -> str | None:
+    found = ((re.search(pattern, str(error)), line) for pattern, line in _SAID_BETTER)
+    return next((match.expand(line) for match, line in found if match), None)
+
+
+def _of_the_libraries(error: BaseException) -> str | None:
+    """A refusal of Lightning's, of the parser's, or of W&B's, whose message is meant for the user."""
+    refusal = _is(error, "MisconfigurationException", "UsageError") or _raised_in(error, "lightning", "jsonargparse")
+    return flat(str(error)) if refusal else None
+
+
+def _raised_in(error: BaseException, *packages: str) -> bool:
+    """Whether it is a refusal of one of these packages, whose message is meant for the user."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and any(f"site-packages/{package}/" in frames[-1].filename for package in packages)
+
+
+def _is(error: BaseException, *names: str) -> bool:
+    """Whether the error is of a class of that name, from a package that need not be imported to ask."""
+    return any(cls.__name__ in names for cls in type(error).__mro__)
+
+
+def _last_line(text: str) -> str:
+    """An error from another process arrives with that process's traceback before it."""
+    return (text.strip().splitlines() or ["there is no message"])[-1].strip()
+
+
+def _keep_traceback() -> str:
+    with tempfile.NamedTemporaryFile("w", prefix="cm-lightning-", suffix=".txt", delete=False) as file:
+        traceback.print_exc(file=file)
+    return file.name
+
+
+def _rank() -> str:
+    """Of a process among several, for its line; nothing for the first."""
+    rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
+    return "" if rank == "0" else f"rank {rank}: "
