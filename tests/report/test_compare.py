@@ -116,7 +116,7 @@ def test_a_real_run_resumed_and_tested_is_one_run(capsys):
 
 
 def test_errors_name_the_folder_and_the_metric(capsys):
-    with pytest.raises(DataError, match=r"nowhere is no run: expected config.yaml and metrics.csv"):
+    with pytest.raises(DataError, match=r"nowhere is not a run: expected config.yaml and metrics.csv"):
         compare(["nowhere"])
     run = str(write_run("runs/cd/version_0", [9]))
     with pytest.raises(DataError, match=r"--metric fid: these runs have accuracy, frechet_mnist"):
