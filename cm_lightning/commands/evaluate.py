@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm_lightning.commands.sample import numbers
+from cm_lightning.commands.parser import CommandParser
+from cm_lightning.domains import COUNT, NON_NEGATIVE, POSITIVE, SEED, at_least
 from cm_lightning.errors import ConfigError
-from cm_lightning.files import replacing
+from cm_lightning.files import replacing, require_writable
 from cm_lightning.run import RunNote
 
 if TYPE_CHECKING:
@@ -28,22 +29,27 @@ _END = 2**20  # bytes of a file's beginning and end that tell it from another
 
 def make_parser() -> argparse.ArgumentParser:
     """What the command takes."""
-    parser = argparse.ArgumentParser(
-        prog="cm-lightning evaluate",
+    parser = CommandParser(
+        prog="evaluate",
         description="Measure text-to-image models over steps and guidance scales: tables, heat maps, sample sheets. "
         "What was measured before is kept.",
     )
     add = parser.add_argument
     add("--model", action="append", default=[], metavar="NAME=PIPELINE[+LORA]", help="may repeat; a name again: a seed")
-    add("--steps", type=numbers(int), default=[1, 2, 4, 8])
-    add("--guidance", type=numbers(float), default=[1.0, 1.5, 2.0, 4.0])
+    add("--steps", type=COUNT.parse_list, default=[1, 2, 4, 8])
+    add("--guidance", type=NON_NEGATIVE.parse_list, default=[1.0, 1.5, 2.0, 4.0])
     add("--data", default="CaptionedMNIST", help="CaptionedMNIST, CaptionedPairs, or a folder of captioned images")
-    add("--num_samples", type=int, default=1000)
-    add("--batch_size", type=int, default=50, help="images drawn at a time; the time of an image is measured with it")
-    add("--seed", type=int, default=0, help="of the noise")
+    add("--num_samples", type=at_least(2).parse, default=1000)
+    add(
+        "--batch_size",
+        type=COUNT.parse,
+        default=50,
+        help="images drawn at a time; the time of an image is measured with it",
+    )
+    add("--seed", type=SEED.parse, default=0, help="of the noise")
     add("--clip", help="folder or hub name of a CLIP model, for the CLIP score")
     add("--inception", help="torch-fidelity's weights for the FID of a folder's images; downloaded if not given")
-    add("--latency", type=float, help="seconds: also name the best setting that takes no longer for an image")
+    add("--latency", type=POSITIVE.parse, help="seconds: also name the best setting that takes no longer for an image")
     add("--scheduler", choices=("lcm", "trailing", "own"), help="default: lcm, or trailing for a base without LoRA")
     add("--device", default="auto")
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
@@ -63,10 +69,19 @@ class _Model:
     @classmethod
     def parse(cls, text: str) -> _Model:
         name, equals, weights = text.partition("=")
-        if not equals or not weights or "/" in name:
-            raise ConfigError(f"--model {text}: give NAME=PIPELINE or NAME=PIPELINE+LORA")
         pipeline, *loras = weights.split("+")
+        if not equals or not name.strip() or "/" in name or not all(part.strip() for part in (pipeline, *loras)):
+            raise ConfigError(f"--model {text}: give NAME=PIPELINE or NAME=PIPELINE+LORA")
         return cls(name, pipeline, tuple(loras))
+
+    def require_files(self) -> None:
+        """Raise ConfigError for what is written as a path of this machine and is not there; a hub's name is not one."""
+        for path in (self.pipeline, *self.loras):
+            looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+            if looks_local and not Path(path).exists():
+                raise ConfigError(
+                    f"--model {self.name}: there is nothing at {path}: name a folder, or a model on the hub"
+                )
 
     @property
     def weights(self) -> str:
@@ -90,9 +105,11 @@ def _digest(path: str) -> str:
 def main(argv: Sequence[str]) -> None:
     """Measure what is missing, then report on all that is there."""
     args = make_parser().parse_args(argv)
-    if args.num_samples < 2 or args.batch_size < 1:
-        make_parser().error("--num_samples must be at least 2, --batch_size at least 1")
     models = [_Model.parse(text) for text in args.model]
+    for model in models:
+        model.require_files()
+    require_writable(args.output / "grid.md", "--output")
+    require_writable(args.output / "cells" / "x.json", "--output")
     trial = args.output / "trials" / hashlib.sha256(repr(sorted(vars(args).items())).encode()).hexdigest()[:12]
     RunNote(str(trial)).leave()
     cells = _measure(args, models) if models else []

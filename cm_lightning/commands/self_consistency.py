@@ -8,20 +8,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cm_lightning.commands.parser import CommandParser
+from cm_lightning.domains import NATURAL, SEED, at_least
 from cm_lightning.errors import ConfigError
+from cm_lightning.files import require_writable
 
 _STAGES = 6
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="cm-lightning self-consistency",
+    parser = CommandParser(
+        prog="self-consistency",
         description="Check each claim on the consistency function; exit code 1 if one fails. Train two; draw figures.",
     )
-    parser.add_argument("--trajectories", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=3000, help="training steps of CD and of CT; 0 trains nothing")
-    parser.add_argument("--resolution", type=int, default=121, help="points along a side of the maps")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--trajectories", type=at_least(8).parse, default=1000)
+    parser.add_argument(
+        "--steps", type=NATURAL.parse, default=3000, help="training steps of CD and of CT; 0 trains nothing"
+    )
+    parser.add_argument("--resolution", type=at_least(2).parse, default=121, help="points along a side of the maps")
+    parser.add_argument("--seed", type=SEED.parse, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/self_consistency"), help="the folder of the figures")
     return parser
 
@@ -29,10 +34,9 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     """Check, train, print, draw."""
     args = _parser().parse_args(argv)
-    if args.trajectories < 8 or args.resolution < 2:
-        raise ConfigError("--trajectories must be at least 8 and --resolution at least 2")
     if 0 != args.steps < _STAGES:
         raise ConfigError(f"--steps {args.steps}: give 0, or at least a step for each of {_STAGES} numbers of levels")
+    require_writable(args.output / "trajectories.png", "--output")
 
     import torch
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
+
+from cm_lightning.commands.parser import CommandParser
+from cm_lightning.domains import COUNT, SEED
+from cm_lightning.errors import ConfigError
+from cm_lightning.files import replacing, require_writable
 
 
 def main(argv: Sequence[str]) -> None:
     """Train on the embedded digits, print the accuracy on the held-out ones, write the weights."""
-    parser = argparse.ArgumentParser(prog="cm-lightning train-judge", description=__doc__)
+    parser = CommandParser(prog="train-judge", description="Train the classifier that judges digits.")
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
-    parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=COUNT.parse, default=40)
+    parser.add_argument("--seed", type=SEED.parse, default=0)
     args = parser.parse_args(argv)
+    if args.output.suffix != ".safetensors":
+        raise ConfigError(f"--output {args.output}: name a file that ends with .safetensors")
+    require_writable(args.output, "--output")
 
     from safetensors.torch import save_file
 
     from cm_lightning.data.digits import embedded_digits
     from cm_lightning.data.images import to_unit_range
-    from cm_lightning.files import replacing
     from cm_lightning.metrics.judge import train_judge
 
     images, labels = embedded_digits("train")

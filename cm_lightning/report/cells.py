@@ -6,15 +6,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite, nan
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from cm_lightning.errors import DataError
 from cm_lightning.files import replacing
-
-#: Metrics of which more is better; of all others less is.
-RISING = ("accuracy", "clip_score")
+from cm_lightning.metrics.rising import is_rising
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,13 @@ def require_same_way(cell: Cell, way: dict[str, Any], folder: Path) -> None:
 
 def _read(path: Path) -> Cell:
     try:
-        return Cell(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path} is no measurement: remove it, it is made anew") from error
+        cell = Cell(**json.loads(path.read_text()))
+        numbers = (cell.steps, cell.guidance, cell.nfe, cell.seconds, cell.batch_size, *cell.scores.values())
+        if not all(isinstance(number, int | float) for number in numbers) or not isinstance(cell.way, dict):
+            raise TypeError("a value of another type")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is not a measurement: remove it, it is made anew") from error
+    return cell
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,10 @@ class Setting:
 
     def spread(self, metric: str) -> float | None:
         """The standard deviation over seeds, if there are any others."""
-        return stdev(cell.scores[metric] for cell in self.cells) if len(self.cells) > 1 else None
+        values = [cell.scores[metric] for cell in self.cells]
+        if len(values) < 2:
+            return None
+        return stdev(values) if all(map(isfinite, values)) else nan
 
 
 def settings(cells: Sequence[Cell]) -> list[Setting]:
@@ -119,5 +125,6 @@ def settings(cells: Sequence[Cell]) -> list[Setting]:
 def best(found: Sequence[Setting], metric: str, latency: float | None = None) -> Setting | None:
     """The setting with the best mean of a metric, of those that take at most ``latency`` seconds an image."""
     allowed = [setting for setting in found if latency is None or setting.seconds <= latency]
-    sign = -1 if metric in RISING else 1
+    allowed = [setting for setting in allowed if isfinite(setting.value(metric))]
+    sign = -1 if is_rising(metric) else 1
     return min(allowed, key=lambda setting: sign * setting.value(metric), default=None)

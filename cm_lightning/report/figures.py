@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 
 import matplotlib as mpl
@@ -12,6 +13,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 from cm_lightning.files import replacing
+from cm_lightning.metrics.rising import is_rising
 from cm_lightning.report.runs import Run
 
 
@@ -20,19 +22,21 @@ def curves(runs: Sequence[Run], metric: str, nfe: int, path: Path) -> bool:
     shown = [run for run in runs if run.curve(metric, nfe)]
     if not shown:
         return False
-    names = list(dict.fromkeys(run.name for run in shown))
+    names = list(dict.fromkeys(run.label for run in shown))
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
     for run in shown:
         images, seconds, values = zip(*run.curve(metric, nfe), strict=True)
-        colour = f"C{names.index(run.name)}"
-        first = run is next(other for other in shown if other.name == run.name)
+        colour = f"C{names.index(run.label)}"
+        first = run is next(other for other in shown if other.label == run.label)
         for axis, x in zip(axes, (images, seconds), strict=True):
-            axis.plot(x, values, "o-", color=colour, ms=4, lw=1.5, alpha=0.85, label=run.name if first else None)
+            axis.plot(x, values, "o-", color=colour, ms=4, lw=1.5, alpha=0.85, label=run.label if first else None)
     for axis, label in zip(axes, ("images seen", "seconds of training"), strict=True):
         axis.set_xlabel(label)
         axis.set_xlim(left=0)
         axis.grid(alpha=0.3)
-        if metric != "accuracy":
+        if not is_rising(metric) and all(
+            value > 0 or isnan(value) for run in shown for *_, value in run.curve(metric, nfe)
+        ):
             axis.set_yscale("log")
     axes[0].set_ylabel(f"{metric}, {nfe} evaluation{'s' * (nfe > 1)}")
     axes[1].legend(fontsize=8)
@@ -42,8 +46,8 @@ def curves(runs: Sequence[Run], metric: str, nfe: int, path: Path) -> bool:
 
 def sheets(runs: Sequence[Run], nfe: int, path: Path) -> bool:
     """The last sheet of each method's first run: the same noise in the same place. False if there is none."""
-    first = {run.name: run for run in reversed(runs) if run.sheet(nfe)}
-    shown = [(name, first[name]) for name in dict.fromkeys(run.name for run in runs) if name in first]
+    first = {run.label: run for run in reversed(runs) if _readable(run.sheet(nfe))}
+    shown = [(name, first[name]) for name in dict.fromkeys(run.label for run in runs) if name in first]
     if not shown:
         return False
     columns = min(3, len(shown))
@@ -55,6 +59,17 @@ def sheets(runs: Sequence[Run], nfe: int, path: Path) -> bool:
         axis.imshow(plt.imread(str(run.sheet(nfe))))
         axis.set_title(f"{name}, seed {run.seed}", fontsize=10)
     save_figure(figure, path)
+    return True
+
+
+def _readable(path: Path | None) -> bool:
+    """Whether there is a picture that is whole: a killed process or a full disk may have left a part of one."""
+    if path is None:
+        return False
+    try:
+        plt.imread(str(path))
+    except (OSError, SyntaxError, ValueError):
+        return False
     return True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 
 import matplotlib as mpl
@@ -13,7 +14,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from cm_lightning.report.cells import RISING, Setting, best
+from cm_lightning.metrics.rising import is_rising
+from cm_lightning.report.cells import Setting, best
 from cm_lightning.report.figures import save_figure
 from cm_lightning.report.tables import Table
 
@@ -68,7 +70,7 @@ def heat_maps(found: Sequence[Setting], metrics: Sequence[str], path: Path) -> N
         layout="constrained",
     )  # fmt: skip
     for row, metric in zip(axes, metrics, strict=True):
-        values = [setting.value(metric) for setting in found]
+        values = [setting.value(metric) for setting in found if isfinite(setting.value(metric))] or [1.0]
         for axis, model in zip(row, models, strict=True):
             _heat_map(axis, [s for s in found if s.model == model], metric, min(values), max(values))
             axis.set_title(f"{model}\n{metric}", fontsize=9)
@@ -103,7 +105,7 @@ def _heat_map(axis: Axes, own: Sequence[Setting], metric: str, low: float, high:
     table = np.full((len(guidance), len(steps)), np.nan)
     for setting in own:
         table[guidance.index(setting.guidance), steps.index(setting.steps)] = setting.value(metric)
-    rising = metric in RISING
+    rising = is_rising(metric)
     shown, limits = (
         (table, (low, high)) if rising else (-np.log(np.maximum(table, 1e-6)), (-np.log(high), -np.log(low)))
     )

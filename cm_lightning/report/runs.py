@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import re
+import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cm_lightning.errors import CheckpointError, DataError
+from cm_lightning.report.configs import class_name, inner, options, origin, read_config
+from cm_lightning.report.logs import Note, Score, read_log
 
-_SCORE = re.compile(r"(?P<stage>val|test)/(?P<metric>\w+)_nfe(?P<nfe>\d+)")
 _SHEET = re.compile(r"step_(?P<step>\d+)_nfe(?P<nfe>\d+)\.png")
-
-
-@dataclass(frozen=True)
-class Score:
-    """``value`` of ``metric`` at ``nfe`` evaluations, by a solver for a diffusion model.
-
-    ``stage`` is ``val``, with the step of the training it was measured at, or ``test``, which knows no step.
-    """
-
-    stage: str
-    step: int
-    metric: str
-    nfe: int
-    value: float
-    sampler: str = ""
+# what tells one data set of a class from another
+_DATA = ("source", "shape", "shards", "root")
 
 
 @dataclass
@@ -43,26 +29,40 @@ class Run:
         config: as saved by the command line.
         progress: (step, images seen, seconds of training) as logged.
         scores: in the order they were measured.
+        label: what tables and figures call it: its name, as do all seeds of one configuration.
     """
 
     directory: Path
     config: dict[str, Any]
     progress: list[tuple[int, float, float]] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
+    label: str = ""
 
     @property
     def name(self) -> str:
         """The logger's name, or the directory's."""
-        loggers = self.config.get("trainer", {}).get("logger") or []
+        loggers = inner(self.config, "trainer", "logger")
         for logger in loggers if isinstance(loggers, list) else [loggers]:
-            if isinstance(logger, dict) and (name := logger.get("init_args", {}).get("name")):
+            if name := inner(logger, "init_args", "name"):
                 return str(name)
         return self.directory.name
 
     @property
     def method(self) -> str:
         """The module's class."""
-        return str(self.config.get("model", {}).get("class_path", "?")).rpartition(".")[2]
+        return class_name(self.config.get("model")) or "?"
+
+    @property
+    def data(self) -> str:
+        """The data module's class, and which of its data sets."""
+        arguments = inner(self.config, "data", "init_args")
+        which = next((str(inner(arguments, name)) for name in _DATA if inner(arguments, name)), "")
+        return f"{class_name(self.config.get('data'))} {which}".strip()
+
+    @property
+    def date(self) -> str:
+        """When its metrics were last written."""
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime((self.directory / "metrics.csv").stat().st_mtime))
 
     @property
     def seed(self) -> Any:
@@ -73,14 +73,13 @@ class Run:
     def checkpoint(self) -> Path | None:
         """The checkpoint that the run started from or tested."""
         path = self.config.get("ckpt_path")
-        return Path(path) if path else None
+        return Path(path) if path and isinstance(path, str) else None
 
     @property
     def origin(self) -> str:
         """The run whose checkpoint taught it or started it: what it cost comes on top."""
-        options = self.config.get("model", {}).get("init_args", {})
-        path = options.get("teacher") or options.get("start_from")
-        return "/".join(Path(path).parts[-4:-2]) if isinstance(path, str) else ""
+        arguments = inner(self.config, "model", "init_args")
+        return origin(inner(arguments, "teacher") or inner(arguments, "start_from"))
 
     @property
     def images(self) -> float | None:
@@ -128,19 +127,59 @@ class Run:
         return max(found)[1] if found else None
 
 
-def read_runs(directories: Sequence[str | Path]) -> list[Run]:
+def read_runs(directories: Sequence[str | Path], note: Note = str) -> list[Run]:
     """The runs of these directories; resumed ones are joined to what they went on from, and tests to what they tested.
 
+    Args:
+        directories: of runs, ``runs/NAME/version_0``, or of all versions of a run, ``runs/NAME``.
+        note: takes a line on what is passed over: what is not a run, and what of a run cannot be read.
+
     Raises:
-        DataError: a directory that holds no run.
+        DataError: there is not a run in any of these directories.
     """
-    read = [_read(Path(directory)) for directory in directories]
-    known = {_key(run.directory): run for run in read}
+    versions = [version for given in directories for version in _versions(Path(given))]
+    found = {_key(version): _run_or_problem(version, note) for version in versions}
+    known = {key: run for key, run in found.items() if isinstance(run, Run)}
+    problems = [problem for problem in found.values() if isinstance(problem, str)]
+    if not known:
+        raise DataError(problems[0] if len(problems) == 1 else f"none of these is a run: {'; '.join(problems)}")
+    for problem in problems:
+        note(f"passed over: {problem}")
     for run in list(known.values()):  # what a resumed run went on from is looked up even if it was not named
-        _add_ancestors(run, known)
+        _add_ancestors(run, known, note)
+    return _labelled(_joined(known))
+
+
+def _run_or_problem(directory: Path, note: Note) -> Run | str:
+    try:
+        return _read(directory, note)
+    except DataError as error:
+        return str(error)
+
+
+def _versions(directory: Path) -> list[Path]:
+    """The directory itself if it is a run's, else those in it that are, the oldest version first."""
+    if _is_run(directory) or not directory.is_dir():
+        return [directory]
+    return sorted(filter(_is_run, directory.iterdir()), key=_in_order) or [directory]
+
+
+def _is_run(directory: Path) -> bool:
+    return (directory / "config.yaml").exists() or (directory / "metrics.csv").exists()
+
+
+def _in_order(directory: Path) -> list[int | str]:
+    """A key by which version_2 comes before version_10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", directory.name)]
+
+
+def _joined(known: dict[Path, Run]) -> list[Run]:
+    """The trained runs: each with what it went on from, and with what tests said of it."""
     trained: dict[Path, Run] = {}
     for run in known.values():
         parent = known.get(_parent(run)) if run.checkpoint else None
+        if parent is run:  # resumed into its own directory
+            parent = None
         if run.progress and parent is not None:
             first = run.progress[0][0]
             run.progress = [entry for entry in parent.progress if entry[0] < first] + run.progress
@@ -153,12 +192,39 @@ def read_runs(directories: Sequence[str | Path]) -> list[Run]:
     return list(trained.values())
 
 
-def _add_ancestors(run: Run, known: dict[Path, Run]) -> None:
+def _labelled(runs: list[Run]) -> list[Run]:
+    """The same runs, those of one name told apart by their directories where their configurations differ."""
+    for name in {run.name for run in runs}:
+        groups: list[list[Run]] = []
+        for run in (run for run in runs if run.name == name):
+            alike = next((group for group in groups if options(group[0].config) == options(run.config)), None)
+            if alike is None:
+                groups.append([run])
+            else:
+                alike.append(run)
+        for group, label in zip(groups, _labels(name, [group[0].directory for group in groups]), strict=True):
+            for run in group:
+                run.label = label
+    return runs
+
+
+def _labels(name: str, directories: Sequence[Path]) -> Iterable[str]:
+    if len(directories) == 1:
+        return [name]
+    short = [f"{name}/{directory.name}" for directory in directories]
+    return short if len(set(short)) == len(short) else map(str, directories)
+
+
+def _add_ancestors(run: Run, known: dict[Path, Run], note: Note) -> None:
     """Put the runs that this one builds on before it, oldest first."""
     key = _key(run.directory)
     if run.checkpoint and (parent := _parent(run)) not in known and (parent / "metrics.csv").is_file():
-        known[parent] = _read(parent)
-        _add_ancestors(known[parent], known)
+        try:
+            known[parent] = _read(parent, note)
+        except DataError as error:
+            note(f"{run.directory} is shown without what it went on from: {error}")
+        else:
+            _add_ancestors(known[parent], known, note)
     if run.checkpoint:
         known[key] = known.pop(key)
 
@@ -172,24 +238,11 @@ def _parent(run: Run) -> Path:
     return _key(run.checkpoint.parent.parent)
 
 
-def _read(directory: Path) -> Run:
-    try:
-        config = yaml.safe_load((directory / "config.yaml").read_text())
-        with open(directory / "metrics.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, yaml.YAMLError) as error:
-        raise DataError(
-            f"{directory} is no run: expected config.yaml and metrics.csv, as in runs/NAME/version_0"
-        ) from error
-    run = Run(directory, config)
-    sampler = str(config["model"].get("init_args", {}).get("sampler", {}) or "")
-    solver = re.search(r"class_path': '[\w.]*?(\w+)'", sampler)
-    for row in rows:
-        step = int(row["step"] or 0)
-        if row.get("train/seconds"):
-            run.progress.append((step, float(row["train/images"]), float(row["train/seconds"])))
-        for name, value in row.items():
-            if value and (match := _SCORE.fullmatch(name)):
-                by = (solver[1] if solver else "Heun") if run.method == "DiffusionModule" else ""
-                run.scores.append(Score(match["stage"], step, match["metric"], int(match["nfe"]), float(value), by))
+def _read(directory: Path, note: Note) -> Run:
+    if not _is_run(directory):
+        raise DataError(f"{directory} is not a run: expected config.yaml and metrics.csv, as in runs/NAME/version_0")
+    run = Run(directory, read_config(directory / "config.yaml"))
+    solver = class_name(inner(run.config, "model", "init_args", "sampler")) or "Heun"
+    log = read_log(directory / "metrics.csv", solver if run.method == "DiffusionModule" else "", note)
+    run.progress, run.scores = log.progress, log.scores
     return run

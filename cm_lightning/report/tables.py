@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cm_lightning.metrics.rising import is_rising
+from cm_lightning.report.configs import differences
 from cm_lightning.report.runs import Run
-
-#: Metrics of which more is better; of all others less is.
-_RISING = {"accuracy"}
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,25 @@ class Table:
 
     def markdown(self) -> str:
         """As GitHub renders it."""
-        lines = [" | ".join(row) for row in [self.heads, ["---"] * len(self.heads), *self.rows]]
+        lines = [
+            " | ".join(cell.replace("|", "\\|") for cell in row)
+            for row in [self.heads, ["---"] * len(self.heads), *self.rows]
+        ]
         return f"## {self.title}\n\n" + "\n".join(f"| {line} |" for line in lines) + "\n"
 
     def html(self) -> str:
         """The same."""
         heads = "".join(f"<th>{html.escape(head)}</th>" for head in self.heads)
         rows = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>\n" for row in self.rows
+            "<tr>" + "".join(f"<td{_kind(cell)}>{html.escape(cell)}</td>" for cell in row) + "</tr>\n"
+            for row in self.rows
         )
-        return f"<h2>{html.escape(self.title)}</h2>\n<table>\n<tr>{heads}</tr>\n{rows}</table>\n"
+        return f"<h2>{html.escape(self.title)}</h2>\n<div><table>\n<tr>{heads}</tr>\n{rows}</table></div>\n"
+
+
+def _kind(cell: str) -> str:
+    """A class for text, which may be broken over lines as numbers may not."""
+    return " class=text" if any(word not in ("nan", "inf") for word in re.findall("[A-Za-z]{2,}", cell)) else ""
 
 
 def few_step_table(runs: Sequence[Run], metric: str) -> Table:
@@ -53,8 +62,8 @@ def few_step_table(runs: Sequence[Run], metric: str) -> Table:
         *(_evaluations(nfe) for nfe in nfes),
     ]
     rows = []
-    for name in dict.fromkeys(run.name for run in runs):
-        seeds = [run for run in runs if run.name == name]
+    for name in dict.fromkeys(run.label for run in runs):
+        seeds = [run for run in runs if run.label == name]
         for run in seeds:
             cells = [" / ".join(_number(run.final(m, nfe)) for m in [metric, *also]) for nfe in nfes]
             rows.append([name, run.method, str(run.seed), run.origin, _whole(run.parameters), _whole(run.images),
@@ -67,13 +76,36 @@ def few_step_table(runs: Sequence[Run], metric: str) -> Table:
 
 def baseline_table(runs: Sequence[Run], metric: str) -> Table:
     """Diffusion models, by solver and number of evaluations: the last measurement of each."""
-    last = {(run.name, str(run.seed), s.sampler, s.nfe): (run, s) for run in runs for s in run.scores
+    last = {(run.label, str(run.seed), s.sampler, s.nfe): (run, s) for run in runs for s in run.scores
             if s.sampler and s.metric == metric}  # fmt: skip
     rows = [
-        [name, seed, sampler, str(nfe), _number(score.value), _number(run.final("accuracy", nfe)), _whole(run.seconds)]
+        [
+            name,
+            seed,
+            sampler,
+            str(nfe),
+            _number(score.value),
+            _number(run.final("accuracy", nfe)),
+            _whole(run.images),
+            _whole(run.seconds),
+        ]
         for (name, seed, sampler, nfe), (run, score) in sorted(last.items(), key=lambda item: item[0])
     ]
-    return Table("Diffusion baselines", ["run", "seed", "solver", "evaluations", metric, "accuracy", "seconds"], rows)
+    heads = ["run", "seed", "solver", "evaluations", metric, "accuracy", "images", "seconds"]
+    return Table("Diffusion baselines", heads, rows)
+
+
+def run_table(runs: Sequence[Run]) -> Table:
+    """All runs that were read: where each lies, when its metrics were last written, and its data."""
+    rows = [[run.label, str(run.seed), str(run.directory), run.date, run.data] for run in runs]
+    return Table("Runs", ["run", "seed", "directory", "date", "data"], rows)
+
+
+def difference_table(runs: Sequence[Run]) -> Table:
+    """The options whose values differ between the runs, a column for each configuration."""
+    first = {run.label: run for run in reversed(runs)}
+    labels = list(dict.fromkeys(run.label for run in runs))
+    return Table("What differs", ["option", *labels], differences([first[label].config for label in labels]))
 
 
 def target_table(runs: Sequence[Run], metric: str, nfe: int, target: float) -> Table:
@@ -84,17 +116,17 @@ def target_table(runs: Sequence[Run], metric: str, nfe: int, target: float) -> T
     for run, first in reached:
         best = reached[0][1]
         if first is None or best is None:
-            rows.append([run.name, str(run.seed), "not reached", "", "", ""])
+            rows.append([run.label, str(run.seed), "not reached", "", "", ""])
         else:
             times = f"{first[1] / best[1]:.2f}" if best[1] else ""
-            rows.append([run.name, str(run.seed), _number(first[2]), _whole(first[0]), _whole(first[1]), times])
-    sign = ">=" if metric in _RISING else "<="
+            rows.append([run.label, str(run.seed), _number(first[2]), _whole(first[0]), _whole(first[1]), times])
+    sign = ">=" if is_rising(metric) else "<="
     title = f"First measurement with {metric} {sign} {target:g} at {_evaluations(nfe)}"
     return Table(title, ["run", "seed", metric, "images", "seconds", "times the fastest"], rows)
 
 
 def _first(run: Run, metric: str, nfe: int, target: float) -> tuple[float, float, float] | None:
-    good = [p for p in run.curve(metric, nfe) if (p[2] >= target if metric in _RISING else p[2] <= target)]
+    good = [p for p in run.curve(metric, nfe) if (p[2] >= target if is_rising(metric) else p[2] <= target)]
     return good[0] if good else None
 
 

@@ -8,9 +8,9 @@ from PIL import Image
 
 from cm_lightning.cli import main
 from cm_lightning.commands.compare import main as compare
-from cm_lightning.errors import DataError
+from cm_lightning.errors import ConfigError, DataError
 from cm_lightning.report.runs import read_runs
-from cm_lightning.report.tables import few_step_table, target_table
+from cm_lightning.report.tables import difference_table, few_step_table, target_table
 from tests.cli.test_processes import CONF
 
 
@@ -109,6 +109,8 @@ def test_a_real_run_resumed_and_tested_is_one_run(capsys):
     assert "First measurement with frechet_mnist <= 1e+09 at 1 evaluation" in markdown
     assert page.count("data:image/png;base64,") == 2
     assert 'src="http' not in page
+    assert "<style>body{" in page
+    assert "name=viewport" in page
     for name in ("curves", "samples_nfe1"):
         assert f"({name}.png)" in markdown
         assert Image.open(f"deep/folder/{name}.png").size[0] > 300
@@ -116,7 +118,7 @@ def test_a_real_run_resumed_and_tested_is_one_run(capsys):
 
 
 def test_errors_name_the_folder_and_the_metric(capsys):
-    with pytest.raises(DataError, match=r"nowhere is no run: expected config.yaml and metrics.csv"):
+    with pytest.raises(DataError, match=r"nowhere is not a run: expected config.yaml and metrics.csv"):
         compare(["nowhere"])
     run = str(write_run("runs/cd/version_0", [9]))
     with pytest.raises(DataError, match=r"--metric fid: these runs have accuracy, frechet_mnist"):
@@ -124,3 +126,106 @@ def test_errors_name_the_folder_and_the_metric(capsys):
     write_run("runs/none/version_0", [])
     with pytest.raises(DataError, match="add the callback Quality"):
         compare(["runs/none/version_0"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        ("config.yaml", "", "config.yaml is empty: it is not the configuration of a run"),
+        ("config.yaml", "- a\n", "config.yaml has no model"),
+        ("config.yaml", "trainer: {}\n", "config.yaml has no model"),
+        ("config.yaml", "model: text\n", "config.yaml has no model"),
+        ("config.yaml", "a: [1\nb: 2\n", "config.yaml, line 2: "),
+        ("metrics.csv", "", "metrics.csv is empty: the run has logged nothing yet"),
+        ("metrics.csv", "epoch,st", "metrics.csv holds no whole line"),
+        ("metrics.csv", "epoch,val/accuracy_nfe1\n0,1\n", "metrics.csv has no column step"),
+    ],
+)
+def test_a_broken_run_is_passed_over_with_the_name_of_its_file(name, text, line, capsys):
+    write_run("runs/good/version_0", [9])
+    broken = write_run("runs/broken/version_0", [9])
+    (broken / name).write_text(text)
+    compare(["runs/good", "runs/broken", "--output=out"])
+    err = capsys.readouterr().err
+    assert f"note: passed over: runs/broken/version_0/{line}" in err
+    assert f"runs/broken/version_0/{line}" in Path("out/compare.md").read_text()
+    with pytest.raises(DataError, match=line.split(":")[0]):
+        compare(["runs/broken", "--output=other"])
+
+
+@pytest.mark.parametrize(
+    ("last", "line"),
+    [
+        ("40,1,1,abc,0.9\n", r"line 8: 'abc' in val/frechet_mnist_nfe1 is not a number; 1 line is left out"),
+        ("inf,1,1,,\n", "line 8: cannot convert float infinity to integer; 1 line is left out"),
+        ("40,1\n", "line 8: it has not as many values as there are columns; 1 line is left out"),
+        ("40,,,5.0,0.", "its last line is cut short and is left out"),
+    ],
+)
+def test_a_broken_line_is_left_out_with_a_note(last, line):
+    run = write_run("runs/cd/version_0", [9, 8])
+    with open(run / "metrics.csv", "a", newline="") as file:
+        file.write(last)
+    notes = []
+    (read,) = read_runs([run], notes.append)
+    assert [note.endswith(line) for note in notes] == [True]
+    assert read.final("frechet_mnist", 1) == 8
+
+
+def test_a_run_that_just_began_is_no_error(capsys):
+    write_run("runs/cd/version_0", [9])
+    (write_run("runs/cd/version_1", [9]) / "metrics.csv").unlink()
+    Path("runs/wandb").mkdir()
+    compare(["runs/cd", "runs/wandb"])
+    err = capsys.readouterr().err
+    assert "note: passed over: runs/cd/version_1/metrics.csv is missing: the run has logged nothing yet" in err
+    assert "note: passed over: runs/wandb is not a run" in err
+
+
+def test_the_last_comparison_is_kept_unless_asked():
+    run = str(write_run("runs/cd/version_0", [9]))
+    compare([run])
+    Path("compare/samples_nfe4.png").write_text("old")
+    with pytest.raises(ConfigError, match="--output compare holds a comparison: name another folder, or add --over"):
+        compare([run])
+    compare([run, "--overwrite"])
+    assert not Path("compare/samples_nfe4.png").exists()
+    Path("file").write_text("")
+    with pytest.raises(ConfigError, match=r"--output file/compare.md"):
+        compare([run, "--output=file"])
+
+
+@pytest.mark.parametrize(
+    "wrong", ["--nfe=0", "--nfe=-1", "--nfe=x", "--nfe=1.5", "--target=nan", "--target=inf", "--target=x"]
+)
+def test_numbers_without_meaning_are_refused(wrong, capsys):
+    with pytest.raises(SystemExit):
+        compare(["runs/cd", wrong])
+    assert wrong.partition("=")[0] in capsys.readouterr().err
+
+
+def test_a_metric_has_a_near_match_and_evaluations_a_list():
+    run = str(write_run("runs/cd/version_0", [9]))
+    with pytest.raises(DataError, match=r"--metric acuracy: these runs have accuracy, frechet_mnist; did you mean acc"):
+        compare([run, "--metric=acuracy"])
+    with pytest.raises(ConfigError, match="--nfe 3: these runs measured frechet_mnist at 1"):
+        compare([run, "--nfe=3"])
+
+
+def test_runs_of_one_name_and_two_configurations_are_told_apart():
+    write_run("runs/cd/version_0", [10], data={"class_path": "cm_lightning.MNIST", "init_args": {"batch_size": 1}})
+    write_run("runs/cd/version_1", [20], data={"class_path": "cm_lightning.MNIST", "init_args": {"batch_size": 2}})
+    runs = read_runs(["runs/cd"])
+    assert [run.label for run in runs] == ["cd/version_0", "cd/version_1"]
+    assert [row[-1] for row in few_step_table(runs, "frechet_mnist").rows] == ["10.0 / 0.900", "20.0 / 0.900"]
+    assert difference_table(runs).rows == [["data.batch_size", "1", "2"]]
+    assert [run.data for run in runs] == ["MNIST", "MNIST"]
+
+
+def test_not_a_number_is_shown_and_never_first():
+    write_run("runs/nan/version_0", [float("nan")])
+    write_run("runs/cd/version_0", [20])
+    runs = read_runs(["runs/nan", "runs/cd"])
+    assert few_step_table(runs, "frechet_mnist").rows[0][-1] == "nan / 0.900"
+    assert [row[0] for row in target_table(runs, "frechet_mnist", 1, 30).rows] == ["cd", "nan"]
+    compare(["runs/nan", "runs/cd", "--target=30"])

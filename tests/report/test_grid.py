@@ -31,7 +31,7 @@ def test_cells_are_kept_in_files_of_their_own(tmp_path):
     with pytest.raises(DataError, match=r"holds measurements with num_samples \d+, not \d+: give another --output"):
         read_cells(tmp_path)
     (tmp_path / "cells/damaged.json").write_text("{")
-    with pytest.raises(DataError, match=r"damaged.json is no measurement: remove it"):
+    with pytest.raises(DataError, match=r"damaged.json is not a measurement: remove it"):
         read_cells(tmp_path)
 
 
