@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 import cm_lightning.callbacks.all
 import cm_lightning.data.all
 import cm_lightning.modules.all  # noqa: F401
+from cm_lightning.adapt import adapt_to_data
 from cm_lightning.allocator import keep_freed_memory
 from cm_lightning.checkpoint import read_checkpoint
 from cm_lightning.complaints import complaint, short_lists
@@ -142,6 +143,7 @@ class _CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         check_trainer(self.config[self.subcommand].trainer)
+        adapt_to_data(self.config[self.subcommand], sys.argv[1:])
 
     def instantiate_classes(self) -> None:
         # the largest network takes no memory on the meta device

@@ -206,14 +206,14 @@ def _parts(key: str) -> Path_:
 def _place(path: Path_, arguments: Sequence[str]) -> str:
     """The option as the user would write it; and the file that has it, unless the command line does."""
     option, place = f"--{'.'.join(path)}", ""
-    for given, file in _given(arguments):
+    for given, file in given_options(arguments):
         if given == path:
             place = f" in {file}" if file else ""
     return option + place
 
 
-def _given(arguments: Sequence[str]) -> Iterator[tuple[Path_, Path | None]]:
-    """The names of all that the files and the command line set, in order, and the file."""
+def given_options(arguments: Sequence[str]) -> Iterator[tuple[Path_, Path | None]]:
+    """The names of all that the files and the command line set, in order, and the file: ``("model", "backbone")``."""
     rest = list(arguments)
     while rest:
         option, equals, value = rest.pop(0).partition("=")

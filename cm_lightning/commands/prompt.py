@@ -108,13 +108,11 @@ def _size(args: argparse.Namespace, pipe: Any) -> tuple[int, int] | None:
 
 
 def _read_image(path: Path, height: int | None, width: int | None) -> Any:
-    from PIL import Image, UnidentifiedImageError
+    from cm_lightning.data.decode import read_image
 
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"--image {path} cannot be read as an image") from error
+    if not path.is_file():
+        raise DataError(f"--image {path}: there is no such file")
+    image = read_image(path, f"--image {path}").convert("RGB")
     if height or width:
         image = image.resize((width or image.width, height or image.height))
     return image.resize((max(8, image.width // 8 * 8), max(8, image.height // 8 * 8)))

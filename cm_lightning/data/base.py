@@ -142,7 +142,7 @@ class GenerativeDataModule(L.LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=_already_a_batch if _comes_in_batches(dataset) else None,
-            persistent_workers=False,
+            persistent_workers=self.num_workers > 0,  # epochs of a few batches must not start processes each
             # its own generator: starting a loader must not advance the global one, or a resumed run would differ
             generator=torch.Generator().manual_seed(self.seed),
         )

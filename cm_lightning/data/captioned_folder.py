@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.utils.data import Dataset
 
 from cm_lightning.data.base import GenerativeDataModule, Mirrored
 from cm_lightning.data.caption_files import captions_of
 from cm_lightning.data.decode import Decoder
-from cm_lightning.data.folder import Files, list_images, split_folder
-from cm_lightning.data.splits import members
+from cm_lightning.data.folder import Files
+from cm_lightning.data.layout import left_out, read_layout
+from cm_lightning.data.tree import Folder
+from cm_lightning.errors import DataError
 
 
 class CaptionedFolder(GenerativeDataModule):
@@ -20,8 +23,8 @@ class CaptionedFolder(GenerativeDataModule):
 
     A caption is the first line of ``image.txt`` (or ``image.caption``) beside ``image.png``, or the image's row in a
     ``metadata.jsonl`` or ``metadata.csv`` with ``file_name`` relative to itself; a row goes before a text file. Every
-    tenth image is held out for validation, unless ``root`` has the folders ``train`` and ``val``. Images of any size
-    are resized and centre-cropped; for SDXL they count as images of the size they are trained at, uncropped.
+    tenth image is held out for validation, unless ``root`` has folders of splits, as for :class:`ImageFolder`. Images
+    of any size are resized and centre-cropped; for SDXL they count as images of their training size, uncropped.
 
     Args:
         root: the folder.
@@ -29,6 +32,7 @@ class CaptionedFolder(GenerativeDataModule):
         channels: 3 for RGB, 1 for grey.
         flip: whether to train on the images and their mirror images; not where captions tell left from right.
         caption_column: of the captions in metadata files.
+        background: colour behind transparent images: a name, or #rrggbb.
         batch_size, num_workers, seed: see :class:`GenerativeDataModule`.
     """
 
@@ -39,21 +43,31 @@ class CaptionedFolder(GenerativeDataModule):
         channels: Literal[1, 3] = 3,
         flip: bool = False,
         caption_column: str = "text",
+        background: str = "white",
         batch_size: int = 16,
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
         self.root, self.flip, self.caption_column = Path(root), flip, caption_column
-        self.decode = Decoder(size, channels)
+        self.decode = Decoder(size, channels, background)
         self.image_shape = self.decode.image_shape
 
+    @cached_property
+    def tree(self) -> Folder:
+        """All files. Raises DataError if there is no such folder."""
+        if not self.root.is_dir():
+            raise DataError(f"no folder {self.root}: set --data.root to a folder of images")
+        return Folder(self.root)
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and (others := left_out(self.tree)):
+            rank_zero_info(f"{self.root}: left out, as they are not images that can be read: {others}")
+
     def load(self, split: str) -> Files:
-        folder = split_folder(self.root, split)
-        paths = list_images(folder)
-        if folder == self.root:
-            paths = [paths[i] for i in members(split, torch.zeros(len(paths))).tolist()]
-        return Files(paths, captions_of(paths, self.root, self.caption_column), self.decode)
+        names = read_layout(self.tree, split, class_folders=False).names
+        captions = captions_of([self.root / name for name in names], self.root, self.caption_column)
+        return Files(self.tree, names, captions, self.decode)
 
     def training_set(self) -> Dataset[Any]:
         return Mirrored(self.split("train")) if self.flip else self.split("train")

@@ -62,6 +62,7 @@ class CaptionedShards(GenerativeDataModule):
         size: (height, width), or the side of a square, in pixels.
         channels: 3 for RGB, 1 for grey.
         flip: whether to train on the images and their mirror images; not where captions tell left from right.
+        background: colour behind transparent images: a name, or #rrggbb.
         cache: folder in which it is kept what lies where in the shards; ``cm_lightning`` in ``$XDG_CACHE_HOME``
             (``~/.cache``) if None.
         batch_size, num_workers, seed: see :class:`GenerativeDataModule`.
@@ -74,6 +75,7 @@ class CaptionedShards(GenerativeDataModule):
         size: int | tuple[int, int] = 512,
         channels: Literal[1, 3] = 3,
         flip: bool = False,
+        background: str = "white",
         cache: str | None = None,
         batch_size: int = 16,
         num_workers: int = 0,
@@ -81,7 +83,7 @@ class CaptionedShards(GenerativeDataModule):
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
         self.shards, self.val, self.flip, self.cache = shards, val, flip, cache_folder(cache)
-        self.decode = Decoder(size, channels)
+        self.decode = Decoder(size, channels, background)
         self.image_shape = self.decode.image_shape
 
     def prepare_data(self) -> None:

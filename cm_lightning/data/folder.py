@@ -1,112 +1,152 @@
-"""Any folder of images."""
+"""Any folder of images, or a zip file of one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from cm_lightning.data.base import GenerativeDataModule, Mirrored
-from cm_lightning.data.decode import Decoder
-from cm_lightning.data.splits import members
-from cm_lightning.errors import DataError
+from cm_lightning.data.decode import Decoder, read_image
+from cm_lightning.data.layout import Layout, images_in, left_out, read_layout
+from cm_lightning.data.tree import Name, Tree, open_tree
+from cm_lightning.errors import ConfigError, DataError
 
-_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+_LOOKED_AT = 64  # images that tell the size and the channels of all
 
 
 class Files(Dataset[tuple[Tensor, Any]]):
     """Image files, read when asked for.
 
     Args:
-        paths: of the files.
+        tree: that they lie in.
+        names: of the files.
         targets: what goes with each image: labels (N,), or captions.
         decode: gives the images their shape.
     """
 
-    def __init__(self, paths: list[Path], targets: Tensor | Sequence[str], decode: Decoder) -> None:
-        self.paths, self.targets, self.decode = paths, targets, decode
+    def __init__(self, tree: Tree, names: list[Name], targets: Tensor | Sequence[str], decode: Decoder) -> None:
+        self.tree, self.names, self.targets, self.decode = tree, names, targets, decode
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        path = self.paths[index]
-        return self.decode(path, str(path)), self.targets[index]
+        name = self.names[index]
+        with self.tree.open(name) as file:
+            return self.decode(file, self.tree.shown(name)), self.targets[index]
 
 
 class ImageFolder(GenerativeDataModule):
-    """Images in a folder and the folders below it, of any size: resized and centre-cropped to a square.
+    """Images in a folder (or a .zip) and the folders below it, of any size: resized and centre-cropped to a square.
 
-    If all images lie in sub-folders of ``root``, each sub-folder is a class, in alphabetical order; else all are
-    class 0. Every tenth image of each class is held out for validation, unless ``root`` has the folders ``train`` and
-    ``val``.
+    If all images lie in sub-folders of ``root``, each sub-folder is a class, in alphabetical order; EDM's
+    ``dataset.json`` at the root goes before that. Images beside such sub-folders are refused. Folders ``train`` and
+    ``val`` (or ``valid``, ``validation``, ``test``) at the root are splits; without one for validation every tenth
+    image of each class is held out, and a test's images are never trained on. Links are followed, hidden files passed
+    over. Images of 16 bits or of floats are scaled to 8 bits, and transparent ones laid on the background.
 
     Args:
-        root: the folder.
-        size: side of the square in pixels.
-        channels: 3 for RGB, 1 for grey.
+        root: the folder, or a .zip of one.
+        size: side of the square in pixels; that of the images if None, which must then all be squares of one size.
+        channels: 3 for RGB, 1 for grey; None: 1 if the images are grey.
         flip: whether to train on the images and their mirror images.
+        class_folders: whether sub-folders are classes; if not, all images are alike.
+        background: colour behind transparent images: a name, or #rrggbb.
         batch_size, num_workers, seed: see :class:`GenerativeDataModule`.
     """
 
     def __init__(
         self,
         root: str,
-        size: int = 64,
-        channels: Literal[1, 3] = 3,
+        size: int | None = None,
+        channels: Literal[1, 3] | None = None,
         flip: bool = False,
+        class_folders: bool = True,
+        background: str = "white",
         batch_size: int = 128,
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
-        self.root, self.flip, self.decode = Path(root), flip, Decoder(size, channels)
-        self.image_shape = self.decode.image_shape
+        self.root, self.flip, self.class_folders = Path(root), flip, class_folders
+        self.size, self.channels, self.background = size, channels, background
+        self._layouts: dict[str, Layout] = {}
+        Decoder(1 if size is None else size, channels or 3, background)  # refuses at once what means nothing
+
+    @cached_property
+    def tree(self) -> Tree:
+        """All files. Raises DataError if there is no such folder."""
+        return open_tree(self.root)
+
+    @cached_property
+    def decode(self) -> Decoder:
+        """What gives the images their shape."""
+        size, channels = self.size, self.channels
+        if size is None or channels is None:
+            own_size, own_channels = _looked_up(self.tree)
+            size, channels = size or own_size, channels or own_channels
+        if size is None:
+            raise ConfigError(f"the images in {self.root} differ in size, or are not squares: set --data.size")
+        return Decoder(size, channels, self.background)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """(C, H, W) of what the batches hold."""
+        return self.decode.image_shape
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the images; 0 if they have none."""
+        return self._layout("train").num_classes
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            rank_zero_info(self.found())
+
+    def found(self) -> str:
+        """What the folder holds, and what the network makes of its classes: a line for the start of a run."""
+        train, val = self._layout("train"), self._layout("val")
+        channels, height, width = self.decode.image_shape
+        kind = "RGB" if channels == 3 else "grey"
+        parts = [f"{self.root}: {len(train.names):,} images to train on, {len(val.names):,} held out, "
+                 f"as {height} x {width} {kind}"]  # fmt: skip
+        if n := train.num_classes:
+            used = getattr(getattr(self.trainer, "lightning_module", None), "num_classes", 0)
+            what = "" if used else f", which the network does not use (num_classes: {n} of the backbone would)"
+            parts.append(f"{n} classes{what}: {train.counts()}")
+        if others := left_out(self.tree):
+            parts.append(f"left out, as they are not images that can be read: {others}")
+        return "; ".join(parts)
 
     def load(self, split: str) -> Files:
-        folder = split_folder(self.root, split)
-        paths = list_images(folder)
-        labels = _labels(paths, folder, self.root if folder == self.root else self.root / "train")
-        if folder == self.root:
-            chosen = members(split, labels)
-            paths, labels = [paths[i] for i in chosen.tolist()], labels[chosen]
-        return Files(paths, labels, self.decode)
+        layout = self._layout(split)
+        return Files(self.tree, layout.names, layout.labels, self.decode)
+
+    def _layout(self, split: str) -> Layout:
+        if split not in self._layouts:
+            self._layouts[split] = read_layout(self.tree, split, self.class_folders)
+        return self._layouts[split]
 
     def training_set(self) -> Dataset[Any]:
         return Mirrored(self.split("train")) if self.flip else self.split("train")
 
 
-def split_folder(root: Path, split: str) -> Path:
-    """The folder of a split, if there are both ``train`` and ``val``; else ``root``."""
-    return root / split if (root / "train").is_dir() and (root / "val").is_dir() else root
-
-
-def list_images(folder: Path) -> list[Path]:
-    """The images in and below a folder, sorted. Raises DataError if they are fewer than 2."""
-    if not folder.is_dir():
-        raise DataError(f"no folder {folder}: set --data.root to a folder of images")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _ENDINGS and p.is_file())
-    if len(paths) < 2:
-        raise DataError(f"{folder} has {len(paths)} image(s): expected at least 2, of {', '.join(sorted(_ENDINGS))}")
-    return paths
-
-
-def _labels(paths: list[Path], folder: Path, reference: Path) -> Tensor:
-    """Classes (N,) of the images below ``folder``, numbered as the sub-folders of ``reference``."""
-    classes = _classes(reference)
-    tops = [p.relative_to(folder).parts[0] for p in paths]
-    if not classes:
-        return torch.zeros(len(paths), dtype=torch.int64)
-    if strangers := set(tops) - set(classes):
-        raise DataError(f"{folder / min(strangers)} is none of the classes of {reference}: move or remove it")
-    return torch.tensor([classes.index(top) for top in tops])
-
-
-def _classes(folder: Path) -> list[str]:
-    """The sub-folders in alphabetical order, if all images lie in sub-folders; else none."""
-    parts = [p.relative_to(folder).parts for p in folder.rglob("*") if p.suffix.lower() in _ENDINGS]
-    return [] if any(len(names) == 1 for names in parts) else sorted({names[0] for names in parts})
+def _looked_up(tree: Tree) -> tuple[int | None, Literal[1, 3]]:
+    """The side of the images, None if they are not squares of one size, and their channels."""
+    names = images_in(tree)
+    if not names:
+        raise DataError(f"{tree.root} has 0 image(s): expected at least 2")
+    sizes, modes = set(), set()
+    for name in names[:: -(-len(names) // _LOOKED_AT)]:
+        with tree.open(name) as file:
+            image = read_image(file, tree.shown(name))
+        sizes.add(image.size)
+        modes.add(image.mode)
+    width, height = next(iter(sizes))
+    return (width if len(sizes) == 1 and width == height else None), (1 if modes == {"L"} else 3)

@@ -34,11 +34,13 @@ class GenerativeModule(TrainedModule):
     def __init__(
         self,
         backbone: nn.Module,
-        image_shape: Sequence[int],
+        image_shape: Sequence[int] | None,
         label_dropout: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__(backbone, **options)
+        if image_shape is None:  # the command line asks a folder of images
+            raise ConfigError("image_shape must be given: (C, H, W) of the data")
         self.image_shape = tuple(image_shape)
         self.num_classes = int(getattr(backbone, "num_classes", 0))
         self.label_dropout = label_dropout
@@ -62,15 +64,19 @@ class GenerativeModule(TrainedModule):
         self.backbone(torch.zeros(1, *self.image_shape), torch.zeros(1), labels)
 
     def batch_loss(self, batch: Any, batch_idx: int, generator: torch.Generator | None = None) -> Tensor:
-        x, labels = images_and_labels(batch, self.image_shape, self.num_classes, first=batch_idx == 0)
+        x, labels = self._images_and_labels(batch, batch_idx)
         if labels is not None and self.label_dropout and self.training:
             dropped = torch.rand(labels.shape, device=x.device) < self.label_dropout
             labels = torch.where(dropped, self.num_classes, labels)
         return self.loss(x, labels, generator)
 
+    def _images_and_labels(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor | None]:
+        dtype = next(self.backbone.parameters()).dtype
+        return images_and_labels(batch, self.image_shape, self.num_classes, batch_idx == 0, dtype)
+
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """As many samples as the batch has images, of the batch's classes."""
-        x, labels = images_and_labels(batch, self.image_shape, self.num_classes, first=batch_idx == 0)
+        x, labels = self._images_and_labels(batch, batch_idx)
         return self.sample(len(x), labels=labels, generator=torch.Generator().manual_seed(self._number(batch_idx)))
 
     @torch.no_grad()

@@ -2,45 +2,108 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from cm_lightning.errors import ConfigError
 
+_IMAGES = ("images", "image", "pixel_values", "x", "img")
+_LABELS = ("labels", "label", "class_labels", "y", "target")
+#: Noise of a pixel beyond the range that resizing may cause.
+_SLACK = 0.1
+
 
 def images_and_labels(
-    batch: Any, image_shape: tuple[int, ...], num_classes: int, first: bool
+    batch: Any, image_shape: tuple[int, ...], num_classes: int, first: bool, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Images (B, *image_shape) and, for a network with classes, labels (B,).
+    """Images (B, *image_shape) and, for a network with classes, labels (B,) int64.
 
     Args:
-        batch: images, or (images, labels); labels are passed over where there are no classes.
+        batch: images; (images, labels); or a dictionary with ``images`` (``image``, ``pixel_values``) and ``labels``.
+            Labels are whole numbers of any type, (B,) or (B, 1), or one-hot (B, num_classes); they are passed over
+            where there are no classes.
         image_shape: what the network expects.
         num_classes: 0 for an unconditional network.
-        first: whether to look at the values of labels on an accelerator too, which makes it wait.
+        first: whether to look at the values on an accelerator too, which makes it wait.
+        dtype: of the images that are returned; theirs if None.
 
     Raises:
         ConfigError: naming the option that does not fit the data.
     """
-    if not isinstance(batch, (Tensor, tuple, list)):
-        raise ConfigError(f"the data has batches of type {type(batch).__name__}: give images, or (images, labels)")
-    x, labels = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1] if len(batch) > 1 else None)
-    if tuple(x.shape[1:]) != image_shape:
-        shape = ",".join(str(size) for size in x.shape[1:])
-        raise ConfigError(
-            f"the data has samples of shape {tuple(x.shape[1:])}, the model expects {image_shape}: "
-            f"set --model.image_shape=[{shape}] and the channels of its backbone"
-        )
-    if not x.is_floating_point():
-        raise ConfigError(f"the data has samples of type {x.dtype}: give floats in [-1, 1]")
+    x, labels = _parts(batch)
+    _check_images(x, image_shape, first)
+    x = x if dtype is None else x.to(dtype)
     if not num_classes:
         return x, None
     if not isinstance(labels, Tensor):  # none, or captions
         raise ConfigError("the backbone has classes, but the data no labels: set --model.backbone.num_classes=0")
+    labels = _class_numbers(labels, len(x), num_classes, first)
     if (first or labels.device.type == "cpu") and not 0 <= labels.min() <= labels.max() < num_classes:
-        raise ConfigError(
-            f"the data has labels from {int(labels.min())} to {int(labels.max())}, the backbone {num_classes} "
-            "classes: set --model.backbone.num_classes to the number of classes, or to 0"
-        )
+        low, high = int(labels.min()), int(labels.max())
+        remedy = "number them from 0" if (low, high) == (1, num_classes) else (
+            "set --model.backbone.num_classes to the number of classes, or to 0")  # fmt: skip
+        raise ConfigError(f"the data has labels from {low} to {high}, the backbone {num_classes} classes: {remedy}")
     return x, labels
+
+
+def number_of_samples(batch: Any) -> int:
+    """How many samples a batch has."""
+    return len(_parts(batch)[0])
+
+
+def _parts(batch: Any) -> tuple[Any, Any]:
+    if isinstance(batch, Tensor):
+        return batch, None
+    if isinstance(batch, Mapping):
+        images = next((batch[name] for name in _IMAGES if name in batch), None)
+        if images is None:
+            raise ConfigError(f"the data has batches of {', '.join(map(str, batch))}: name the images 'images'")
+        return images, next((batch[name] for name in _LABELS if name in batch), None)
+    if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Tensor):
+        return batch[0], batch[1] if len(batch) > 1 else None
+    raise ConfigError(f"the data has batches of type {type(batch).__name__}: give images, or (images, labels)")
+
+
+def _check_images(x: Tensor, image_shape: tuple[int, ...], first: bool) -> None:
+    shape = tuple(x.shape[1:])
+    if shape != image_shape:
+        if len(shape) == 3 and (shape[2], *shape[:2]) == image_shape:
+            raise ConfigError(f"the data has samples of shape {shape}, with the channels last: give (C, H, W)")
+        raise ConfigError(
+            f"the data has samples of shape {shape}, the model expects {image_shape}: "
+            f"set --model.image_shape=[{','.join(map(str, shape))}] and the channels of its backbone"
+        )
+    if not x.is_floating_point():
+        raise ConfigError(f"the data has samples of type {x.dtype}: give floats in [-1, 1]")
+    if first and len(image_shape) == 3:  # other data has a range of its own
+        _check_range(x)
+    elif first and not bool(x.isfinite().all()):
+        raise ConfigError("the data has samples that are not finite: mend or remove them")
+
+
+def _check_range(x: Tensor) -> None:
+    low, high = float(x.min()), float(x.max())
+    if not low >= -1 - _SLACK or not high <= 1 + _SLACK:  # NaN too
+        scale = "divide by 127.5 and subtract 1" if low >= 0 and high <= 255 else "give finite floats in [-1, 1]"
+        raise ConfigError(f"the data has images with values from {low:g} to {high:g}: {scale}")
+    if low >= 0 and high > 0.5:
+        rank_zero_warn("the first images lie in [0, 1], where [-1, 1] is expected: multiply by 2 and subtract 1")
+
+
+def _class_numbers(labels: Tensor, n: int, num_classes: int, first: bool) -> Tensor:
+    """Whole numbers (B,) from what stands for them."""
+    if labels.ndim == 2 and labels.shape[1] == num_classes > 1:
+        if first and not bool(((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all()):
+            raise ConfigError("the data has labels that are not one-hot: give the numbers of classes, (B,)")
+        return labels.int().argmax(1)
+    if labels.shape not in ((n,), (n, 1)):
+        raise ConfigError(f"the data has labels of shape {tuple(labels.shape)}: give the numbers of classes, ({n},)")
+    if labels.dtype == torch.bool or labels.is_complex():
+        raise ConfigError(f"the data has labels of type {labels.dtype}: give the numbers of classes, int64")
+    if labels.is_floating_point() and first and not bool((labels == labels.floor()).all()):
+        raise ConfigError("the data has labels that are not whole numbers: give the numbers of classes, int64")
+    return labels.reshape(n).long()

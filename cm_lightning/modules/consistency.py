@@ -45,7 +45,7 @@ class ConsistencyModule(GenerativeModule):
     def __init__(
         self,
         backbone: nn.Module,
-        image_shape: Sequence[int],
+        image_shape: Sequence[int] | None,
         curriculum: Curriculum,
         distance: Distance,
         weighting: Weighting,

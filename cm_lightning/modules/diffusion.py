@@ -29,7 +29,7 @@ class DiffusionModule(GenerativeModule):
     def __init__(
         self,
         backbone: nn.Module,
-        image_shape: Sequence[int],
+        image_shape: Sequence[int] | None = None,
         parameterization: EDM | None = None,
         density: LogNormal | None = None,
         sampler: ODESampler | None = None,

@@ -20,6 +20,7 @@ from cm_lightning.core.noise import derived_seed
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
 from cm_lightning.modules import randomness
+from cm_lightning.modules.batch import number_of_samples
 from cm_lightning.modules.starting import first_weights
 
 _SCHEDULES_END = 1_000_000
@@ -141,8 +142,7 @@ class TrainedModule(L.LightningModule):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         generator = torch.Generator(self.device).manual_seed(self._number(batch_idx))
         loss = self.batch_loss(batch, batch_idx, generator)
-        first = batch if isinstance(batch, Tensor) else batch[0]
-        self.log("val/loss", loss, batch_size=len(first), sync_dist=True)
+        self.log("val/loss", loss, batch_size=number_of_samples(batch), sync_dist=True)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Nothing of its own: callbacks measure samples."""

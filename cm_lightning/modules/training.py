@@ -27,7 +27,7 @@ class ConsistencyTraining(ConsistencyModule):
     def __init__(
         self,
         backbone: nn.Module,
-        image_shape: Sequence[int],
+        image_shape: Sequence[int] | None = None,
         curriculum: Curriculum | None = None,
         distance: Distance | None = None,
         weighting: Weighting | None = None,

@@ -1,4 +1,5 @@
 import gzip
+import os
 from collections import Counter
 
 import numpy as np
@@ -149,7 +150,7 @@ def test_classes_of_the_validation_images_are_those_of_training(tmp_path):
             paint(tmp_path / split / name / "a.png", (20, 20), (0, 0, 0))
     assert [int(label) for _, label in ImageFolder(str(tmp_path), size=8).split("val")] == [0, 2]
     paint(tmp_path / "val" / "newt" / "a.png", (20, 20), (0, 0, 0))
-    with pytest.raises(DataError, match=r"val.newt is none of the classes"):
+    with pytest.raises(DataError, match=r"val.newt is not a class of the training images"):
         ImageFolder(str(tmp_path), size=8).split("val")
 
 
@@ -189,3 +190,25 @@ def test_stream_is_one_order_for_all_ranks_and_any_start():
 def test_batch_size_is_checked():
     with pytest.raises(ConfigError, match="batch_size"):
         MNIST(batch_size=0)
+
+
+class _Processes(Toy):
+    """Each sample is the process that loaded it, and its own number."""
+
+    def load(self, split):
+        return _ProcessNumbers()
+
+
+class _ProcessNumbers(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return torch.tensor([os.getpid(), index])
+
+
+def test_short_epochs_keep_their_loader_processes_and_the_order_of_images():
+    loaders = [_Processes(batch_size=4, num_workers=workers).train_dataloader() for workers in (1, 0)]
+    alone, here = ([batch for _ in range(4) for batch in loader] for loader in loaders)
+    assert [batch[:, 1].tolist() for batch in alone] == [batch[:, 1].tolist() for batch in here]
+    assert len({int(batch[0, 0]) for batch in alone} - {os.getpid()}) == 1

@@ -1,0 +1,180 @@
+"""What the names of files say: which are images, of which class and which split."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cm_lightning.data.decode import ENDINGS
+from cm_lightning.data.splits import members
+from cm_lightning.data.tree import Name, Tree
+from cm_lightning.errors import DataError
+
+#: Folders at the root that are splits.
+_KINDS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+#: Endings of files that belong beside images, and are not worth a word.
+_BESIDE = {
+    *("", ".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".md", ".html", ".xml", ".yaml", ".yml"),
+    *(".npz", ".npy", ".pkl", ".pt", ".safetensors", ".log", ".py", ".ipynb", ".toml", ".ini", ".cfg"),
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The images of a split.
+
+    Attributes:
+        names: of the files, sorted.
+        labels: (N,) their classes; 0 for all if there are none.
+        classes: names of the classes; none if the images have no classes.
+    """
+
+    names: list[Name]
+    labels: Tensor
+    classes: list[str]
+
+    def __getitem__(self, index: Tensor) -> Layout:
+        return Layout([self.names[i] for i in index.tolist()], self.labels[index], self.classes)
+
+    @property
+    def num_classes(self) -> int:
+        """0 where there are no classes, or one for all images."""
+        return len(self.classes) if len(self.classes) > 1 else 0
+
+    def counts(self, most: int = 10) -> str:
+        """The classes by name and number of images, as many as fit a line."""
+        numbers = torch.bincount(self.labels, minlength=len(self.classes)).tolist()
+        shown = [f"{name} {n:,}" for name, n in zip(self.classes, numbers, strict=True)]
+        return ", ".join(shown[:most]) + (", ..." if len(shown) > most else "")
+
+
+def read_layout(tree: Tree, split: str, class_folders: bool = True) -> Layout:
+    """The images of ``train`` or ``val``.
+
+    The classes are those of EDM's ``dataset.json`` at the root, else the folders that all images lie in, in
+    alphabetical order. ``train`` and ``val`` (also ``valid``, ``validation``, ``test``) at the root are splits; without
+    one for validation every tenth image of each class is held out, and images of a test are not used.
+
+    Args:
+        tree: of all files.
+        split: ``train`` or ``val``.
+        class_folders: whether folders are classes; if not, all images are alike.
+
+    Raises:
+        DataError: there are fewer than 2 images, or their folders do not tell classes or splits.
+    """
+    top = split_folders(tree)
+    reference = _images(tree, top["train"])
+    labels, classes = _classes(tree, reference, top["train"], class_folders)
+    train = Layout(reference, labels, classes)
+    if top["val"] is None:
+        return train[members(split, train.labels)]
+    if split == "train":
+        return train
+    names = _images(tree, top["val"])
+    labels, own = _classes(tree, names, top["val"], class_folders, classes)
+    return Layout(names, labels, own)
+
+
+def split_folders(tree: Tree) -> dict[str, Name | None]:
+    """The folders of ``train`` and ``val``; ``train`` is the root itself, and ``val`` None, where there are none."""
+    tops = sorted({name.parts[0] for name in images_in(tree) if len(name.parts) > 1})
+    found = {kind: [top for top in tops if top.lower() in kinds] for kind, kinds in _KINDS.items()}
+    only_splits = len(tops) == sum(map(len, found.values()))
+    if not found["train"] or not (only_splits or found["val"]):
+        return {"train": Name(), "val": None}
+    for folders in found.values():
+        if len(folders) > 1:
+            raise DataError(f"{tree.root} has several folders of one split, {', '.join(folders)}: keep one of them")
+    return {"train": Name(found["train"][0]), "val": Name(found["val"][0]) if found["val"] else None}
+
+
+def images_in(tree: Tree) -> list[Name]:
+    """All files with an ending of images, sorted."""
+    return [name for name in tree.names if name.suffix.lower() in ENDINGS]
+
+
+def left_out(tree: Tree) -> str:
+    """How many files of which endings are not read as images, most first; nothing where there are none."""
+    endings = Counter(name.suffix.lower() for name in tree.names)
+    others = {ending: n for ending, n in endings.most_common() if ending not in ENDINGS | _BESIDE}
+    return ", ".join(f"{n:,} {ending}" for ending, n in others.items())
+
+
+def _images(tree: Tree, top: Name | None) -> list[Name]:
+    assert top is not None
+    found = [name for name in images_in(tree) if top == Name() or name.parts[0] == str(top)]
+    if len(found) < 2:
+        hint = f"; left out: {others}" if (others := left_out(tree)) else ""
+        raise DataError(
+            f"{tree.shown(top)} has {len(found)} image(s): expected at least 2, of {', '.join(sorted(ENDINGS))}{hint}"
+        )
+    return found
+
+
+def _classes(
+    tree: Tree, names: list[Name], top: Name | None, class_folders: bool, known: Sequence[str] | None = None
+) -> tuple[Tensor, list[str]]:
+    """The labels (N,) of images, and the classes that they number."""
+    alike: tuple[Tensor, list[str]] = torch.zeros(len(names), dtype=torch.int64), []
+    if not class_folders or (known is not None and not known):
+        return alike
+    if (listed := _listed_labels(tree)) is not None:
+        return _by_list(tree, names, listed) if listed else alike
+    assert top is not None
+    inside = [name.relative_to(top).parts for name in names]
+    stray = [name for name, parts in zip(names, inside, strict=True) if len(parts) == 1]
+    if len(stray) == len(names):
+        if known:
+            raise DataError(
+                f"{tree.shown(top)} has no folders of the classes of the training images: sort them likewise"
+            )
+        return alike
+    if stray:
+        raise DataError(
+            f"{tree.shown(stray[0])} lies beside folders of classes ({len(stray)} such image(s)): move it into one, or "
+            "set --data.class_folders=false to take all images as alike"
+        )
+    folders = [parts[0] for parts in inside]
+    classes = sorted(set(folders)) if known is None else [*known]
+    if strangers := set(folders) - set(classes):
+        raise DataError(f"{tree.shown(top / min(strangers))} is not a class of the training images: move or remove it")
+    number = {name: i for i, name in enumerate(classes)}
+    return torch.tensor([number[folder] for folder in folders]), classes
+
+
+def _listed_labels(tree: Tree) -> dict[str, int] | None:
+    """The labels in EDM's ``dataset.json``, empty where it says that there are none; None without such a file."""
+    if Name("dataset.json") not in tree.names:
+        return None
+    path = tree.shown(Name("dataset.json"))
+    try:
+        with tree.open(Name("dataset.json")) as file:
+            content = json.load(file)
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: repair or remove it") from error
+    if not isinstance(content, dict) or "labels" not in content:
+        return None
+    try:
+        pairs = [(str(name), label) for name, label in content["labels"] or ()]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: labels must be pairs of a file's name and a whole number") from error
+    if any(isinstance(label, bool) or not isinstance(label, int) or label < 0 for _, label in pairs):
+        raise DataError(f"{path}: labels must be whole numbers from 0 up")
+    return dict(pairs)
+
+
+def _by_list(tree: Tree, names: list[Name], listed: dict[str, int]) -> tuple[Tensor, list[str]]:
+    missing = [name for name in names if str(name) not in listed]
+    if missing:
+        raise DataError(f"dataset.json has no label of {tree.shown(missing[0])} ({len(missing)} such image(s))")
+    return torch.tensor([listed[str(name)] for name in names]), [str(i) for i in range(max(listed.values()) + 1)]
