@@ -42,8 +42,8 @@ def test_the_mathematics_needs_no_lightning(tmp_path):
 
 def test_unknown_commands_are_named(tmp_path):
     done = start("-m", "cm_lightning", "fti", cwd=tmp_path, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: no command 'fti': choose one of fit,")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no command 'fti'; perhaps fit is meant; choose one of fit,")
 
 
 @pytest.mark.parametrize("config", ["toy", "image"])
