@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm_lightning.commands.sample import numbers
+from cm_lightning.domains import COUNT, NON_NEGATIVE
 from cm_lightning.errors import ConfigError
 from cm_lightning.files import replacing
 from cm_lightning.run import RunNote
@@ -35,8 +35,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", action="append", default=[], metavar="NAME=PIPELINE[+LORA]", help="may repeat; a name again: a seed")
-    add("--steps", type=numbers(int), default=[1, 2, 4, 8])
-    add("--guidance", type=numbers(float), default=[1.0, 1.5, 2.0, 4.0])
+    add("--steps", type=COUNT.parse_list, default=[1, 2, 4, 8])
+    add("--guidance", type=NON_NEGATIVE.parse_list, default=[1.0, 1.5, 2.0, 4.0])
     add("--data", default="CaptionedMNIST", help="CaptionedMNIST, CaptionedPairs, or a folder of captioned images")
     add("--num_samples", type=int, default=1000)
     add("--batch_size", type=int, default=50, help="images drawn at a time; the time of an image is measured with it")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cm_lightning.core.noise import SIGMA_MIN, expand
 from cm_lightning.core.solver import slope
+from cm_lightning.domains import COUNT, POSITIVE
 
 
 class GaussianOracle:
@@ -83,6 +84,8 @@ class MixtureOracle:
         sigma_min: float = SIGMA_MIN,
         steps: int = 1024,
     ) -> None:
+        POSITIVE.check(self, sigma_min=sigma_min)
+        COUNT.check(self, steps=steps)
         self.means, self.stds = means, stds
         self.weights = torch.full_like(stds, 1 / len(stds)) if weights is None else weights
         self.sigma_min, self.steps = sigma_min, steps
