@@ -58,6 +58,8 @@ class UnitLinear(nn.Module):
     """
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int | None = None) -> None:
+        if kernel is not None:
+            COUNT.check(self, kernel=kernel)
         super().__init__()
         window = (kernel, kernel) if kernel else ()
         self.weight = nn.Parameter(torch.randn(channels_out, channels_in, *window))

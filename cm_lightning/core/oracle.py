@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cm_lightning.core.noise import SIGMA_MIN, expand
 from cm_lightning.core.solver import slope
-from cm_lightning.domains import COUNT, POSITIVE
+from cm_lightning.domains import COUNT, NON_NEGATIVE, POSITIVE
 
 
 class GaussianOracle:
@@ -21,6 +21,8 @@ class GaussianOracle:
     """
 
     def __init__(self, std: float = 0.5, sigma_min: float = SIGMA_MIN) -> None:
+        POSITIVE.check(self, std=std)
+        NON_NEGATIVE.check(self, sigma_min=sigma_min)
         self.std, self.sigma_min = std, sigma_min
 
     def denoiser(self, x: Tensor, sigma: Tensor) -> Tensor:
