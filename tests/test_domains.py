@@ -149,10 +149,10 @@ def ct(**options):
         (ode_sampler.Heun, "rho", [0, -7], [1, 7]),
         (ode_sampler.Euler, "sigma_min", [80, 0], [0.01]),
         (ode_sampler.DDIM, "sigma_max", [0, 0.01], [0.02, 157]),
-        (lambda fraction: curriculum.WarmUp(curriculum.ContinuousCurriculum(), fraction), "fraction", [-0.1, 2], [0, 1]),
+        (lambda fraction: curriculum.WarmUp(curriculum.ContinuousCurriculum(), fraction), "fraction", [-1, 2], [0, 1]),
         (lambda mu0: curriculum.ProgressiveRate(curriculum.ProgressiveLevels(), mu0), "mu0", [0, 1, -1], [0.9]),
         (lambda label_dropout: ct(label_dropout=label_dropout), "label_dropout", [2, -0.1, math.nan], [0, 1]),
-        (lambda image_shape: ct(image_shape=image_shape), "image_shape", [(), (0,), (2.0,), (-1,), "2", 2], [(2,), [2]]),
+        (lambda image_shape: ct(image_shape=image_shape), "image_shape", [(), (0,), (2.0,), "2", 2], [(2,), [2]]),
         (lambda sigma_max: ct(sigma_max=sigma_max), "sigma_max", [0, -1, math.inf, 0.002, "80"], [80, 1.0]),
         (
             lambda sampling_sigmas: ct(sampling_sigmas=sampling_sigmas),
