@@ -235,7 +235,7 @@ def test_the_grid_needs_finite_numbers(levels):
         ({"steps": -1}, "^steps must be"),
         ({"steps": 1.5}, "^steps must be"),
         ({"steps": True}, "^steps must be"),
-        ({"steps": 2, "sigmas": [80, 1]}, "steps and sigmas exclude each other"),
+        ({"steps": 4, "sigmas": [80, 1]}, "steps and sigmas exclude each other"),
         ({"sigmas": [math.nan]}, "^sigmas must be positive"),
         ({"sigmas": [math.inf, 1]}, "^sigmas must be positive"),
         ({"sigmas": [-1]}, "^sigmas must be positive"),

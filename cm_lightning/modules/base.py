@@ -139,9 +139,11 @@ class GenerativeModule(TrainedModule):
             levels = self.default_sigmas(steps)
             check_descending(levels)
             return levels
-        if steps is not None:
-            raise ConfigError("steps and sigmas exclude each other: sigmas has a noise level for each step")
         check_descending(sigmas)
+        if steps not in (None, len(sigmas)):
+            raise ConfigError(
+                f"steps and sigmas exclude each other: {steps} steps, but {len(sigmas)} levels; leave steps out"
+            )
         levels = [float(sigma) for sigma in sigmas]
         low, high = self.trained_levels()
         if levels[-1] < low * (1 - _ROUNDING) or levels[0] > high * (1 + _ROUNDING):
