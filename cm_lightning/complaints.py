@@ -108,7 +108,7 @@ def _block(text: str, indent: int) -> str:
 def _what_is_wrong(path: Path_, reason: str) -> str:
     """What to say after the name of the option."""
     expected = list(dict.fromkeys(_expectations(reason)))
-    value = re.search(r"(?:Given value:|Got value:) ?(.*)\Z", reason, re.S)
+    value = re.search(r"(?:Given value:|Got value:) ?([^\n]*)", reason)
     if missing := re.findall(r"pip install (?:-U )?['\"`]*([a-zA-Z][\w-]*)", reason):
         return f" needs a package: pip install {missing[-1]}"
     if said := _about_a_class(path, reason) or flat(_refusal(reason)):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from argparse import ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from numbers import Integral, Real
 
 from cm_lightning.errors import ConfigError
@@ -26,16 +27,33 @@ class Domain:
     whole: bool = False
 
     def __contains__(self, value: object) -> bool:
-        if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
+        if getattr(value, "ndim", None) == 0:  # NumPy's and torch's scalars
+            value = value.item()  # type: ignore[attr-defined]
+        kind = Integral if self.whole else Real
+        if not isinstance(value, kind) or isinstance(value, bool):
             return False
-        number = float(value)
-        return math.isfinite(number) and self.contains(number)
+        number: float = value  # type: ignore[assignment]
+        return abs(number) <= sys.float_info.max and self.contains(number)
 
-    def check(self, **options: object) -> None:
-        """Raise ConfigError for the first option whose value lies outside: ``POSITIVE.check(sigma_max=sigma_max)``."""
+    def check(self, owner: object = None, /, **options: object) -> None:
+        """Raise ConfigError for the first option whose value lies outside: ``POSITIVE.check(self, std=std)``.
+
+        Args:
+            owner: the object whose options they are: its class begins the line. None: the option does.
+            options: values by their names.
+        """
         for option, value in options.items():
             if value not in self:
-                raise ConfigError(f"{option} must be {self.name}, got {value!r}")
+                raise ConfigError(f"{_of(owner)}{option} must be {self.name}, got {_shown(value)}")
+
+    def check_each(self, owner: object = None, /, **options: object) -> None:
+        """:meth:`check` for options that are lists. An empty list is as wrong as a bad entry."""
+        for option, values in options.items():
+            if isinstance(values, str) or not isinstance(values, Iterable) or not list(values):
+                raise ConfigError(f"{_of(owner)}{option} must be a list of values, got {_shown(values)}")
+            for value in values:
+                if value not in self:
+                    raise ConfigError(f"{_of(owner)}each of {option} must be {self.name}, got {_shown(value)}")
 
     def parse(self, text: str) -> float:
         """Parse an option of a command: ``parser.add_argument("--steps", type=COUNT.parse)``."""
@@ -52,6 +70,26 @@ class Domain:
         return [self.parse(part.strip()) for part in text.split(",")]
 
 
+def check_ascending(owner: object = None, /, **options: float) -> None:
+    """Raise ConfigError unless each option is below the next: ``check_ascending(self, low=low, high=high)``."""
+    for (low, a), (high, b) in pairwise(options.items()):
+        if not a < b:
+            raise ConfigError(f"{_of(owner)}{low} must be below {high}, got {a:g} and {b:g}")
+
+
+def _of(owner: object) -> str:
+    return "" if owner is None else f"{type(owner).__name__}: "
+
+
+def _shown(value: object) -> str:
+    return repr(value.item() if getattr(value, "ndim", None) == 0 else value)  # type: ignore[attr-defined]
+
+
+def multiple_of(factor: int) -> Domain:
+    """The whole multiples of ``factor`` above 0."""
+    return Domain(f"a multiple of {factor} above 0", lambda value: value > 0 and value % factor == 0, whole=True)
+
+
 def at_least(low: int) -> Domain:
     """The whole numbers from ``low`` up."""
     return Domain(f"a whole number of at least {low}", lambda value: value >= low, whole=True)
@@ -64,6 +102,11 @@ NON_NEGATIVE = Domain("a finite number of at least 0", lambda value: value >= 0)
 FRACTION = Domain("a number in [0, 1]", lambda value: 0 <= value <= 1)
 #: The half-open interval, for decays and for dropout.
 BELOW_ONE = Domain("a number in [0, 1)", lambda value: 0 <= value < 1)
+#: The open interval.
+INNER = Domain("a number in (0, 1)", lambda value: 0 < value < 1)
+#: The interval that is open at 0, for shares of which there is always some.
+SHARE = Domain("a number in (0, 1]", lambda value: 0 < value <= 1)
+ABOVE_ONE = Domain("a finite number above 1", lambda value: value > 1)
 COUNT = at_least(1)
 NATURAL = at_least(0)
 INTEGER = Domain("a whole number", lambda value: True, whole=True)

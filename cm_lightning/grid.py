@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from cm_lightning.data.images import to_pixels
+from cm_lightning.domains import COUNT
 from cm_lightning.files import replacing
 
 
@@ -20,6 +21,7 @@ def sheet(images: Tensor, columns: int = 10, scale: int = 1) -> Tensor:
         columns: images in a row.
         scale: by what to enlarge every pixel.
     """
+    COUNT.check(columns=columns, scale=scale)
     grid: Tensor = make_grid(to_pixels(images.cpu()), nrow=columns, padding=2, pad_value=128)
     return grid.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from cm_lightning.backbones.embedding import PositionalEmbedding, one_hot
 from cm_lightning.backbones.pyramid import Pyramid, PyramidBlock, PyramidNet, Style
+from cm_lightning.backbones.sizes import check_conditions, check_levels
+from cm_lightning.domains import COUNT
 
 
 class ADMConditioning(nn.Module):
@@ -75,6 +77,9 @@ class ADM(PyramidNet):
         noise_embedding: nn.Module | None = None,
         forward_mode: bool = False,
     ) -> None:
+        check_levels(self, image_channels, channels, multipliers, blocks, attention_levels)
+        check_conditions(self, num_classes, dropout)
+        COUNT.check(self, head_width=head_width)
         condition = 4 * channels
         style = Style(condition, dropout, head_width, forward_mode, scale_shift)
         block = partial(PyramidBlock, style=style)

@@ -11,6 +11,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from cm_lightning.backbones.layers import group_norm, zero
+from cm_lightning.backbones.sizes import heads
+from cm_lightning.domains import POSITIVE
 
 
 class DotProduct(nn.Module):
@@ -61,8 +63,9 @@ class SelfAttention(nn.Module):
         scale: float = math.sqrt(0.5),
         eps: float = 1e-5,
     ) -> None:
+        POSITIVE.check(self, scale=scale, eps=eps)
         super().__init__()
-        self.heads = max(1, channels // head_width) if head_width else 1
+        self.heads = 1 if head_width is None else heads(self, channels, head_width)
         self.scale = scale
         self.norm = group_norm(channels, eps)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cm_lightning.backbones.embedding import PositionalEmbedding, one_hot
 from cm_lightning.backbones.pyramid import Pyramid, PyramidBlock, PyramidNet, Style, start_as_edm
+from cm_lightning.backbones.sizes import check_conditions, check_levels
 
 
 class SongConditioning(nn.Module):
@@ -66,6 +67,8 @@ class DDPMpp(PyramidNet):
         noise_embedding: nn.Module | None = None,
         forward_mode: bool = False,
     ) -> None:
+        check_levels(self, image_channels, channels, multipliers, blocks, attention_levels)
+        check_conditions(self, num_classes, dropout)
         condition = 4 * channels
         style = Style(
             condition, dropout, None, forward_mode, scale_shift=False, scale=math.sqrt(0.5), eps=1e-6, project=True

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from cm_lightning.backbones.attention import DotProduct
 from cm_lightning.backbones.embedding import PositionalEmbedding
 from cm_lightning.backbones.layers import require_divisible
+from cm_lightning.backbones.sizes import check_conditions, heads
+from cm_lightning.domains import COUNT, multiple_of
 
 _NOISE_WIDTH = 256
 
@@ -46,7 +48,7 @@ class TokenAttention(nn.Module):
 
     def __init__(self, channels: int, head_width: int, forward_mode: bool) -> None:
         super().__init__()
-        self.heads = max(1, channels // head_width)
+        self.heads = heads(self, channels, head_width)
         self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
         self.attend = DotProduct(forward_mode)
 
@@ -85,7 +87,7 @@ class DiT(nn.Module):
 
     Args:
         image_channels: C of the images.
-        channels: width of a token.
+        channels: width of a token, a multiple of 4.
         blocks: number of them.
         patch: side of a patch, in pixels; the images' sides are multiples of it.
         head_width: channels of an attention head.
@@ -107,6 +109,9 @@ class DiT(nn.Module):
         noise_embedding: nn.Module | None = None,
         forward_mode: bool = False,
     ) -> None:
+        COUNT.check(self, image_channels=image_channels, blocks=blocks, patch=patch, head_width=head_width)
+        multiple_of(4).check(self, channels=channels)  # sines and cosines of row and column
+        check_conditions(self, num_classes, dropout)
         super().__init__()
         self.num_classes, self.patch = num_classes, patch
         self.noise = noise_embedding or PositionalEmbedding(_NOISE_WIDTH)

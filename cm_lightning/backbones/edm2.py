@@ -16,6 +16,8 @@ from cm_lightning.backbones.attention import DotProduct
 from cm_lightning.backbones.embedding import one_hot
 from cm_lightning.backbones.layers import Resample, Resampling
 from cm_lightning.backbones.pyramid import Pyramid
+from cm_lightning.backbones.sizes import check_conditions, check_levels, heads
+from cm_lightning.domains import COUNT
 
 _CHANNELS = {"XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
 
@@ -56,6 +58,8 @@ class UnitLinear(nn.Module):
     """
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int | None = None) -> None:
+        if kernel is not None:
+            COUNT.check(self, kernel=kernel)
         super().__init__()
         window = (kernel, kernel) if kernel else ()
         self.weight = nn.Parameter(torch.randn(channels_out, channels_in, *window))
@@ -123,7 +127,7 @@ class UnitAttention(nn.Module):
 
     def __init__(self, channels: int, head_width: int, forward_mode: bool, balance: float) -> None:
         super().__init__()
-        self.heads, self.balance = max(1, channels // head_width), balance
+        self.heads, self.balance = heads(self, channels, head_width), balance
         self.qkv, self.out = UnitLinear(channels, 3 * channels, 1), UnitLinear(channels, channels, 1)
         self.attend = DotProduct(forward_mode)
 
@@ -209,6 +213,9 @@ class EDM2(nn.Module):
         noise_embedding: nn.Module | None = None,
         forward_mode: bool = False,
     ) -> None:
+        check_levels(self, image_channels, channels, multipliers, blocks, attention_levels)
+        check_conditions(self, num_classes, dropout)
+        COUNT.check(self, head_width=head_width)
         super().__init__()
         self.num_classes = num_classes
         widths = [channels * m for m in multipliers]

@@ -8,18 +8,23 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from cm_lightning.domains import POSITIVE, at_least, multiple_of
+
 
 class PositionalEmbedding(nn.Module):
     """Cosines and sines of the label at geometrically spaced frequencies from 1 down to 1/10,000.
 
     Args:
-        width: of the output.
+        width: of the output, even; as a rule the network's channels.
         endpoint: whether 1/10,000 is the last frequency (DDPM++), or the one that would follow it (ADM, DiT).
     """
 
     frequencies: Tensor
 
     def __init__(self, width: int, endpoint: bool = False) -> None:
+        multiple_of(2).check(self, width=width)
+        if endpoint:
+            at_least(4).check(self, width=width)
         super().__init__()
         exponents = torch.arange(width // 2, dtype=torch.float32) / (width // 2 - int(endpoint))
         self.register_buffer("frequencies", 10_000.0**-exponents, persistent=False)
@@ -39,6 +44,8 @@ class FourierEmbedding(nn.Module):
     frequencies: Tensor
 
     def __init__(self, width: int, scale: float = 16.0) -> None:
+        multiple_of(2).check(self, width=width)
+        POSITIVE.check(self, scale=scale)
         super().__init__()
         self.register_buffer("frequencies", torch.randn(width // 2) * scale)
 

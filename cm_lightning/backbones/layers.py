@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from cm_lightning.domains import NATURAL
 from cm_lightning.errors import ConfigError
 
 #: What a block does to the resolution.
@@ -47,6 +48,8 @@ class Resample(nn.Module):
     kernel: Tensor
 
     def __init__(self, resampling: Resampling, taps: Sequence[float] = (1, 1), margin: int | None = None) -> None:
+        if margin is not None:
+            NATURAL.check(self, margin=margin)
         super().__init__()
         self.resampling, self.margin = resampling, (len(taps) - 1) // 2 if margin is None else margin
         taps_1d = torch.tensor(taps, dtype=torch.float32, device="cpu")

@@ -7,6 +7,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from cm_lightning.backbones.embedding import Conditioning, FourierEmbedding
+from cm_lightning.domains import COUNT, NATURAL, multiple_of
 
 
 class ResidualMLP(nn.Module):
@@ -14,12 +15,15 @@ class ResidualMLP(nn.Module):
 
     Args:
         dim: number of entries of a sample, whatever its shape.
-        width: of the hidden layers.
+        width: of the hidden layers, even.
         depth: number of residual layers.
         num_classes: 0 for an unconditional network. Label num_classes is the null class.
     """
 
     def __init__(self, dim: int = 2, width: int = 128, depth: int = 4, num_classes: int = 0) -> None:
+        COUNT.check(self, dim=dim, depth=depth)
+        multiple_of(2).check(self, width=width)
+        NATURAL.check(self, num_classes=num_classes)
         super().__init__()
         self.num_classes = num_classes
         self.conditioning = Conditioning(width, num_classes, width, FourierEmbedding(width, scale=0.5))

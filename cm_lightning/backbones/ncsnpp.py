@@ -13,6 +13,7 @@ from cm_lightning.backbones.ddpmpp import SongConditioning
 from cm_lightning.backbones.embedding import FourierEmbedding
 from cm_lightning.backbones.layers import Resample
 from cm_lightning.backbones.pyramid import Pyramid, PyramidBlock, PyramidNet, Style, start_as_edm
+from cm_lightning.backbones.sizes import check_conditions, check_levels
 
 _TAPS = (1, 3, 3, 1)
 
@@ -77,6 +78,8 @@ class NCSNpp(PyramidNet):
         noise_embedding: nn.Module | None = None,
         forward_mode: bool = False,
     ) -> None:
+        check_levels(self, image_channels, channels, multipliers, blocks, attention_levels)
+        check_conditions(self, num_classes, dropout)
         condition, noise_width = 4 * channels, 2 * channels
         style = Style(
             condition,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cm_lightning.backbones.attention import SelfAttention
 from cm_lightning.backbones.layers import Resample, Resampling, group_norm, require_divisible, zero
+from cm_lightning.domains import POSITIVE
 
 #: (channels in, channels out, resampling, with attention?) -> a block with ``forward(x, condition)``.
 BlockFactory: TypeAlias = Callable[[int, int, Resampling, bool], nn.Module]
@@ -117,6 +118,9 @@ class Style:
     eps: float = 1e-5
     taps: tuple[int, ...] = (1, 1)
     project: bool = False
+
+    def __post_init__(self) -> None:
+        POSITIVE.check(self, scale=self.scale, eps=self.eps)
 
 
 class PyramidBlock(nn.Module):

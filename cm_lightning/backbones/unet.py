@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from cm_lightning.backbones.attention import SelfAttention
 from cm_lightning.backbones.embedding import Conditioning
 from cm_lightning.backbones.layers import group_norm, zero
+from cm_lightning.backbones.sizes import check_conditions, check_levels
+from cm_lightning.domains import COUNT
 
 
 class ResidualBlock(nn.Module):
@@ -87,6 +89,9 @@ class UNet(nn.Module):
         noise_embedding: nn.Module | None = None,
         forward_mode: bool = False,
     ) -> None:
+        check_levels(self, image_channels, channels, multipliers, blocks, attention_levels)
+        check_conditions(self, num_classes, dropout)
+        COUNT.check(self, patch=patch, head_width=head_width)
         super().__init__()
         self.num_classes, self.patch = num_classes, patch
         condition = 4 * channels

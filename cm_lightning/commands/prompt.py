@@ -7,13 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cm_lightning.commands.parser import CommandParser
+from cm_lightning.domains import COUNT, FINITE, NON_NEGATIVE, SEED, SHARE, multiple_of
 from cm_lightning.errors import ConfigError, DataError
+from cm_lightning.files import require_writable
+
+_SIDE = multiple_of(8)
+_STRENGTH = 0.5
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="cm-lightning sample --pipeline", description="Draw images from prompts in few steps."
-    )
+def parser() -> CommandParser:
+    """The options of ``sample --pipeline``."""
+    parser = CommandParser(prog="sample --pipeline PATH", description="Draw images from prompts in few steps.")
     add = parser.add_argument
     add("--pipeline", required=True, help="a folder of diffusers or a name on the hub: SD 1.5, 2.1, XL, or an LCM")
     add(
@@ -25,33 +30,52 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--prompt", action="append", required=True, help="may repeat")
     add("--negative_prompt", help="what to lead away from; needs a LoRA or base, and --guidance above 1")
-    add("--num_samples", type=int, help="images; default: one a prompt; the prompts in turn")
-    add("--steps", type=int, default=4)
-    add("--guidance", type=float, default=1.0, help="guidance_scale; 1 is none, above 1 a LoRA takes two evaluations")
+    add("--num_samples", type=COUNT.parse, help="images; default: one a prompt; the prompts in turn")
+    add("--steps", type=COUNT.parse, default=4)
+    add(
+        "--guidance",
+        type=NON_NEGATIVE.parse,
+        default=1.0,
+        help="guidance_scale; 1 is none, above 1 a LoRA takes two evaluations",
+    )
     add("--scheduler", choices=("lcm", "trailing", "own"), help="default: lcm where there is a LoRA, else trailing")
     add("--image", type=Path, help="start from this image")
-    add("--strength", type=float, default=0.5, help="with --image: how much of it to change, in (0, 1]")
-    add("--height", type=int, help="pixels; default: the model's")
-    add("--width", type=int, help="pixels")
-    add("--seed", type=int, default=0)
+    add("--strength", type=SHARE.parse, help=f"with --image: how much of it to change, in (0, 1]; default: {_STRENGTH}")
+    add("--height", type=_SIDE.parse, help="pixels, a multiple of 8; default: the model's")
+    add("--width", type=_SIDE.parse, help="pixels, a multiple of 8")
+    add("--seed", type=SEED.parse, default=0)
     add("--output", type=Path, default=Path("samples.png"), help="a .png sheet, or a folder of PNG files")
-    add("--columns", type=int, default=4, help="images in a row of the sheet")
-    add("--batch_size", type=int, default=4)
+    add("--columns", type=COUNT.parse, default=4, help="images in a row of the sheet")
+    add("--batch_size", type=COUNT.parse, default=4)
     add("--device", default="auto", help="cpu, cuda, ...; auto takes an accelerator if there is one")
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of the weights")
     return parser
 
 
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options, checked as far as they can be before the model is read."""
+    options = parser()
+    args = options.parse_args(argv)
+    if args.output.suffix not in ("", ".png"):
+        options.error(f"--output {args.output}: give a .png, or a folder")
+    if args.strength is not None and not args.image:
+        options.error("--strength needs --image, which it is of: give one, or leave it out")
+    args.strength = _STRENGTH if args.strength is None else args.strength
+    if args.image and args.steps * args.strength < 1:
+        options.error(f"--steps {args.steps} at --strength {args.strength} is no step: raise one of them")
+    if args.image and (args.height is None) != (args.width is None):
+        options.error("--height and --width of an --image go together, or it would be stretched: give both or neither")
+    if args.negative_prompt is not None and args.guidance <= 1:
+        options.error("--negative_prompt has no effect without guidance: set --guidance above 1, or leave it out")
+    require_writable(args.output if args.output.suffix else args.output / "000000.png", "--output")
+    return args
+
+
 def main(argv: Sequence[str]) -> None:
     """Parse, load, draw, write."""
-    args = _parser().parse_args(argv)
+    args = _parse(argv)
+    weights = _weights(args.lora)
     n = args.num_samples or len(args.prompt)
-    if min(n, args.steps, args.batch_size) < 1 or not 0 < args.strength <= 1:
-        _parser().error("--num_samples, --steps and --batch_size must be at least 1, --strength in (0, 1]")
-    if args.output.suffix not in ("", ".png"):
-        _parser().error(f"--output {args.output}: give a .png, or a folder")
-    if args.image and args.steps * args.strength < 1:
-        _parser().error(f"--steps {args.steps} at --strength {args.strength} is no step: raise one of them")
 
     from cm_lightning.data.images import to_unit_range
     from cm_lightning.device import chosen_device
@@ -59,7 +83,9 @@ def main(argv: Sequence[str]) -> None:
     from cm_lightning.latent.draw import draw_all, evaluations
     from cm_lightning.latent.pipelines import few_step_pipeline, image_to_image
 
-    pipe = few_step_pipeline(args.pipeline, _weights(args.lora), args.scheduler, chosen_device(args.device), args.dtype)
+    pipe = few_step_pipeline(args.pipeline, weights, args.scheduler, chosen_device(args.device), args.dtype)
+    if args.negative_prompt is not None and pipe.unet.config.time_cond_proj_dim is not None:
+        raise ConfigError("--negative_prompt has no effect on a model that is told its guidance: leave it out")
     options = _options(args)
     if args.image:
         pipe = image_to_image(pipe)
@@ -83,9 +109,11 @@ def _weights(loras: Sequence[str]) -> dict[str, float]:
         path, colon, weight = lora.rpartition(":")
         if colon and not Path(lora).exists():
             try:
-                weights[path] = float(weight)
-            except ValueError as error:
-                raise ConfigError(f"--lora {lora}: give PATH or PATH:WEIGHT, such as style.safetensors:0.8") from error
+                weights[path] = FINITE.parse(weight)
+            except argparse.ArgumentTypeError as error:
+                raise ConfigError(
+                    f"--lora {lora}: give PATH or PATH:WEIGHT, such as style.safetensors:0.8; the weight {error}"
+                ) from error
         else:
             weights[lora] = 1.0
     return weights

@@ -3,64 +3,84 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cm_lightning.commands.parser import CommandParser
+from cm_lightning.domains import COUNT, NATURAL, POSITIVE, SEED
+from cm_lightning.files import require_writable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def numbers(kind: type[int] | type[float]) -> Callable[[str], list[int] | list[float]]:
-    """A parser of "1,2,4", for argparse."""
-
-    def parse(text: str) -> list[Any]:
-        return [kind(part) for part in text.split(",")]
-
-    parse.__name__ = f"list of {kind.__name__}s"  # what argparse calls it in its error
-    return parse
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="cm-lightning sample",
-        description="Draw images from a checkpoint; from prompts with --pipeline (see --pipeline --help).",
+def parser() -> CommandParser:
+    """The options of ``sample --ckpt_path``."""
+    parser = CommandParser(
+        prog="sample", description="Draw images from a checkpoint; or from prompts, with the options after --pipeline."
     )
-    parser.add_argument("--ckpt_path", type=Path, required=True, help="a checkpoint made by cm-lightning fit")
-    parser.add_argument("--num_samples", type=int, default=64)
+    parser.add_argument("--ckpt_path", type=Path, help="a checkpoint made by cm-lightning fit")
+    parser.add_argument("--num_samples", type=COUNT.parse, default=64)
     parser.add_argument(
-        "--steps", type=int, help="evaluations of the network; default: 1, and 35 or 50 for a diffusion model"
+        "--steps", type=COUNT.parse, help="evaluations of the network; default: 1, and 35 or 50 for a diffusion model"
     )
-    parser.add_argument("--sigmas", type=numbers(float), help="noise levels in place of --steps: 80,0.8")
-    parser.add_argument("--labels", type=numbers(int), help="classes, repeated in turn: 0,1,2; default: all in turn")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sigmas", type=POSITIVE.parse_list, help="noise levels in place of --steps: 80,0.8")
+    parser.add_argument(
+        "--labels", type=NATURAL.parse_list, help="classes, repeated in turn: 0,1,2; default: all in turn"
+    )
+    parser.add_argument("--seed", type=SEED.parse, default=0)
     parser.add_argument(
         "--output",
         type=Path,
         action="append",
         help="a .png sheet (default samples.png), an .npz (images uint8 NHWC, labels), or a folder; may repeat",
     )
-    parser.add_argument("--columns", type=int, default=10, help="images in a row of the sheet")
+    parser.add_argument("--columns", type=COUNT.parse, default=10, help="images in a row of the sheet")
     parser.add_argument("--weights", choices=("ema", "raw"), help="default: the averaged ones if there are any")
-    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--batch_size", type=COUNT.parse, default=256)
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto takes an accelerator if there is one")
     parser.add_argument("--trust", action="append", default=[], help="a package the checkpoint may take classes from")
     return parser
 
 
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options, checked as far as they can be before the checkpoint is read."""
+    options = parser()
+    args = options.parse_args(argv)
+    args.output = args.output or [Path("samples.png")]
+    if args.ckpt_path is None:
+        options.error("give --ckpt_path, a checkpoint made by cm-lightning fit, or --pipeline, a text-to-image model")
+    if args.sigmas and args.steps is not None:
+        options.error("--sigmas and --steps exclude each other: --sigmas has a noise level for each step")
+    if any(low >= high for high, low in pairwise(args.sigmas or [])):
+        options.error(f"--sigmas must descend, got {','.join(f'{sigma:g}' for sigma in args.sigmas)}")
+    if wrong := [output for output in args.output if output.suffix not in ("", ".png", ".npz")]:
+        options.error(f"--output {wrong[0]}: give a .png, an .npz, or a folder")
+    for output in args.output:
+        require_writable(output if output.suffix else output / "000000.png", "--output")
+    return args
+
+
+def _help() -> None:
+    from cm_lightning.commands.prompt import parser as prompt_parser
+
+    print(parser().format_help())
+    print(prompt_parser().format_help())
+
+
 def main(argv: Sequence[str]) -> None:
     """Parse, draw, write."""
+    if "--help" in argv or "-h" in argv:
+        _help()
+        return
     if any(argument.split("=")[0] == "--pipeline" for argument in argv):
         from cm_lightning.commands.prompt import main as draw_prompts
 
         draw_prompts(argv)
         return
-    args = _parser().parse_args(argv)
-    if args.num_samples < 1 or args.batch_size < 1:
-        _parser().error("--num_samples and --batch_size must be at least 1")
-    outputs: list[Path] = args.output or [Path("samples.png")]
-    if wrong := [output for output in outputs if output.suffix not in ("", ".png", ".npz")]:
-        _parser().error(f"--output {wrong[0]}: give a .png, an .npz, or a folder")
+    args = _parse(argv)
 
     import torch
 
@@ -71,12 +91,9 @@ def main(argv: Sequence[str]) -> None:
 
     device = chosen_device(args.device)
     module = load_module(args.ckpt_path, args.weights, args.trust)
-    if len(module.image_shape) != 3 and any(output.suffix != ".npz" for output in outputs):
+    if len(module.image_shape) != 3 and any(output.suffix != ".npz" for output in args.output):
         raise ConfigError("--output: this checkpoint draws no images: write its samples to an .npz file")
-    try:
-        module = module.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {device} cannot be used here: leave it out, or give cpu") from error
+    module = module.to(device)
     labels = None
     if args.labels:
         labels = torch.tensor(args.labels)[torch.arange(args.num_samples) % len(args.labels)]
@@ -87,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
         chosen = None if labels is None else labels[rows.start : rows.stop]
         batches.append(module.sample(len(rows), args.steps, chosen, generators(args.seed, rows), args.sigmas).cpu())
     images = torch.cat(batches)
-    for output in outputs:
+    for output in args.output:
         _write(output, images, None if labels is None else labels.cpu(), args.columns)
         print(f"{len(images)} samples: {output}")
 

@@ -18,8 +18,10 @@ from cm_lightning.core.noise import (
     IntervalDensity,
     LogNormal,
     UniformIntervals,
+    check_levels,
     karras_sigmas,
 )
+from cm_lightning.domains import ABOVE_ONE, BELOW_ONE, COUNT, FRACTION, INNER, NON_NEGATIVE, POSITIVE, at_least
 from cm_lightning.errors import ConfigError
 
 Device: TypeAlias = "torch.device | str"
@@ -58,8 +60,7 @@ class ConstantLevels(Levels):
     """N(k) = n, as in consistency distillation (18 on CIFAR-10, 40 on ImageNet-64)."""
 
     def __init__(self, n: int = 18) -> None:
-        if n < 2:
-            raise ConfigError(f"a grid needs n >= 2 noise levels, got {n}")
+        at_least(2).check(self, n=n)
         self.n = n
 
     def __call__(self, step: int, total: int) -> int:
@@ -70,6 +71,8 @@ class ProgressiveLevels(Levels):
     """N(k) = ceil(sqrt(k/K ((s1+1)^2 - s0^2) + s0^2) - 1) + 1: CM, Appendix C. From s0 to s1 + 1."""
 
     def __init__(self, s0: int = 2, s1: int = 150) -> None:
+        at_least(2).check(self, s0=s0)
+        _check_ends(self, s0, s1)
         self.s0, self.s1 = s0, s1
 
     def __call__(self, step: int, total: int) -> int:
@@ -81,11 +84,18 @@ class DoublingLevels(Levels):
     """N(k) = min(s0 2^floor(k/K'), s1) + 1 with K' = floor(K / (log2 floor(s1/s0) + 1)): iCT, Eq. 11."""
 
     def __init__(self, s0: int = 10, s1: int = 1280) -> None:
+        _check_ends(self, s0, s1)
         self.s0, self.s1 = s0, s1
 
     def __call__(self, step: int, total: int) -> int:
         stage_length = max(1, math.floor(total / (math.log2(self.s1 // self.s0) + 1)))
         return int(min(self.s0 * 2 ** (step // stage_length), self.s1)) + 1
+
+
+def _check_ends(owner: Levels, s0: int, s1: int) -> None:
+    COUNT.check(owner, s0=s0, s1=s1)
+    if s0 > s1:
+        raise ConfigError(f"{type(owner).__name__}: s0 must be at most s1, got {s0} and {s1}")
 
 
 class GridCurriculum(Curriculum):
@@ -107,6 +117,8 @@ class GridCurriculum(Curriculum):
         sigma_max: float = SIGMA_MAX,
         rho: float = 7.0,
     ) -> None:
+        check_levels(self, sigma_min, sigma_max)
+        POSITIVE.check(self, rho=rho)
         self.levels = levels
         self.density = density or UniformIntervals()
         self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
@@ -146,6 +158,9 @@ class ContinuousCurriculum(Curriculum):
         k: float = 8.0,
         b: float = 1.0,
     ) -> None:
+        COUNT.check(self, stages=stages)
+        ABOVE_ONE.check(self, q=q)
+        NON_NEGATIVE.check(self, k=k, b=b)
         self.density = density or LogNormal(-1.1, 2.0)
         self.stages, self.q, self.k, self.b = stages, q, k, b
 
@@ -173,8 +188,7 @@ class WarmUp(Curriculum):
     """
 
     def __init__(self, then: Curriculum, fraction: float = 1 / 3, density: LogNormal | None = None) -> None:
-        if not 0 <= fraction <= 1:
-            raise ConfigError(f"the fraction of a warm-up must lie in [0, 1], got {fraction}")
+        FRACTION.check(self, fraction=fraction)
         self.then = then
         self.fraction = fraction
         self.density = density or LogNormal(-1.1, 2.0)
@@ -214,6 +228,7 @@ class ConstantRate(TargetRate):
     """mu(k) = mu, as in consistency distillation (0 on CIFAR-10, 0.95 on ImageNet-64)."""
 
     def __init__(self, mu: float = 0.95) -> None:
+        BELOW_ONE.check(self, mu=mu)
         self.mu = mu
 
     def __call__(self, step: int, total: int) -> float:
@@ -230,6 +245,7 @@ class ProgressiveRate(TargetRate):
     """
 
     def __init__(self, levels: ProgressiveLevels, mu0: float = 0.9, released_code: bool = False) -> None:
+        INNER.check(self, mu0=mu0)
         self.levels, self.mu0, self.released_code = levels, mu0, released_code
 
     def __call__(self, step: int, total: int) -> float:

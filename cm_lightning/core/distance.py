@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from cm_lightning.domains import NON_NEGATIVE
+
 
 def l1(x: Tensor, y: Tensor) -> Tensor:
     """Mean absolute difference of each sample."""
@@ -60,6 +62,8 @@ class PseudoHuber(Distance):
     """:func:`pseudo_huber` with a fixed c (None: iCT's value for the dimension at hand)."""
 
     def __init__(self, c: float | None = None) -> None:
+        if c is not None:
+            NON_NEGATIVE.check(self, c=c)
         self.c = c
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cm_lightning.core.noise import SIGMA_DATA, expand
+from cm_lightning.domains import INTEGER
 from cm_lightning.errors import ConfigError
 
 Prediction: TypeAlias = Literal["epsilon", "v_prediction", "sample"]
@@ -84,6 +85,7 @@ def ddim_timesteps(n: int = 50, total: int = 1000) -> Tensor:
     Raises:
         ConfigError: n does not divide total.
     """
+    INTEGER.check(timesteps=n)
     if n < 1 or total % n:
         raise ConfigError(f"{n} DDIM timesteps do not divide {total}: choose a divisor, 50 as published")
     return torch.arange(1, n + 1) * (total // n) - 1
@@ -95,6 +97,7 @@ def lcm_timesteps(steps: int, n: int = 50, total: int = 1000) -> list[int]:
     Raises:
         ConfigError: not 1 <= steps <= n.
     """
+    INTEGER.check(steps=steps)
     if not 1 <= steps <= n:
         raise ConfigError(f"steps must lie in 1 ... {n}, the timesteps that the model was distilled on; got {steps}")
     descending = ddim_timesteps(n, total).flip(0).tolist()

@@ -12,11 +12,18 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from cm_lightning.domains import FINITE, INTEGER, POSITIVE, check_ascending
 from cm_lightning.errors import ConfigError
 
 SIGMA_MIN = 0.002
 SIGMA_MAX = 80.0
 SIGMA_DATA = 0.5
+
+
+def check_levels(owner: object, sigma_min: float, sigma_max: float) -> None:
+    """Raise ConfigError, which names the owner's class, unless 0 < sigma_min < sigma_max."""
+    POSITIVE.check(owner, sigma_min=sigma_min, sigma_max=sigma_max)
+    check_ascending(owner, sigma_min=sigma_min, sigma_max=sigma_max)
 
 
 def karras_sigmas(n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = 7.0) -> Tensor:
@@ -27,6 +34,9 @@ def karras_sigmas(n: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA
     Raises:
         ConfigError: fewer than two levels, or not 0 < sigma_min < sigma_max.
     """
+    INTEGER.check(n=n)
+    FINITE.check(sigma_min=sigma_min, sigma_max=sigma_max)
+    POSITIVE.check(rho=rho)
     if n < 2 or not 0 < sigma_min < sigma_max:
         raise ConfigError(f"a grid needs n >= 2 and 0 < sigma_min < sigma_max, got {n}, {sigma_min}, {sigma_max}")
     ramp = torch.linspace(0, 1, n, dtype=torch.float64)
@@ -83,6 +93,9 @@ class LogNormal:
     def __init__(
         self, mean: float = -1.1, std: float = 2.0, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX
     ) -> None:
+        FINITE.check(self, mean=mean)
+        POSITIVE.check(self, std=std)
+        check_levels(self, sigma_min, sigma_max)
         self.mean, self.std = mean, std
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
 
@@ -111,6 +124,8 @@ class LogNormalIntervals(IntervalDensity):
     """The mass of ln sigma ~ N(mean, std^2) within each interval, renormalised (iCT, Eq. 10)."""
 
     def __init__(self, mean: float = -1.1, std: float = 2.0) -> None:
+        FINITE.check(self, mean=mean)
+        POSITIVE.check(self, std=std)
         self.mean, self.std = mean, std
 
     def probabilities(self, sigmas: Tensor) -> Tensor:

@@ -8,9 +8,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from cm_lightning.core.noise import SIGMA_MAX, SIGMA_MIN, karras_sigmas
+from cm_lightning.core.noise import SIGMA_MAX, SIGMA_MIN, check_levels, karras_sigmas
 from cm_lightning.core.solver import Denoiser, Step, euler_step, heun_step
+from cm_lightning.domains import INTEGER, POSITIVE, Domain
 from cm_lightning.errors import ConfigError
+
+#: The lowest level of DDPM's schedule is a little above 0.01.
+_ON_DDPM = Domain("a finite number of at least 0.02", lambda value: value >= 0.02)
 
 
 def integrate(step: Step, denoiser: Denoiser, z: Tensor, sigmas: Tensor) -> Tensor:
@@ -63,9 +67,12 @@ class Heun(ODESampler):
     default_nfe = 35
 
     def __init__(self, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = 7.0) -> None:
+        check_levels(self, sigma_min, sigma_max)
+        POSITIVE.check(self, rho=rho)
         self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
 
     def sigmas(self, nfe: int) -> Tensor:
+        INTEGER.check(nfe=nfe)
         if nfe < 3 or nfe % 2 == 0:
             raise ConfigError(f"Heun takes an odd number of evaluations from 3 on (2N - 1), got {nfe}")
         return karras_sigmas((nfe + 1) // 2, self.sigma_min, self.sigma_max, self.rho)
@@ -78,9 +85,12 @@ class Euler(ODESampler):
     """Euler steps on the Karras grid: as many evaluations as levels."""
 
     def __init__(self, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = 7.0) -> None:
+        check_levels(self, sigma_min, sigma_max)
+        POSITIVE.check(self, rho=rho)
         self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
 
     def sigmas(self, nfe: int) -> Tensor:
+        INTEGER.check(nfe=nfe)
         if nfe < 1:
             raise ConfigError(f"Euler takes at least one evaluation, got {nfe}")
         if nfe == 1:
@@ -98,9 +108,11 @@ class DDIM(ODESampler):
     """
 
     def __init__(self, sigma_max: float = SIGMA_MAX) -> None:
+        _ON_DDPM.check(self, sigma_max=sigma_max)
         self.sigma_max = sigma_max
 
     def sigmas(self, nfe: int) -> Tensor:
+        INTEGER.check(nfe=nfe)
         if not 1 <= nfe <= 500:
             raise ConfigError(f"DDIM takes 1 to 500 evaluations, got {nfe}")
         return ddpm_sigmas(nfe, self.sigma_max)

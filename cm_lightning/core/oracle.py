@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cm_lightning.core.noise import SIGMA_MIN, expand
 from cm_lightning.core.solver import slope
+from cm_lightning.domains import COUNT, NON_NEGATIVE, POSITIVE
 
 
 class GaussianOracle:
@@ -20,6 +21,8 @@ class GaussianOracle:
     """
 
     def __init__(self, std: float = 0.5, sigma_min: float = SIGMA_MIN) -> None:
+        POSITIVE.check(self, std=std)
+        NON_NEGATIVE.check(self, sigma_min=sigma_min)
         self.std, self.sigma_min = std, sigma_min
 
     def denoiser(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -83,6 +86,8 @@ class MixtureOracle:
         sigma_min: float = SIGMA_MIN,
         steps: int = 1024,
     ) -> None:
+        POSITIVE.check(self, sigma_min=sigma_min)
+        COUNT.check(self, steps=steps)
         self.means, self.stds = means, stds
         self.weights = torch.full_like(stds, 1 / len(stds)) if weights is None else weights
         self.sigma_min, self.steps = sigma_min, steps

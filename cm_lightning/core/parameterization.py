@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cm_lightning.core.noise import SIGMA_DATA, SIGMA_MIN, expand
+from cm_lightning.domains import NON_NEGATIVE, POSITIVE
 
 #: (noisy image, noise label, class label or None) -> image; every backbone is one.
 Network = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
@@ -36,6 +37,7 @@ class Parameterization(ABC):
     """
 
     def __init__(self, sigma_data: float = SIGMA_DATA, noise_scale: float = 0.25) -> None:
+        POSITIVE.check(self, sigma_data=sigma_data, noise_scale=noise_scale)
         self.sigma_data = sigma_data
         self.noise_scale = noise_scale
 
@@ -68,6 +70,7 @@ class BoundaryShifted(Parameterization):
 
     def __init__(self, sigma_data: float = SIGMA_DATA, sigma_min: float = SIGMA_MIN, noise_scale: float = 0.25) -> None:
         super().__init__(sigma_data, noise_scale)
+        NON_NEGATIVE.check(self, sigma_min=sigma_min)
         self.sigma_min = sigma_min
 
     def coefficients(self, sigma: Tensor) -> Coefficients:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cm_lightning.core.noise import SIGMA_MAX, SIGMA_MIN, karras_sigmas
+from cm_lightning.domains import COUNT
 
 #: x (B, ...), sigma (B,) -> the clean end point of the trajectory through x, (B, ...).
 ConsistencyFunction = Callable[[Tensor, Tensor], Tensor]
@@ -15,6 +16,7 @@ ConsistencyFunction = Callable[[Tensor, Tensor], Tensor]
 
 def spread_sigmas(steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX) -> list[float]:
     """Noise levels for a number of steps: the Karras grid of steps + 1 levels, but for its last."""
+    COUNT.check(steps=steps)
     return karras_sigmas(steps + 1, sigma_min, sigma_max)[:-1].tolist()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
-from cm_lightning.errors import ConfigError
+from cm_lightning.domains import COUNT, FRACTION, NON_NEGATIVE
 
 
 class RateSchedule(ABC):
@@ -24,12 +24,13 @@ class HoldThenCosine(RateSchedule):
     Args:
         rise: steps of the linear rise, at least 1.
         hold: fraction of the run that ends at factor 1, in [0, 1].
-        drop: the factor from which the cosine starts.
+        drop: the factor from which the cosine starts, at least 0.
     """
 
     def __init__(self, rise: int = 100, hold: float = 1 / 3, drop: float = 0.5) -> None:
-        if rise < 1 or not 0 <= hold <= 1:
-            raise ConfigError(f"a schedule needs rise >= 1 and hold in [0, 1], got {rise} and {hold}")
+        COUNT.check(self, rise=rise)
+        FRACTION.check(self, hold=hold)
+        NON_NEGATIVE.check(self, drop=drop)
         self.rise, self.hold, self.drop = rise, hold, drop
 
     def __call__(self, step: int, total: int) -> float:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cm_lightning.core.noise import SIGMA_DATA
+from cm_lightning.domains import NON_NEGATIVE, POSITIVE
 
 
 def edm_weight(sigma: Tensor, sigma_data: float = SIGMA_DATA) -> Tensor:
@@ -38,6 +39,7 @@ class InverseGap(Weighting):
     """
 
     def __init__(self, power: float = 1.0) -> None:
+        NON_NEGATIVE.check(self, power=power)
         self.power = power
 
     def __call__(self, t: Tensor, r: Tensor) -> Tensor:
@@ -48,6 +50,7 @@ class InverseVariance(Weighting):
     """w = :func:`edm_weight` at t, which ECT uses on ImageNet-64."""
 
     def __init__(self, sigma_data: float = SIGMA_DATA) -> None:
+        POSITIVE.check(self, sigma_data=sigma_data)
         self.sigma_data = sigma_data
 
     def __call__(self, t: Tensor, r: Tensor) -> Tensor:

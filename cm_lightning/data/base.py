@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from cm_lightning.data.images import to_unit_range
 from cm_lightning.data.stream import Stream
+from cm_lightning.domains import COUNT, NATURAL, SEED
 from cm_lightning.errors import ConfigError
 
 
@@ -79,8 +80,9 @@ class GenerativeDataModule(L.LightningDataModule):
 
     def __init__(self, batch_size: int = 128, num_workers: int = 0, seed: int = 0) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ConfigError(f"data.batch_size must be at least 1, got {batch_size}")
+        COUNT.check(self, batch_size=batch_size)
+        NATURAL.check(self, num_workers=num_workers)
+        SEED.check(self, seed=seed)
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self._splits: dict[str, Dataset[Any]] = {}
         #: What the loaders of ``train`` and ``val`` draw from in place of the images, such as their latents.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cm_lightning.data.base import GenerativeDataModule, InMemory
+from cm_lightning.domains import at_least
 
 Shape = Literal["moons", "rings", "spiral", "gaussians", "checkerboard"]
 
@@ -44,7 +45,7 @@ class Toy(GenerativeDataModule):
 
     Args:
         shape: ``moons``, ``rings``, ``spiral`` (two arms), ``gaussians`` (eight on a circle) or ``checkerboard``.
-        num_points: for training; a tenth as many for validation.
+        num_points: for training, at least 10; a tenth as many for validation.
         batch_size, num_workers, seed: see :class:`GenerativeDataModule`.
     """
 
@@ -59,6 +60,7 @@ class Toy(GenerativeDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
+        at_least(10).check(self, num_points=num_points)
         self.shape, self.num_points = shape, num_points
 
     def load(self, split: str) -> InMemory:

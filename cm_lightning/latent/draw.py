@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cm_lightning.core.noise import generators
 from cm_lightning.data.images import to_pixels
+from cm_lightning.domains import COUNT, INTEGER, NON_NEGATIVE
 from cm_lightning.errors import ConfigError
 
 
@@ -36,8 +37,11 @@ def draw(
         options: more arguments of the pipeline; ``image`` and ``negative_prompt`` are taken for each prompt.
 
     Raises:
-        ConfigError: the pipeline refuses the size or the number of steps.
+        ConfigError: a number has no meaning, or the pipeline refuses the size or the number of steps.
     """
+    COUNT.check(steps=steps)
+    NON_NEGATIVE.check(guidance=guidance)
+    INTEGER.check(seed=seed)
     if size:
         options |= {"height": size[0], "width": size[1]}
     options |= {name: [options[name]] * len(prompts) for name in ("image", "negative_prompt") if name in options}
@@ -66,6 +70,7 @@ def draw_all(
     pipe: Any, prompts: Sequence[str], steps: int, guidance: float, seed: int, batch_size: int, **options: Any
 ) -> Tensor:
     """:func:`draw` for any number of prompts, a batch at a time."""
+    COUNT.check(batch_size=batch_size)
     return torch.cat(
         [
             draw(pipe, prompts[i : i + batch_size], steps, guidance, seed, i, **options)

@@ -19,6 +19,7 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from cm_lightning.domains import COUNT, at_least, multiple_of
 from cm_lightning.errors import CheckpointError
 from cm_lightning.latent.base import TextToImageBase
 from cm_lightning.latent.quiet import quiet
@@ -50,6 +51,8 @@ class SmallBase(TextToImageBase):
         widths: Sequence[int] = (32, 64),
         layers: int = 1,
     ) -> None:
+        COUNT.check(self, image_size=image_size, layers=layers)
+        multiple_of(8).check_each(self, widths=widths)
         with torch.device("cpu"):  # also in a dry run: it is small
             pipe = _assemble(structure, Path(autoencoder), Path(text_encoder), image_size, widths, layers)
         super().__init__(pipe)
@@ -60,6 +63,8 @@ def _assemble(
 ) -> DiffusionPipeline:
     vae = _autoencoder(autoencoder)
     tokenizer, encoder = _clip(text, CLIPTokenizer), _clip(text, CLIPTextModel)
+    side = 2 ** (len(vae.config.block_out_channels) + len(widths) - 2)  # of an image of one latent at the deepest level
+    at_least(side).check(image_size=image_size)
     latent_size = image_size // 2 ** (len(vae.config.block_out_channels) - 1)
     config = small_unet(structure, widths, layers, encoder.config.hidden_size, latent_size)
     config["in_channels"] = config["out_channels"] = vae.config.latent_channels

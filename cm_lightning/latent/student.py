@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from cm_lightning.core.latent import guidance_embedding
+from cm_lightning.domains import COUNT, POSITIVE, Domain
 from cm_lightning.latent.base import Conditioning, TextToImageBase, UNet
 from cm_lightning.latent.lora import TARGETS, adapter_off, add_lora
 from cm_lightning.latent.lora_files import save_kohya, save_lora
 from cm_lightning.latent.quiet import quiet
+
+#: The widths that :func:`guidance_embedding` can fill.
+_EMBEDDING = Domain("an even whole number of at least 4", lambda value: value >= 4 and value % 2 == 0, whole=True)
 
 
 class Student(ABC):
@@ -64,6 +68,7 @@ class WholeUNet(Student):
     """
 
     def __init__(self, guidance_width: int = 256) -> None:
+        _EMBEDDING.check(self, guidance_width=guidance_width)
         self.guidance_width = guidance_width
 
     def attach(self, base: TextToImageBase) -> None:
@@ -104,6 +109,9 @@ class LoRA(Student):
     def __init__(
         self, rank: int = 64, alpha: float | None = None, targets: Sequence[str] | None = None, name: str = "lcm"
     ) -> None:
+        COUNT.check(self, rank=rank)
+        if alpha is not None:
+            POSITIVE.check(self, alpha=alpha)
         self.rank, self.alpha, self.targets, self.name = rank, alpha, tuple(targets or TARGETS), name
 
     def attach(self, base: TextToImageBase) -> None:

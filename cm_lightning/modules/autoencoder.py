@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from cm_lightning.core.noise import unit_noise
+from cm_lightning.domains import COUNT, NON_NEGATIVE, multiple_of
 from cm_lightning.modules.trained import TrainedModule
 
 
@@ -41,6 +42,9 @@ class AutoencoderModule(TrainedModule):
         kl_weight: float = 1e-3,
         **options: Any,
     ) -> None:
+        multiple_of(8).check_each(self, widths=widths)
+        COUNT.check(self, layers=layers, latent_channels=latent_channels)
+        NON_NEGATIVE.check(self, kl_weight=kl_weight)
         super().__init__(autoencoder or _autoencoder(widths, layers, latent_channels), **options)
         self.kl_weight = kl_weight
         self.variance: Tensor

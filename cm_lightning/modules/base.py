@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from cm_lightning.core.noise import unit_noise
+from cm_lightning.domains import COUNT, FRACTION, POSITIVE
 from cm_lightning.errors import ConfigError
 from cm_lightning.modules.batch import images_and_labels
 from cm_lightning.modules.trained import TrainedModule
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
+
+
+#: Levels that went through single precision are as good as those they came from.
+_ROUNDING = 1e-5
+
+
+def check_descending(sigmas: Sequence[float], option: str = "sigmas") -> None:
+    """Raise ConfigError, which names the option, unless the noise levels are above 0 and descend."""
+    levels = list(sigmas) if isinstance(sigmas, Iterable) and not isinstance(sigmas, str) else []
+    descend = all(level in POSITIVE for level in levels) and all(high > low for high, low in pairwise(levels))
+    if not levels or not descend:
+        raise ConfigError(f"{option} must be positive, finite noise levels that descend, got {sigmas!r}")
 
 
 class GenerativeModule(TrainedModule):
@@ -38,9 +53,11 @@ class GenerativeModule(TrainedModule):
         label_dropout: float = 0.0,
         **options: Any,
     ) -> None:
+        FRACTION.check(self, label_dropout=label_dropout)
         super().__init__(backbone, **options)
         if image_shape is None:  # the command line asks a folder of images
             raise ConfigError("image_shape must be given: (C, H, W) of the data")
+        COUNT.check_each(self, image_shape=image_shape)
         self.image_shape = tuple(image_shape)
         self.num_classes = int(getattr(backbone, "num_classes", 0))
         self.label_dropout = label_dropout
@@ -102,13 +119,11 @@ class GenerativeModule(TrainedModule):
             (n, C, H, W) in [-1, 1].
 
         Raises:
-            ConfigError: steps below 1, labels that do not fit, or noise levels that do not descend.
+            ConfigError: n or steps below 1, labels that do not fit, or noise levels that do not descend, or lie where
+                the network was not trained.
         """
-        levels = (
-            list(sigmas) if sigmas is not None else self.default_sigmas(self.default_steps if steps is None else steps)
-        )
-        if not levels or levels != sorted(set(levels), reverse=True) or levels[-1] <= 0:
-            raise ConfigError(f"sigmas must be positive and descend, got {levels}")
+        COUNT.check(n=n)
+        levels = self._levels(steps, sigmas)
         dtype = next(self.backbone.parameters()).dtype
         z = unit_noise([n, *self.image_shape], generator, self.device, dtype)
         classes = self.sample_labels(n, labels)
@@ -119,6 +134,28 @@ class GenerativeModule(TrainedModule):
         finally:
             self.backbone.train(training)
 
+    def trained_levels(self) -> tuple[float, float]:
+        """The lowest and the highest noise level at which the network was trained."""
+        return 0.0, math.inf
+
+    def _levels(self, steps: int | None, sigmas: Sequence[float] | None) -> list[float]:
+        if sigmas is None:
+            steps = self.default_steps if steps is None else steps
+            COUNT.check(steps=steps)
+            levels = self.default_sigmas(steps)
+            check_descending(levels)
+            return levels
+        check_descending(sigmas)
+        if steps not in (None, len(sigmas)):
+            raise ConfigError(
+                f"steps and sigmas exclude each other: {steps} steps, but {len(sigmas)} levels; leave steps out"
+            )
+        levels = [float(sigma) for sigma in sigmas]
+        low, high = self.trained_levels()
+        if levels[-1] < low * (1 - _ROUNDING) or levels[0] > high * (1 + _ROUNDING):
+            raise ConfigError(f"sigmas must lie in {low:g} ... {high:g}, where the network was trained; got {levels}")
+        return levels
+
     def sample_labels(self, n: int, labels: Tensor | Sequence[int] | int | None) -> Tensor | None:
         """N class labels on the module's device; see :meth:`sample`."""
         if not self.num_classes:
@@ -127,7 +164,13 @@ class GenerativeModule(TrainedModule):
             return None
         if labels is None:
             return torch.arange(n, device=self.device) % self.num_classes
-        labels = torch.as_tensor(labels, device=self.device).long()
+        try:
+            labels = torch.as_tensor(labels, device=self.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"labels must be whole numbers, got {labels!r}") from error
+        if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
+            raise ConfigError(f"labels must be whole numbers, got {labels.dtype}")
+        labels = labels.long()
         if labels.numel() not in (1, n):
             raise ConfigError(f"{labels.numel()} labels were given for {n} samples: give one, or as many")
         labels = labels.flatten().expand(n)

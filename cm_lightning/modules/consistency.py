@@ -18,8 +18,9 @@ from cm_lightning.core.noise import SIGMA_MAX, SIGMA_MIN, add_noise, unit_noise
 from cm_lightning.core.parameterization import BoundaryShifted
 from cm_lightning.core.sampler import multistep, spread_sigmas
 from cm_lightning.core.weighting import Weighting
+from cm_lightning.domains import COUNT, POSITIVE, check_ascending
 from cm_lightning.errors import ConfigError
-from cm_lightning.modules.base import GenerativeModule, Generators
+from cm_lightning.modules.base import GenerativeModule, Generators, check_descending
 from cm_lightning.modules.randomness import Replay
 from cm_lightning.modules.target import move_target
 
@@ -55,13 +56,16 @@ class ConsistencyModule(GenerativeModule):
         sampling_sigmas: Mapping[int, Sequence[float]] | None = None,
         **options: Any,
     ) -> None:
+        POSITIVE.check(self, sigma_max=sigma_max)
+        levels = _sampling_sigmas(sampling_sigmas or {})
         super().__init__(backbone, image_shape, **options)
         self.curriculum, self.distance, self.weighting = curriculum, distance, weighting
         self.parameterization = parameterization or BoundaryShifted()
         self.target_rate = target_rate
         self.target = copy.deepcopy(backbone).requires_grad_(False) if target_rate else None
         self.sigma_max = sigma_max
-        self.sampling_sigmas = {int(steps): list(sigmas) for steps, sigmas in (sampling_sigmas or {}).items()}
+        check_ascending(self, sigma_min=self.parameterization.sigma_min, sigma_max=sigma_max)
+        self.sampling_sigmas = levels
 
     @abstractmethod
     def earlier_point(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, r: Tensor, labels: Tensor | None) -> Tensor:
@@ -113,8 +117,21 @@ class ConsistencyModule(GenerativeModule):
             f, z, sigmas, self.parameterization.sigma_min, lambda x: unit_noise(x.shape, generator, x.device, x.dtype)
         )
 
+    def trained_levels(self) -> tuple[float, float]:
+        return self.parameterization.sigma_min, self.sigma_max
+
     def default_sigmas(self, steps: int) -> list[float]:
-        if steps < 1:
-            raise ConfigError(f"steps must be at least 1, got {steps}")
+        COUNT.check(steps=steps)
         sigma_min = max(self.parameterization.sigma_min, SIGMA_MIN)
         return self.sampling_sigmas.get(steps) or spread_sigmas(steps, sigma_min, self.sigma_max)
+
+
+def _sampling_sigmas(table: Mapping[int, Sequence[float]]) -> dict[int, list[float]]:
+    """The noise levels by their number. Raises ConfigError where there are not as many as steps."""
+    for steps, sigmas in table.items():
+        COUNT.check(**{"a number of steps in sampling_sigmas": steps})
+        option = f"sampling_sigmas of {steps} steps"
+        check_descending(sigmas, option)
+        if len(sigmas) != steps:
+            raise ConfigError(f"{option} must be {steps} noise levels, got {list(sigmas)}")
+    return {int(steps): list(sigmas) for steps, sigmas in table.items()}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
+from cm_lightning.domains import COUNT, at_least
 from cm_lightning.errors import ConfigError
 from cm_lightning.latent.quiet import quiet
 from cm_lightning.latent.tokenizer import train_tokenizer
@@ -44,6 +45,14 @@ class ContrastiveModule(TrainedModule):
         length: int = 16,
         **options: Any,
     ) -> None:
+        COUNT.check(self, vision_size=vision_size, patch=patch, width=width, layers=layers, heads=heads)
+        COUNT.check(self, vocabulary=vocabulary)
+        at_least(3).check(self, length=length)  # start, a token, end
+        if patch > vision_size or width % heads:
+            raise ConfigError(
+                f"{type(self).__name__}: patch must be at most vision_size, and width a multiple of heads, got patch "
+                f"{patch} of {vision_size} and width {width} of {heads} heads"
+            )
         shared = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers,
                   "num_attention_heads": heads, "projection_dim": width}  # fmt: skip
         text = {**shared, "vocab_size": vocabulary, "max_position_embeddings": length, "bos_token_id": 0,

@@ -56,5 +56,8 @@ class DiffusionModule(GenerativeModule):
     def generate(self, z: Tensor, labels: Tensor | None, sigmas: Sequence[float], generator: Generators) -> Tensor:
         return self.sampler(partial(self.denoiser, labels=labels), z, torch.tensor(sigmas, dtype=torch.float64))
 
+    def trained_levels(self) -> tuple[float, float]:
+        return self.density.sigma_min, self.density.sigma_max
+
     def default_sigmas(self, steps: int) -> list[float]:
         return [float(sigma) for sigma in self.sampler.sigmas(steps)]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cm_lightning.core.curriculum import TargetRate
 from cm_lightning.core.latent import boundary, ddim_timesteps, guided, huber
 from cm_lightning.core.noise import expand, unit_noise
+from cm_lightning.domains import COUNT, NON_NEGATIVE, POSITIVE
 from cm_lightning.errors import ConfigError
 from cm_lightning.latent.base import Conditioning, TextToImageBase
 from cm_lightning.latent.student import Student, frozen_copy
@@ -47,10 +48,12 @@ class LatentConsistencyDistillation(LatentModule):
         gradient_checkpointing: bool = False,
         **options: Any,
     ) -> None:
+        if len(guidance) != 2 or any(w not in NON_NEGATIVE for w in guidance) or guidance[0] > guidance[1]:
+            raise ConfigError(f"--model.guidance must be two numbers, 0 <= low <= high; got {list(guidance)}")
+        COUNT.check(self, timesteps=timesteps)
+        POSITIVE.check(self, huber_c=huber_c, scaling=scaling)
         student.attach(base)
         super().__init__(base, student.weights, **options)
-        if not 0 <= guidance[0] <= guidance[1]:
-            raise ConfigError(f"--model.guidance must be two numbers, 0 <= low <= high; got {list(guidance)}")
         self.student, self.guidance, self.huber_c, self.scaling = student, guidance, huber_c, scaling
         self.target_rate = target_rate
         self.target = frozen_copy(student.weights) if target_rate else None

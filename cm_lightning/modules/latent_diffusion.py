@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from cm_lightning.core.noise import unit_noise
+from cm_lightning.domains import FRACTION
 from cm_lightning.latent.base import TextToImageBase
 from cm_lightning.latent.quiet import quiet
 from cm_lightning.modules.latent import LatentModule
@@ -26,6 +27,7 @@ class LatentDiffusionModule(LatentModule):
     """
 
     def __init__(self, base: TextToImageBase, caption_dropout: float = 0.1, **options: Any) -> None:
+        FRACTION.check(self, caption_dropout=caption_dropout)
         super().__init__(base, base.unet, **options)
         self.caption_dropout = caption_dropout
 

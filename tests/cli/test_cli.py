@@ -274,7 +274,7 @@ def test_every_shipped_experiment_saves_its_end(path):
 def test_errors_of_sample(toy_run, capsys):
     last = f"--ckpt_path={toy_run}/checkpoints/last.ckpt"
     assert "--num_samples" in failure(capsys, last, "--num_samples=0", run=sample)
-    assert "list of ints" in failure(capsys, last, "--labels=one", run=sample)
+    assert "--labels: must be a whole number" in failure(capsys, last, "--labels=one", run=sample)
     assert "--output x.jpg" in failure(capsys, last, "--output=x.jpg", run=sample)
     with pytest.raises(CheckpointError, match="no checkpoint at nowhere"):
         sample(["--ckpt_path=nowhere"])
