@@ -23,7 +23,7 @@ from cm_lightning.checkpoint import read_checkpoint
 from cm_lightning.errors import CheckpointError, CmError, ConfigError, brief
 from cm_lightning.files import replacing
 from cm_lightning.modules.trained import TrainedModule
-from cm_lightning.plan import plan
+from cm_lightning.plan import plan_of
 from cm_lightning.run import RunNote, run_directory
 
 
@@ -101,6 +101,7 @@ class _CLI(LightningCLI):
             action="store_true",
             help="With fit: print parameters, images, schedule and memory, and stop.",
         )
+        parser.add_argument("--memory", type=float | None, help="With --dry_run: GiB of the card to fill.")
 
     def instantiate_classes(self) -> None:
         if not self.config[self.subcommand].dry_run:
@@ -112,13 +113,8 @@ class _CLI(LightningCLI):
     def before_fit(self) -> None:
         if not self.config[self.subcommand].dry_run:
             return
-        trainer, module = self.trainer, self.model
-        assert isinstance(module, TrainedModule)
-        batch = getattr(self.datamodule, "batch_size", None)
-        if trainer.max_steps < 1 or batch is None:
-            raise ConfigError("--dry_run needs trainer.max_steps and a data module with batch_size")
-        ranks, callbacks = trainer.world_size, trainer.callbacks  # type: ignore[attr-defined]
-        print(plan(module, trainer.max_steps, batch, ranks, trainer.accumulate_grad_batches, callbacks))
+        assert isinstance(self.model, TrainedModule)
+        print(plan_of(self.model, self.datamodule, self.trainer, self.config[self.subcommand].memory))
         raise SystemExit(0)
 
     def _parse_ckpt_path(self) -> None:
