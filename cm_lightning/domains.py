@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from argparse import ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -67,3 +67,11 @@ NATURAL = at_least(0)
 INTEGER = Domain("a whole number", lambda value: True, whole=True)
 #: What torch's generators take.
 SEED = Domain("a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32, whole=True)
+
+
+def check_counts(option: str, values: Sequence[object]) -> None:
+    """Raise ConfigError unless the values of an option are numbers of at least 1, and there is one."""
+    if not values:
+        raise ConfigError(f"{option} must name at least one number")
+    for value in values:
+        COUNT.check(**{option: value})
