@@ -131,7 +131,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

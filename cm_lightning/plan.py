@@ -120,7 +120,7 @@ def _types(precision: str) -> tuple[torch.dtype, torch.dtype | None]:
 def _epoch(data: Any, trainer: L.Trainer) -> tuple[Epoch | None, str]:
     """The epoch, or why it is not known."""
     if not isinstance(data, GenerativeDataModule):
-        return None, f"a {type(data).__name__} does not tell its length"
+        return None, f"{type(data).__name__} does not tell its length"
     try:
         return Epoch.of(data, trainer), ""
     except DataError as error:

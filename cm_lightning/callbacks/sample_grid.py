@@ -79,7 +79,7 @@ class SampleGrid(Callback):
 
     def _images(self, pl_module: GenerativeModule, steps: int) -> Iterator[Tensor]:
         labels = pl_module.sample_labels(self.num_samples, None)
-        for rows in torch.arange(self.num_samples).split(self.batch_size):
+        for rows in torch.split(torch.arange(self.num_samples), self.batch_size):
             chosen = None if labels is None else labels[rows]
             yield pl_module.sample(len(rows), steps, chosen, generators(self.seed, rows.tolist()))
 

@@ -119,6 +119,7 @@ class Inception(Extractor):
     """
 
     name = "fid"
+
     def __init__(self, weights: str | None = None) -> None:
         self.weights = weights
 
