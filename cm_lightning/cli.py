@@ -111,10 +111,13 @@ class _CLI(LightningCLI):
             super().instantiate_classes()
 
     def before_fit(self) -> None:
-        if not self.config[self.subcommand].dry_run:
+        config = self.config[self.subcommand]
+        if not config.dry_run:
+            if config.memory is not None:
+                raise ConfigError("--memory belongs to --dry_run: add that, or leave it out")
             return
         assert isinstance(self.model, TrainedModule)
-        print(plan_of(self.model, self.datamodule, self.trainer, self.config[self.subcommand].memory))
+        print(plan_of(self.model, self.datamodule, self.trainer, config.memory))
         raise SystemExit(0)
 
     def _parse_ckpt_path(self) -> None:

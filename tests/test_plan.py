@@ -232,3 +232,23 @@ def test_the_recipes_for_folders_fit_cards_of_24_and_of_80_gb(recipe, batch, mos
     pairs = [f"{name}={value}" for name, value in zip(options[::2], options[1::2], strict=True)]
     assert "100,000 steps x 128 images" in lines(*pairs)[1]
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--memory=24"], "error: --memory belongs to --dry_run: add that, or leave it out"),
+        (["--memory=-1", "--dry_run"], "error: --memory must be a finite number above 0, got -1.0"),
+        (["--dry_run", "--trainer.max_steps=-1"], "error: --dry_run needs the length of the run"),
+        (["--dry_run", "--trainer.max_steps=-1", "--trainer.max_epochs=2"],
+         "error: --dry_run cannot tell the steps of 2 epochs: no folder images"),
+    ],
+)  # fmt: skip
+def test_options_of_a_dry_run_that_mean_nothing_get_a_line(options, line, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["cm-lightning"])
+    recipe = [f"--config={ROOT}/experiments/folder/ct.yaml", "--model.backbone.channels=8"]
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *recipe, "--trainer.accelerator=cpu", "--trainer.precision=32-true", *options])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(line)

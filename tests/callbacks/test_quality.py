@@ -1,3 +1,4 @@
+import json
 import logging
 import sys
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+import yaml
 from PIL import Image
 
 from cm_lightning.backbones.unet import UNet
@@ -212,13 +214,13 @@ def write_folder(n):
 RECIPE = Path(__file__).parents[2] / "experiments/folder/ct.yaml"
 
 
-def fit_the_recipe_for_folders(monkeypatch):
-    """Two steps with the recipe's own callbacks; returns the run's directory."""
+def fit_the_recipe_for_folders(monkeypatch, *options):
+    """Two steps with the recipe's own callbacks, unless options name others; returns the run's directory."""
     monkeypatch.setattr(sys, "argv", ["cm-lightning"])
     short = ["max_steps=2", "val_check_interval=2", "accumulate_grad_batches=1", "precision=32-true", "devices=1"]
     tiny_model = ["--model.image_shape=[3,16,16]", "--model.backbone.channels=8", "--model.sampling_sigmas=null"]
     data = ["--data.size=16", "--data.batch_size=8", "--data.num_workers=0", "--trainer.accelerator=cpu"]
-    main(["fit", f"--config={RECIPE}", *(f"--trainer.{option}" for option in short), *tiny_model, *data])
+    main(["fit", f"--config={RECIPE}", *(f"--trainer.{option}" for option in short), *tiny_model, *data, *options])
     return sorted(Path("runs/folder-ct").iterdir())[-1]
 
 
@@ -240,18 +242,14 @@ def test_the_recipe_for_folders_runs_without_weights_and_measures_with_them(tmp_
     assert "frechet" not in (run / "metrics.csv").read_text()
 
     (tmp_path / "hub/checkpoints").mkdir(parents=True)
-    torch.save(torchvision.models.resnet50().state_dict(), tmp_path / f"hub/checkpoints/{name}")
-    original = Quality.setup
-
-    def few(self, *arguments, **named):
-        self.num_samples = 4
-        original(self, *arguments, **named)
-
-    monkeypatch.setattr(Quality, "setup", few)
-    run = fit_the_recipe_for_folders(monkeypatch)
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "hub/checkpoints/resnet18-f37072fd.pth")
+    callbacks = yaml.safe_load(RECIPE.with_name("base.yaml").read_text())["trainer"]["callbacks"]
+    (quality,) = (entry["init_args"] for entry in callbacks if entry["class_path"] == "Quality")
+    quality["num_samples"], quality["extractor"]["init_args"]["model"] = 4, "resnet18"  # a quarter of the features
+    run = fit_the_recipe_for_folders(monkeypatch, f"--trainer.callbacks={json.dumps(callbacks)}")
     head = (run / "metrics.csv").read_text().splitlines()[0].split(",")
     for row in ("floor", "nfe1", "nfe2"):
-        assert {f"val/frechet_resnet50_{row}", f"val/kid_resnet50_{row}"} <= set(head)
+        assert {f"val/frechet_resnet18_{row}", f"val/kid_resnet18_{row}"} <= set(head)
 
 
 def test_wrong_weights_and_too_few_images_are_said_before_the_training(tmp_path, monkeypatch):
@@ -267,6 +265,12 @@ def test_wrong_weights_and_too_few_images_are_said_before_the_training(tmp_path,
             )
         with pytest.raises(CheckpointError, match=line):
             trainer(tmp_path, callbacks=[Quality(extractor=extractor)]).fit(tiny(), MNIST())
+
+
+@pytest.mark.parametrize("extractor", [TorchvisionFeatures(), Inception()])
+def test_photographs_networks_do_not_judge_points(extractor, tmp_path):
+    with pytest.raises(ConfigError, match=r"grey and colour images, not samples of shape \(2,\): remove it"):
+        trainer(tmp_path, callbacks=[Quality(extractor=extractor)]).fit(module(), Toy())
 
 
 def test_a_sheet_does_not_depend_on_how_many_are_drawn_at_a_time(tmp_path):

@@ -55,7 +55,9 @@ def test_the_features_are_what_the_last_layer_sees(small):
     torch.testing.assert_close(found, seen[0])
 
 
-@pytest.mark.parametrize("model", ["resnet18", "densenet121", "alexnet", "vit_b_32", "mobilenet_v3_small", "inception_v3"])
+@pytest.mark.parametrize(
+    "model", ["resnet18", "densenet121", "alexnet", "vit_b_32", "mobilenet_v3_small", "inception_v3"]
+)
 def test_classifiers_of_every_kind_have_features(model, tmp_path):
     with torch.device("meta"):
         options = {"init_weights": False} if model == "inception_v3" else {}
@@ -69,13 +71,13 @@ def test_classifiers_of_every_kind_have_features(model, tmp_path):
     assert network(scores.extractor.prepare(pictures(2, channels=1))).shape == (2, network.num_features)
 
 
-def test_the_transforms_are_those_of_the_file(small, tmp_path):
-    crops = {}
-    for entry in torchvision.models.ResNet50_Weights:
-        from cm_lightning.metrics.features import _weights_named
-
-        crops[entry.name] = _weights_named("resnet50", entry.url.rpartition("/")[2]).transforms().resize_size
-    assert crops == {"IMAGENET1K_V1": [256], "IMAGENET1K_V2": [232]}
+@pytest.mark.parametrize(
+    ("file", "size"), [("resnet50-0676ba61.pth", [256]), ("resnet50-11ad3fa6.pth", [232]), ("mine.pth", [232])]
+)
+def test_the_transforms_are_those_of_the_file(file, size, tmp_path):
+    torch.save(torchvision.models.resnet50().state_dict(), tmp_path / file)
+    network = TorchvisionFeatures("resnet50", str(tmp_path / file)).distance().inception
+    assert network.transforms.resize_size == size
 
 
 def test_a_densenet_under_its_first_names_is_read(tmp_path):

@@ -85,5 +85,5 @@ def test_scores_tell_it_beside_the_frechet_distance(digits, tmp_path):
     read.load_reference(tmp_path / "r.safetensors")
     assert read([(digits[1::2], None)])["kid_mnist"] == pytest.approx(scores["kid_mnist"], rel=1e-6)
     plain.save_reference(tmp_path / "p.safetensors", write=True)
-    with pytest.raises(CheckpointError, match="p.safetensors holds no reference"):
+    with pytest.raises(CheckpointError, match=r"p.safetensors holds no reference"):
         read.load_reference(tmp_path / "p.safetensors")
