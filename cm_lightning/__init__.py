@@ -46,6 +46,8 @@ _HOME = {
     "ConsistencyDistillation": "modules.distillation",
     "ConsistencyTraining": "modules.training",
     "DiffusionModule": "modules.diffusion",
+    "DINOv2": "metrics.features",
+    "TorchvisionFeatures": "metrics.features",
     "Inception": "metrics.extractor",
     "MnistJudge": "metrics.extractor",
     "load_module": "modules.loading",
@@ -88,6 +90,8 @@ if TYPE_CHECKING:
     from cm_lightning.data.toy import Toy as Toy
     from cm_lightning.metrics.extractor import Inception as Inception
     from cm_lightning.metrics.extractor import MnistJudge as MnistJudge
+    from cm_lightning.metrics.features import DINOv2 as DINOv2
+    from cm_lightning.metrics.features import TorchvisionFeatures as TorchvisionFeatures
     from cm_lightning.modules.diffusion import DiffusionModule as DiffusionModule
     from cm_lightning.modules.distillation import ConsistencyDistillation as ConsistencyDistillation
     from cm_lightning.modules.loading import load_module as load_module

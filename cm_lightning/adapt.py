@@ -8,6 +8,7 @@ from typing import Any
 
 from cm_lightning.complaints import given_options
 from cm_lightning.data.folder import ImageFolder
+from cm_lightning.errors import DataError
 
 
 def adapt_to_data(config: Any, arguments: Sequence[str]) -> None:
@@ -22,15 +23,17 @@ def adapt_to_data(config: Any, arguments: Sequence[str]) -> None:
     if cls is None or not issubclass(cls, ImageFolder) or model is None or "image_shape" not in model.init_args:
         return
     folder = cls(**data.init_args.as_dict())
-    if not folder.root.exists():
-        return  # loading says so; a dry run needs no images
     given = {path for path, _ in given_options(arguments)}
-    if model.init_args.image_shape is None:
-        model.init_args.image_shape = list(folder.image_shape)
     sizes = getattr(model.init_args.get("backbone"), "init_args", {})
-    for name, value in (("image_channels", folder.image_shape[0]), ("num_classes", folder.num_classes)):
-        if name in sizes and ("model", "backbone", name) not in given:
-            sizes[name] = value
+    try:
+        if model.init_args.image_shape is None:
+            model.init_args.image_shape = list(folder.image_shape)
+        if ("model", "backbone", "image_channels") not in given and "image_channels" in sizes:
+            sizes["image_channels"] = folder.image_shape[0]
+        if ("model", "backbone", "num_classes") not in given and "num_classes" in sizes:
+            sizes["num_classes"] = folder.num_classes
+    except DataError:  # loading says the same; a dry run needs no images
+        return
 
 
 def _class(config: Any) -> type | None:

@@ -30,7 +30,7 @@ from cm_lightning.errors import CheckpointError, ConfigError, what_yaml_says
 from cm_lightning.failures import reported, take_debug
 from cm_lightning.files import replacing
 from cm_lightning.modules.trained import TrainedModule
-from cm_lightning.plan import plan
+from cm_lightning.plan import plan_of
 from cm_lightning.quiet import silence
 from cm_lightning.run import RunNote, run_directory
 from cm_lightning.trainer_options import check_trainer
@@ -140,6 +140,7 @@ class _CLI(LightningCLI):
             action="store_true",
             help="With fit: print parameters, images, schedule and memory, and stop.",
         )
+        parser.add_argument("--memory", type=float | None, help="With --dry_run: GiB of the card to fill.")
 
     def before_instantiate_classes(self) -> None:
         check_trainer(self.config[self.subcommand].trainer)
@@ -151,15 +152,13 @@ class _CLI(LightningCLI):
             super().instantiate_classes()
 
     def before_fit(self) -> None:
-        if not self.config[self.subcommand].dry_run:
+        config = self.config[self.subcommand]
+        if not config.dry_run:
+            if config.memory is not None:
+                raise ConfigError("--memory belongs to --dry_run: add that, or leave it out")
             return
-        trainer, module = self.trainer, self.model
-        assert isinstance(module, TrainedModule)
-        batch = getattr(self.datamodule, "batch_size", None)
-        if trainer.max_steps < 1 or batch is None:
-            raise ConfigError("--dry_run needs trainer.max_steps and a data module with batch_size")
-        ranks, callbacks = trainer.world_size, trainer.callbacks  # type: ignore[attr-defined]
-        print(plan(module, trainer.max_steps, batch, ranks, trainer.accumulate_grad_batches, callbacks))
+        assert isinstance(self.model, TrainedModule)
+        print(plan_of(self.model, self.datamodule, self.trainer, config.memory))
         raise SystemExit(0)
 
     def _parse_ckpt_path(self) -> None:

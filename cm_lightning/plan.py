@@ -2,24 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
-from unittest import mock
 
+import lightning as L
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from cm_lightning.activations import Kept, kept_for_backward
 from cm_lightning.callbacks.ema import EMA
 from cm_lightning.core.schedule import RateSchedule
+from cm_lightning.data.base import GenerativeDataModule
+from cm_lightning.domains import POSITIVE
+from cm_lightning.epoch import Epoch
+from cm_lightning.errors import ConfigError, DataError
 from cm_lightning.modules.lpips import LPIPS
 from cm_lightning.modules.trained import TrainedModule
 
 _GIB = 2**30
+#: GiB of common cards.
+CARDS = (16.0, 24.0, 40.0, 80.0)
+#: Of a card's memory; the rest is for the context, workspaces, gradients of activations and fragments.
+_USABLE = 0.85
+_TYPES = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32, "64": torch.float64}
+
+
+def plan_of(module: TrainedModule, data: Any, trainer: L.Trainer, memory: float | None = None) -> str:
+    """Lines for the user, of a run as it is configured.
+
+    Args:
+        module: see :func:`plan`.
+        data: the data module; its images need not be there.
+        trainer: what would train.
+        memory: GiB of a card; common cards if None.
+
+    Raises:
+        ConfigError: the length of the run or the batch cannot be told, or memory is not positive.
+    """
+    if memory is not None:
+        POSITIVE.check(**{"--memory": memory})
+    batch = getattr(data, "batch_size", None)
+    if batch is None:
+        raise ConfigError("--dry_run needs a data module with batch_size")
+    epoch, unknown = _epoch(data, trainer)
+    return plan(
+        module, _steps(trainer, epoch, unknown), batch, trainer.world_size, trainer.accumulate_grad_batches,
+        trainer.callbacks,  # type: ignore[attr-defined]
+        str(trainer.precision), CARDS if memory is None else (memory,), epoch,
+    )  # fmt: skip
 
 
 def plan(
-    module: TrainedModule, steps: int, batch_size: int, ranks: int, accumulate: int, callbacks: Iterable[object]
+    module: TrainedModule,
+    steps: int,
+    batch_size: int,
+    ranks: int,
+    accumulate: int,
+    callbacks: Iterable[object],
+    precision: str = "32-true",
+    cards: Sequence[float] = CARDS,
+    epoch: Epoch | None = None,
 ) -> str:
     """Lines for the user.
 
@@ -30,7 +72,13 @@ def plan(
         ranks: processes.
         accumulate: batches of an optimizer step.
         callbacks: of the trainer; each EMA keeps a copy of the network.
+        precision: of the trainer, such as ``bf16-mixed``.
+        cards: GiB of the cards to fill.
+        epoch: of the data, where it is known.
     """
+    plain, autocast = _types(precision)
+    if plain != torch.float32:
+        module.to(plain)
     weights, frozen = _bytes(module.backbone), module.frozen_networks()
     averages = sum(isinstance(callback, EMA) for callback in callbacks)
     copies = {
@@ -40,39 +88,97 @@ def plan(
         "averages": averages,
         "target": int(getattr(module, "target", None) is not None),
     }
-    total = sum(copies.values()) * weights + sum(_frozen_bytes(network) for network in frozen.values())
-    image = _activations(module)
+    kept = kept_for_backward([module.backbone, *frozen.values()], module.forward_one, plain, autocast)
+    total = sum(copies.values()) * weights + sum(map(_frozen_bytes, frozen.values())) + kept.weights
+    share = batch_size // ranks
     lines = [
         f"{type(module).__name__}, {type(module.backbone).__name__}: "
         f"{sum(p.numel() for p in module.backbone.parameters()):,} parameters",
-        f"{steps:,} steps x {accumulate * batch_size:,} images = {steps * accumulate * batch_size:,} images; "
-        f"{batch_size // ranks:,} a rank on {ranks} rank(s)",
+        _images(steps, batch_size, accumulate, epoch) + f"; {share:,} a rank on {ranks} rank(s)",
+        *_epoch_lines(steps, epoch),
         f"memory a rank: {total / _GIB:.2f} GiB = "
         + " + ".join(f"{n} x {name}" for name, n in copies.items() if n)
         + f" of {weights / _GIB:.2f} GiB"
-        + "".join(f" + {name} of {_frozen_bytes(network) / _GIB:.2f} GiB" for name, network in frozen.items()),
-        f"and activations in {_precision(module)}: {image / 2**20:.1f} MiB an image, "
-        f"{image * (batch_size // ranks) / _GIB:.1f} GiB a rank's batch"
-        + (", LPIPS's own not counted" if isinstance(getattr(module, "distance", None), LPIPS) else ""),
+        + "".join(f" + {name} of {_frozen_bytes(network) / _GIB:.2f} GiB" for name, network in frozen.items())
+        + (f" + weights in 16 bits of {kept.weights / _GIB:.2f} GiB" if kept.weights else ""),
+        f"and activations in {precision}{_left_out(module)}: {kept.image / 2**20:.1f} MiB an image, "
+        f"{kept.image * share / _GIB:.1f} GiB a rank's batch",
+        *_card_lines(cards, total, kept, batch_size * accumulate, ranks),
         "step        schedule",
     ]
     lines += [f"{step:<12,}{_schedule(module, step, steps)}" for step in (steps * i // 4 for i in range(5))]
     return "\n".join(lines)
 
 
-class _Fused(torch.autograd.Function):
-    """What a fused kernel of attention keeps; the meta device's own would count the matrices that none keeps."""
+def _types(precision: str) -> tuple[torch.dtype, torch.dtype | None]:
+    """The type of weights and inputs, and the type that autocast computes in, if any."""
+    number, _, kind = precision.partition("-")
+    dtype = _TYPES.get(number, torch.bfloat16)  # other plugins compute in 16 bits or fewer
+    return (dtype, None) if kind == "true" else (torch.float32, dtype)
 
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = q.new_empty(*q.shape[:-1], v.shape[-1])
-        ctx.save_for_backward(q, k, v, out)
-        return out
 
-    @classmethod
-    def call(cls, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
-        out: Tensor = cls.apply(query, key, value)  # type: ignore[no-untyped-call]
-        return out
+def _epoch(data: Any, trainer: L.Trainer) -> tuple[Epoch | None, str]:
+    """The epoch, or why it is not known."""
+    if not isinstance(data, GenerativeDataModule):
+        return None, f"{type(data).__name__} does not tell its length"
+    try:
+        return Epoch.of(data, trainer), ""
+    except DataError as error:
+        return None, str(error)
+
+
+def _steps(trainer: L.Trainer, epoch: Epoch | None, unknown: str) -> int:
+    """Optimizer steps of the run, by the first of the limits that it meets."""
+    limits = [trainer.max_steps] if trainer.max_steps > 0 else []
+    if trainer.max_epochs is not None and trainer.max_epochs > 0 and epoch is not None:
+        limits.append(trainer.max_epochs * epoch.steps)
+    if limits:
+        return min(limits)
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        raise ConfigError(f"--dry_run cannot tell the steps of {trainer.max_epochs} epochs: {unknown}; or set "
+                          "--trainer.max_steps")  # fmt: skip
+    raise ConfigError("--dry_run needs the length of the run: set --trainer.max_steps (or --trainer.max_epochs)")
+
+
+def _images(steps: int, batch_size: int, accumulate: int, epoch: Epoch | None) -> str:
+    step = epoch.images_of_a_step if epoch else accumulate * batch_size
+    total = epoch.images_of(steps) if epoch else steps * step
+    return f"{steps:,} steps x {step:,} images = {total:,} images"
+
+
+def _epoch_lines(steps: int, epoch: Epoch | None) -> list[str]:
+    if epoch is None:
+        return []
+    whole = epoch.accumulate * epoch.batch_size
+    line = f"{epoch.images:,} training images: {steps / epoch.steps:.1f} epochs of {epoch.batches:,} batch(es)"
+    if epoch.images_of_a_step < whole:
+        line += (
+            f"; the optimizer also steps at an epoch's end, so a step takes {epoch.images_of_a_step:,} images, not "
+            f"{whole:,}: set --trainer.accumulate_grad_batches to at most {epoch.batches}"
+        )
+    elif epoch.images_of_the_last_step < whole:
+        line += f"; the optimizer also steps at an epoch's end, with {epoch.images_of_the_last_step:,} images"
+    return [line]
+
+
+def _card_lines(cards: Sequence[float], constant: int, kept: Kept, images: int, ranks: int) -> list[str]:
+    """For each card the greatest batch that it holds, and the options that keep the images of a step.
+
+    Args:
+        cards: GiB of memory.
+        constant: bytes that do not depend on the batch.
+        kept: by a forward pass.
+        images: of an optimizer step.
+        ranks: processes.
+    """
+    lines = [f"greatest batch a rank on a card, of which {1 - _USABLE:.0%} stay free:"]
+    for card in cards:
+        most = int((card * _USABLE * _GIB - constant) // max(1, kept.image))
+        part = max((n for n in range(1, min(most, images // ranks) + 1) if images % (n * ranks) == 0), default=0)
+        options = f"--data.batch_size {part * ranks} --trainer.accumulate_grad_batches {images // max(1, part * ranks)}"
+        says = f"{most:,} image(s); {options} take {images:,} a step" if part else "not one image fits"
+        lines.append(f"{card:6g} GiB: {says}")
+    return lines
 
 
 def _bytes(network: nn.Module) -> int:
@@ -84,14 +190,15 @@ def _frozen_bytes(network: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in network.parameters() if not p.requires_grad)
 
 
-def _precision(module: TrainedModule) -> str:
-    """Of the activations that are counted, and what is left out of them."""
-    networks = [module.backbone, *module.frozen_networks().values()]
-    half = any(p.dtype.itemsize == 2 for network in networks for p in network.parameters())
-    parts = [part for network in networks for part in network.modules()]
-    again = any(getattr(part, "gradient_checkpointing", False) for part in parts)
-    counted = "16 bits" if half else "float32, half in 16 bits"
-    return counted + (", without the block that checkpointing computes again" if again else "")
+def _left_out(module: TrainedModule) -> str:
+    """What is not among the activations that are counted."""
+    parts = [part for network in (module.backbone, *module.frozen_networks().values()) for part in network.modules()]
+    left_out = []
+    if any(getattr(part, "gradient_checkpointing", False) for part in parts):
+        left_out.append("the block that checkpointing computes again")
+    if isinstance(getattr(module, "distance", None), LPIPS):
+        left_out.append("LPIPS's own")
+    return f" (without {' and '.join(left_out)})" if left_out else ""
 
 
 def _schedule(module: TrainedModule, step: int, total: int) -> str:
@@ -114,20 +221,3 @@ def _optimizer_copies(module: TrainedModule) -> int:
     optimizer.step()
     state = optimizer.state[parameter].values()
     return sum(isinstance(value, Tensor) and value.shape == parameter.shape for value in state)
-
-
-def _activations(module: TrainedModule) -> int:
-    """Bytes that a forward pass of one image keeps for the backward pass, weights aside; nothing is computed."""
-    networks = [network.to("meta").train() for network in (module.backbone, *module.frozen_networks().values())]
-    own = {p.untyped_storage()._cdata for network in networks for p in network.parameters()}
-    kept: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if (storage := tensor.untyped_storage()._cdata) not in own:
-            kept[storage] = tensor
-        return tensor
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-    with hooks, torch.device("meta"), mock.patch.object(nnf, "scaled_dot_product_attention", _Fused.call):
-        module.forward_one()
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

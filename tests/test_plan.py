@@ -5,11 +5,15 @@ import pytest
 import torch
 from torch import nn
 
+from cm_lightning.activations import kept_for_backward
 from cm_lightning.callbacks.ema import EMA
 from cm_lightning.cli import main
 from cm_lightning.core.curriculum import ConstantRate
-from cm_lightning.plan import plan
-from tests.helpers import module
+from cm_lightning.data.toy import Toy
+from cm_lightning.epoch import Epoch
+from cm_lightning.errors import ConfigError
+from cm_lightning.plan import plan, plan_of
+from tests.helpers import module, trainer
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(p for p in (ROOT / "experiments").glob("[ci]*/*.yaml") if p.stem != "base")
@@ -62,3 +66,189 @@ def test_schedules_are_the_papers(capsys, monkeypatch, tmp_path):
     lines = capsys.readouterr().out.splitlines()[-5:]
     assert [line.split("  N ")[1].split()[0] for line in lines] == ["2", "76", "107", "131", "151"]  # recipes of CM
     assert "800,000" in lines[-1]
+
+
+def kept(network, autocast, dtype=torch.float32):
+    x = torch.zeros(1, 4, 8, 8, device="meta", dtype=dtype)
+    return kept_for_backward([network], lambda: network(x), dtype, autocast)
+
+
+IMAGE = 4 * 8 * 8  # entries
+
+
+@pytest.mark.parametrize(
+    ("layers", "autocast", "bytes_of_an_entry", "copies"),
+    [
+        # a convolution keeps its input, in the type it computes in; autocast keeps a copy of the weights, too
+        ([nn.Conv2d(4, 4, 1)], None, 4, 0),
+        ([nn.Conv2d(4, 4, 1)], torch.bfloat16, 2, 2 * (16 + 4)),
+        ([nn.Conv2d(4, 4, 1), nn.SiLU()], None, 4 + 4, 0),
+        ([nn.Conv2d(4, 4, 1), nn.SiLU()], torch.float16, 2 + 2, 2 * (16 + 4)),
+        # a norm computes in float32 under autocast: it keeps a copy of what came in 16 bits, and SiLU what it gave
+        ([nn.Conv2d(4, 4, 1), nn.GroupNorm(1, 4), nn.SiLU()], torch.bfloat16, 2 + 4 + 4, 2 * (16 + 4)),
+        # the mask of dropout has a byte
+        ([nn.Conv2d(4, 4, 1), nn.Dropout(0.5)], None, 4 + 1, 0),
+        ([nn.Conv2d(4, 4, 1), nn.Dropout(0.0)], None, 4, 0),
+    ],
+)
+def test_activations_are_counted_in_the_precision_of_the_trainer(layers, autocast, bytes_of_an_entry, copies):
+    counted = kept(nn.Sequential(*layers), autocast)
+    assert counted.image - 8 * ("GroupNorm" in str(layers)) == bytes_of_an_entry * IMAGE  # mean and deviation
+    assert counted.weights == copies
+
+
+def test_true_half_precision_halves_everything():
+    layers = nn.Sequential(nn.Conv2d(4, 4, 1), nn.SiLU())
+    assert kept(layers.bfloat16(), None, torch.bfloat16) == (2 * 2 * IMAGE, 0)
+    m = module(backbone=Square(), image_shape=(1, 32, 32))
+    text = plan(m, 1, 1, 1, 1, [], "bf16-true")
+    assert f"{2 * 2048 / 2**20:.1f} MiB an image" in text
+    assert "activations in bf16-true" in text
+    assert f"memory a rank: {4 * 2 / 1024:.2f} GiB" in text
+    assert torch.get_default_dtype() == torch.float32
+
+
+class Wide(nn.Module):
+    """Keeps 256 MiB an image, and hardly a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x, noise_label, class_label=None):
+        wide = x.flatten(1)[:, :1].expand(-1, 2**26).contiguous()
+        return (wide * self.weight)[:, :2]
+
+
+def card_lines(*arguments, **options):
+    lines = plan(module(backbone=Wide()), *arguments, **options).splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("greatest batch"))
+    return [line.strip() for line in lines[first + 1 : -6]]
+
+
+def test_cards_are_filled_and_the_images_of_a_step_kept():
+    image = 2**28  # float32
+    assert card_lines(10, 64, 1, 4, [], cards=[24, 0.2, 1000]) == [
+        f"24 GiB: {int(0.85 * 24 * 2**30 / image)} image(s); "
+        "--data.batch_size 64 --trainer.accumulate_grad_batches 4 take 256 a step",
+        "0.2 GiB: not one image fits",
+        "1000 GiB: 3,399 image(s); --data.batch_size 256 --trainer.accumulate_grad_batches 1 take 256 a step",
+    ]
+    # of two ranks together; a batch that divides the step, not the greatest
+    assert card_lines(10, 60, 2, 1, [], cards=[6]) == [
+        "6 GiB: 20 image(s); --data.batch_size 30 --trainer.accumulate_grad_batches 2 take 60 a step"
+    ]
+
+
+EPOCHS = [
+    # points, batch, accumulate, of a step, of the last, steps an epoch, steps, images
+    (64, 8, 1, 8, 8, 8, 3, 24),
+    (64, 8, 3, 24, 16, 3, 4, 64 + 24),
+    (16, 8, 4, 16, 16, 1, 5, 80),  # a step takes an epoch
+    (20, 8, 2, 16, 16, 1, 2, 32),  # the rest of 4 belongs to the next epoch's batches
+    (5, 8, 4, 8, 8, 1, 3, 24),  # fewer images than a batch has
+]
+
+
+@pytest.mark.parametrize(("points", "batch", "accumulate", "step", "last", "steps", "n", "images"), EPOCHS)
+def test_a_step_takes_what_the_epoch_has(points, batch, accumulate, step, last, steps, n, images, tmp_path):
+    data = Toy(num_points=points, batch_size=batch)
+    epoch = Epoch.of(data, trainer(tmp_path, accumulate_grad_batches=accumulate))
+    assert (epoch.images_of_a_step, epoch.images_of_the_last_step, epoch.steps) == (step, last, steps)
+    assert epoch.images_of(n) == images
+
+
+@pytest.mark.parametrize(("points", "batch", "accumulate"), [row[:3] for row in EPOCHS])
+def test_lightning_takes_the_same_steps(points, batch, accumulate, tmp_path):
+    data, t = Toy(num_points=points, batch_size=batch), trainer(tmp_path, max_steps=-1, max_epochs=3,
+                                                                accumulate_grad_batches=accumulate)  # fmt: skip
+    seen = []
+    m = module()
+    loss = m.loss
+    m.loss = lambda x, *rest: seen.append(len(x)) or loss(x, *rest)
+    m.validation_step = None
+    t.fit(m, train_dataloaders=None, datamodule=data)
+    epoch = Epoch.of(data, t)
+    assert t.global_step == 3 * epoch.steps
+    assert sum(seen) == epoch.images_of(t.global_step)
+
+
+def test_what_an_epoch_does_to_a_step_is_said(tmp_path):
+    def text(**options):
+        return plan_of(module(), Toy(num_points=20, batch_size=8), trainer(tmp_path, **options))
+
+    short = text(accumulate_grad_batches=4)
+    assert "5 steps x 16 images = 80 images" in short
+    assert "a step takes 16 images, not 32: set --trainer.accumulate_grad_batches to at most 2" in short
+    assert "also steps" not in text(accumulate_grad_batches=2)
+    ten = plan_of(module(), Toy(num_points=24, batch_size=8), trainer(tmp_path, accumulate_grad_batches=2))
+    assert "5 steps x 16 images = 64 images" in ten
+    assert "also steps at an epoch's end, with 8 images" in ten
+    assert "6 steps x 16" in text(max_steps=-1, max_epochs=6, accumulate_grad_batches=2)
+    assert "3 steps x 16" in text(max_steps=3, max_epochs=6, accumulate_grad_batches=2)
+    assert "20 steps x 8" in text(max_steps=-1, max_epochs=20, limit_train_batches=1)
+    assert "20 steps x 8" in text(max_steps=-1, max_epochs=20, limit_train_batches=0.5)
+
+
+def test_a_length_that_is_not_known_gets_a_line(tmp_path):
+    class Own:
+        batch_size = 4
+
+    with pytest.raises(ConfigError, match=r"needs the length of the run: set --trainer.max_steps"):
+        plan_of(module(), Toy(), trainer(tmp_path, max_steps=-1, max_epochs=-1))
+    with pytest.raises(ConfigError, match=r"steps of 3 epochs: Own does not tell its length; or set --trainer"):
+        plan_of(module(), Own(), trainer(tmp_path, max_steps=-1, max_epochs=3))
+    with pytest.raises(ConfigError, match="data module with batch_size"):
+        plan_of(module(), None, trainer(tmp_path))
+    for memory in (0, -1, float("nan")):
+        with pytest.raises(ConfigError, match="--memory must be a finite number above 0"):
+            plan_of(module(), Toy(), trainer(tmp_path), memory)
+
+
+FOLDER = [("ct", 64, 64), ("ct128", 16, 32), ("ct256", 4, 4)]
+
+
+@pytest.mark.parametrize(("recipe", "batch", "most"), FOLDER)
+def test_the_recipes_for_folders_fit_cards_of_24_and_of_80_gb(recipe, batch, most, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # the folder of images need not be there
+    monkeypatch.setattr(sys, "argv", ["cm-lightning"])
+    path = ROOT / f"experiments/folder/{recipe}.yaml"
+
+    def lines(*options):
+        with pytest.raises(SystemExit) as stop:
+            main(["fit", f"--config={path}", "--dry_run", "--trainer.accelerator=cpu", *options])
+        assert stop.value.code == 0
+        return capsys.readouterr().out.splitlines()
+
+    text = lines("--memory=24")
+    assert f"100,000 steps x 128 images = 12,800,000 images; {batch} a rank" in text[1]
+    (card,) = [line for line in text if line.startswith("    24 GiB")]
+    assert f"--data.batch_size {most} --trainer.accumulate_grad_batches {128 // most} take 128" in card
+    assert batch <= most
+    large = next(line for line in path.read_text().splitlines() if line.startswith("# 80 GB: "))
+    options = large.removeprefix("# 80 GB: ").split()
+    (card,) = [line for line in lines("--memory=80") if line.startswith("    80 GiB")]
+    assert " ".join(options[:4]) in card
+    pairs = [f"{name}={value}" for name, value in zip(options[::2], options[1::2], strict=True)]
+    assert "100,000 steps x 128 images" in lines(*pairs)[1]
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--memory=24"], "error: --memory belongs to --dry_run: add that, or leave it out"),
+        (["--memory=-1", "--dry_run"], "error: --memory must be a finite number above 0, got -1.0"),
+        (["--dry_run", "--trainer.max_steps=-1"], "error: --dry_run needs the length of the run"),
+        (["--dry_run", "--trainer.max_steps=-1", "--trainer.max_epochs=2"],
+         "error: --dry_run cannot tell the steps of 2 epochs: no folder images"),
+    ],
+)  # fmt: skip
+def test_options_of_a_dry_run_that_mean_nothing_get_a_line(options, line, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["cm-lightning"])
+    recipe = [f"--config={ROOT}/experiments/folder/ct.yaml", "--model.backbone.channels=8"]
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *recipe, "--trainer.accelerator=cpu", "--trainer.precision=32-true", *options])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(line)

@@ -9,9 +9,11 @@ from cm_lightning.callbacks.sample_grid import SampleGrid
 from cm_lightning.callbacks.save_last import SaveLast
 from cm_lightning.callbacks.throughput import Throughput
 from cm_lightning.metrics.extractor import Inception, MnistJudge
+from cm_lightning.metrics.features import DINOv2, TorchvisionFeatures
 
 __all__ = [
     "EMA",
+    "DINOv2",
     "Export",
     "Inception",
     "MnistJudge",
@@ -21,4 +23,5 @@ __all__ = [
     "SampleGrid",
     "SaveLast",
     "Throughput",
+    "TorchvisionFeatures",
 ]

@@ -12,11 +12,13 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from cm_lightning.callbacks.sample_grid import to_wandb
 from cm_lightning.data.captions import CaptionedDataModule
 from cm_lightning.data.images import to_unit_range
+from cm_lightning.domains import COUNT, NON_NEGATIVE, SEED, Domain
 from cm_lightning.errors import ConfigError
 from cm_lightning.grid import sheet, write_png
 from cm_lightning.run import run_directory
 
 _SHOWN = 100
+_SCORED = Domain("0, or a whole number of at least 2", lambda value: value == 0 or value >= 2, whole=True)
 
 
 class PromptGrid(Callback):
@@ -30,12 +32,20 @@ class PromptGrid(Callback):
         num_samples: images that a score is of; 0 for none. The first hundred are shown.
         seed: of the noise.
         scale: by what to enlarge the sheet.
+
+    Raises:
+        ConfigError: a number out of range.
     """
 
     def __init__(
         self, steps: Sequence[int] = (1, 2, 4), guidance: float = 1.0, num_samples: int = 500, seed: int = 0,
         scale: int = 1,
     ) -> None:  # fmt: skip
+        COUNT.check_each(self, steps=steps)
+        NON_NEGATIVE.check(self, guidance=guidance)
+        _SCORED.check(self, num_samples=num_samples)
+        SEED.check(self, seed=seed)
+        COUNT.check(self, scale=scale)
         self.steps, self.guidance, self.num_samples, self.seed, self.scale = steps, guidance, num_samples, seed, scale
         self._scores: Any = None
 

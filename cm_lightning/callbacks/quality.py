@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cm_lightning.core.noise import generators
 from cm_lightning.data.base import GenerativeDataModule
+from cm_lightning.domains import COUNT, SEED, at_least
 from cm_lightning.errors import ConfigError
 from cm_lightning.files import cache_folder
 from cm_lightning.metrics.extractor import Extractor, MnistJudge
@@ -28,7 +29,8 @@ class Quality(Callback):
     Where the extractor tells classes, the accuracy of the labels that were asked for too. The images of the split
     ``val`` give the floor: what real images score. Samples, reference and floor are shared out over the ranks; each
     sample has a noise of its own, so the scores do not depend on how many there are. The extractor stays outside the
-    module, and so outside its checkpoints.
+    module, and so outside its checkpoints. An extractor whose weights are not there yet measures nothing: a line says
+    where to put them.
 
     Args:
         nfe: numbers of evaluations of the network for a sample; the log's names tell how many there really were.
@@ -38,6 +40,11 @@ class Quality(Callback):
         seed: of the noise, the same at every call.
         cache: folder in which the statistics of training images are kept from run to run; ``cm_lightning`` in
             ``$XDG_CACHE_HOME`` (``~/.cache``) if None.
+        kid: whether to log the kernel distance of the features too, which a few hundred images do not bias; of more
+            than 5,000 it takes 5,000.
+
+    Raises:
+        ConfigError: a number out of range.
     """
 
     def __init__(
@@ -48,24 +55,25 @@ class Quality(Callback):
         extractor: Extractor | None = None,
         seed: int = 0,
         cache: str | None = None,
+        kid: bool = False,
     ) -> None:
-        if num_samples < 2 or batch_size < 1:
-            raise ConfigError(f"Quality needs num_samples >= 2, batch_size >= 1; got {num_samples}, {batch_size}")
+        COUNT.check_each(self, nfe=nfe)
+        at_least(2).check(self, num_samples=num_samples)
+        COUNT.check(self, batch_size=batch_size)
+        SEED.check(self, seed=seed)
         self.nfe, self.num_samples, self.batch_size, self.seed = list(nfe), num_samples, batch_size, seed
         self.extractor = extractor or MnistJudge()
-        self.cache = cache_folder(cache)
+        self.cache, self.kid = cache_folder(cache), kid
         self._scores: FrechetScores | None = None
         self._floor: dict[str, float] = {}
         self._data: str | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find what is missing before the training, not at its first validation."""
-        data, shape = trainer.datamodule, self.extractor.image_shape  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, GenerativeDataModule):
             raise ConfigError("Quality needs a data module of this suite, for its images: use one, or remove it")
-        if shape and shape != getattr(pl_module, "image_shape", None):
-            name = type(self.extractor).__name__
-            raise ConfigError(f"Quality: {name} judges images of shape {shape} only: set its extractor to Inception")
+        self._check_shapes(data.image_shape, getattr(pl_module, "image_shape", None))
         if trainer.world_size > self.num_samples:
             raise ConfigError(f"Quality: {self.num_samples} samples are fewer than ranks: raise num_samples")
         if stage == "predict":
@@ -74,8 +82,32 @@ class Quality(Callback):
             raise ConfigError(f"Quality does not measure a {type(pl_module).__name__}: use PromptGrid for prompts")
         for steps in self.nfe:
             pl_module.default_sigmas(steps)  # raises for a number that its sampler cannot do
+        if missing := self.extractor.missing():
+            rank_zero_info(f"Quality measures nothing, as there are no weights: {missing}")
+            return
+        if few := [split for split in ("train", "val") if len(data.split(split)) < 2]:  # type: ignore[arg-type]
+            raise ConfigError(f"Quality compares with 2 images or more, {few[0]} has fewer: add images, or remove it")
         if self._scores is None:
-            self._scores = FrechetScores(self.extractor)
+            self._scores = self._new_scores()
+
+    def _check_shapes(self, data: tuple[int, ...], model: tuple[int, ...] | None) -> None:
+        if model is not None and model != tuple(data):
+            shape = ",".join(map(str, data))
+            raise ConfigError(
+                f"the data has images of shape {tuple(data)}, the model expects {model}: "
+                f"set --model.image_shape=[{shape}] and the channels of its backbone"
+            )
+        if (wanted := self.extractor.image_shape) and wanted != model:
+            name = type(self.extractor).__name__
+            raise ConfigError(
+                f"Quality: {name} judges images of shape {wanted} only: set its extractor to Inception or "
+                "TorchvisionFeatures"
+            )
+        if len(data) != 3 or data[0] not in (1, 3):
+            raise ConfigError(f"Quality judges grey and colour images, not samples of shape {tuple(data)}: remove it")
+
+    def _new_scores(self) -> FrechetScores:
+        return FrechetScores(self.extractor, kernel=self.kid)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._measure(trainer, pl_module, "val")
@@ -84,11 +116,10 @@ class Quality(Callback):
         self._measure(trainer, pl_module, "test")
 
     def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or self._scores is None:
             return
         assert isinstance(pl_module, GenerativeModule)
         self._meet_data(trainer, pl_module)
-        assert self._scores is not None
         rows = {"floor": self._floor}
         for steps in self.nfe:
             samples = _Samples(self, trainer, pl_module, steps)
@@ -106,7 +137,7 @@ class Quality(Callback):
         if data == self._data:
             return
         if self._scores is None or self._data is not None:
-            self._scores = FrechetScores(self.extractor)
+            self._scores = self._new_scores()
         self._scores.to(pl_module.device)
         self._reference(trainer, self._scores, data)
         self._floor = self._scores(_share(trainer, "val"))
@@ -114,7 +145,7 @@ class Quality(Callback):
 
     def _reference(self, trainer: L.Trainer, scores: FrechetScores, data: str) -> None:
         """The statistics of the training images: from the cache, or made and kept there."""
-        path = self.cache / f"{self.extractor.name}-{data}.safetensors"
+        path = self.cache / f"{self.extractor.name}{'-kernel' if self.kid else ''}-{data}.safetensors"
         if trainer.strategy.broadcast(path.is_file()):  # the first rank's word counts on nodes with discs of their own
             if trainer.is_global_zero:
                 scores.load_reference(path)
@@ -168,6 +199,11 @@ def _fingerprint(trainer: L.Trainer, extractor: Extractor) -> str:
     return f"{type(data).__name__}-train-{len(images)}-{digest.hexdigest()[:16]}"
 
 
+def _shown(name: str, values: dict[str, float]) -> str:
+    """A number; the kernel distance of good samples is of the order of 0.001."""
+    return "" if name not in values else f"{values[name]:.5f}" if name.startswith("kid") else f"{values[name]:.3f}"
+
+
 def _table(title: str, rows: dict[str, Any]) -> Table:
     table = Table(title=title)
     names = list(dict.fromkeys(name for values in rows.values() for name in values))
@@ -175,5 +211,5 @@ def _table(title: str, rows: dict[str, Any]) -> Table:
         table.add_column(column, justify="right" if column else "left")
     for row, values in rows.items():
         shown = "real held-out" if row == "floor" else row
-        table.add_row(shown, *[f"{values[name]:.3f}" if name in values else "" for name in names])
+        table.add_row(shown, *[_shown(name, values) for name in names])
     return table

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor
 
 from cm_lightning.core.noise import generators
+from cm_lightning.domains import COUNT, SEED
 from cm_lightning.errors import ConfigError
 from cm_lightning.grid import sheet, write_png
 from cm_lightning.modules.base import GenerativeModule
@@ -28,12 +31,27 @@ class SampleGrid(Callback):
         columns: images in a row; with as many as there are classes, each column is one class.
         seed: of the noise.
         scale: by what to enlarge the sheet.
+        batch_size: images drawn at a time; it changes nothing but the memory that is needed.
+
+    Raises:
+        ConfigError: a number out of range.
     """
 
     def __init__(
-        self, num_samples: int = 100, nfe: Sequence[int] = (1,), columns: int = 10, seed: int = 0, scale: int = 1
+        self,
+        num_samples: int = 100,
+        nfe: Sequence[int] = (1,),
+        columns: int = 10,
+        seed: int = 0,
+        scale: int = 1,
+        batch_size: int = 100,
     ) -> None:
+        options = {"num_samples": num_samples, "columns": columns, "scale": scale, "batch_size": batch_size}
+        COUNT.check(self, **options)
+        COUNT.check_each(self, nfe=nfe)
+        SEED.check(self, seed=seed)
         self.num_samples, self.nfe, self.columns, self.seed, self.scale = num_samples, nfe, columns, seed, scale
+        self.batch_size = batch_size
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not isinstance(pl_module, GenerativeModule) or len(pl_module.image_shape) != 3:
@@ -52,13 +70,18 @@ class SampleGrid(Callback):
     def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, GenerativeModule)
         for steps in self.nfe:
-            images = pl_module.sample(self.num_samples, steps, generator=generators(self.seed, range(self.num_samples)))
-            pixels = sheet(images, self.columns, self.scale)
+            pixels = sheet(torch.cat(list(self._images(pl_module, steps))), self.columns, self.scale)
             path = run_directory(trainer) / "samples" / f"step_{pl_module.trained_steps:06d}_nfe{steps}.png"
             write_png(path, pixels)
             to_wandb(trainer, path, f"samples/nfe{steps}")
             if trainer.global_step >= trainer.max_steps > 0:
                 rank_zero_info(f"samples of {steps} step(s): {path}")
+
+    def _images(self, pl_module: GenerativeModule, steps: int) -> Iterator[Tensor]:
+        labels = pl_module.sample_labels(self.num_samples, None)
+        for rows in torch.split(torch.arange(self.num_samples), self.batch_size):
+            chosen = None if labels is None else labels[rows]
+            yield pl_module.sample(len(rows), steps, chosen, generators(self.seed, rows.tolist()))
 
 
 def to_wandb(trainer: L.Trainer, path: Path, name: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from cm_lightning.data.images import to_pixels
+from cm_lightning.domains import COUNT
 from cm_lightning.errors import ConfigError
 from cm_lightning.metrics.judge import WEIGHTS, DigitRow, Judge, load_judge
 
@@ -22,6 +23,15 @@ class Extractor(ABC):
     name: str
     #: (C, H, W) of the images it is made for; None: any.
     image_shape: tuple[int, ...] | None = None
+
+    @property
+    def kernel_name(self) -> str:
+        """What the kernel distance of the same features is called; only Inception's is a ``kid``."""
+        return self.name.replace("frechet", "kid", 1)
+
+    def missing(self) -> str | None:
+        """How to get the weights, if none were given and none lie where they are looked for; else None."""
+        return None
 
     @abstractmethod
     def distance(self) -> FrechetInceptionDistance:
@@ -59,7 +69,7 @@ class MnistJudge(Extractor):
         return FrechetInceptionDistance(feature=self._judge, reset_real_features=False)
 
     def identity(self) -> str:
-        return _digest(self.path)
+        return digest(self.path)
 
     def classify(self, images: Tensor) -> Tensor | None:
         assert self._judge is not None, "distance() loads the judge"
@@ -76,6 +86,7 @@ class CaptionedDigits(Extractor):
     name = "frechet_mnist"
 
     def __init__(self, digits: int = 1) -> None:
+        COUNT.check(**{"CaptionedDigits: digits": digits})
         self.image_shape = (3, 32, 32 * digits)
         self.digits = digits
         self._judge: DigitRow | None = None
@@ -85,7 +96,7 @@ class CaptionedDigits(Extractor):
         return FrechetInceptionDistance(feature=self._judge, reset_real_features=False)
 
     def identity(self) -> str:
-        return f"{_digest(WEIGHTS)}-{self.digits}"
+        return f"{digest(WEIGHTS)}-{self.digits}"
 
     def prepare(self, images: Tensor) -> Tensor:
         """Grey digits without their borders: (B, 3, 32, 32 n) -> (B, n, 28, 28)."""
@@ -112,6 +123,10 @@ class Inception(Extractor):
     def __init__(self, weights: str | None = None) -> None:
         self.weights = weights
 
+    @property
+    def kernel_name(self) -> str:
+        return "kid"
+
     def distance(self) -> FrechetInceptionDistance:
         if self.weights and not Path(self.weights).is_file():
             raise ConfigError(f"no Inception weights at {self.weights}: set the extractor's weights to the file")
@@ -128,12 +143,18 @@ class Inception(Extractor):
             ) from error
 
     def identity(self) -> str:
-        return _digest(Path(self.weights)) if self.weights else "torch-fidelity"
+        return digest(Path(self.weights)) if self.weights else "torch-fidelity"
 
     def prepare(self, images: Tensor) -> Tensor:
-        pixels = to_pixels(images)
-        return pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
+        return color_pixels(images)
 
 
-def _digest(path: Path) -> str:
+def color_pixels(images: Tensor) -> Tensor:
+    """Images (B, 1 or 3, H, W) in [-1, 1] -> (B, 3, H, W) uint8."""
+    pixels = to_pixels(images)
+    return pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
+
+
+def digest(path: Path) -> str:
+    """Of a file, to tell it from others."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

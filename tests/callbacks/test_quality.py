@@ -1,14 +1,26 @@
+import json
+import logging
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+import torchvision
+import yaml
+from PIL import Image
 
 from cm_lightning.backbones.unet import UNet
+from cm_lightning.callbacks.prompt_grid import PromptGrid
 from cm_lightning.callbacks.quality import Quality
 from cm_lightning.callbacks.sample_grid import SampleGrid
+from cm_lightning.cli import main
 from cm_lightning.core.ode_sampler import DDIM
+from cm_lightning.data.folder import ImageFolder
 from cm_lightning.data.mnist import MNIST
 from cm_lightning.data.toy import Toy
-from cm_lightning.errors import ConfigError
-from cm_lightning.metrics.extractor import Inception
+from cm_lightning.errors import CheckpointError, ConfigError
+from cm_lightning.metrics.extractor import CaptionedDigits, Inception
+from cm_lightning.metrics.features import TorchvisionFeatures
 from cm_lightning.metrics.judge import load_judge
 from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.training import ConsistencyTraining
@@ -120,3 +132,154 @@ def test_what_is_missing_is_said_before_the_training(tmp_path):
         trainer(tmp_path, callbacks=[SampleGrid(nfe=[1])]).fit(tiny(DiffusionModule), MNIST())
     with pytest.raises(ConfigError, match="num_samples"):
         Quality(num_samples=1)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "line"),
+    [
+        (Quality, {"nfe": [0]}, "Quality: each of nfe must be a whole number of at least 1, got 0"),
+        (Quality, {"nfe": [1, -2]}, "Quality: each of nfe must be a whole number of at least 1, got -2"),
+        (Quality, {"nfe": [1.5]}, "Quality: each of nfe must be"),
+        (Quality, {"nfe": []}, "Quality: nfe must be a list of values"),
+        (Quality, {"num_samples": 1}, "Quality: num_samples must be a whole number of at least 2, got 1"),
+        (Quality, {"num_samples": -5}, "Quality: num_samples must be"),
+        (Quality, {"num_samples": NAN}, "Quality: num_samples must be"),
+        (Quality, {"batch_size": 0}, "Quality: batch_size must be a whole number of at least 1, got 0"),
+        (Quality, {"seed": -1}, "Quality: seed must be a whole number from 0"),
+        (Quality, {"seed": 2**32}, "Quality: seed must be"),
+        (SampleGrid, {"nfe": [0]}, "SampleGrid: each of nfe must be a whole number of at least 1, got 0"),
+        (SampleGrid, {"nfe": ()}, "SampleGrid: nfe must be a list of values"),
+        (SampleGrid, {"num_samples": 0}, "SampleGrid: num_samples must be a whole number of at least 1, got 0"),
+        (SampleGrid, {"columns": 0}, "SampleGrid: columns must be"),
+        (SampleGrid, {"columns": -3}, "SampleGrid: columns must be"),
+        (SampleGrid, {"scale": 0}, "SampleGrid: scale must be"),
+        (SampleGrid, {"scale": True}, "SampleGrid: scale must be"),
+        (SampleGrid, {"batch_size": 0}, "SampleGrid: batch_size must be"),
+        (SampleGrid, {"seed": -1}, "SampleGrid: seed must be"),
+        (PromptGrid, {"steps": [0]}, "PromptGrid: each of steps must be a whole number of at least 1, got 0"),
+        (PromptGrid, {"steps": []}, "PromptGrid: steps must be a list of values"),
+        (PromptGrid, {"guidance": -1}, "PromptGrid: guidance must be a finite number of at least 0, got -1"),
+        (PromptGrid, {"guidance": NAN}, "PromptGrid: guidance must be"),
+        (PromptGrid, {"num_samples": 1}, "PromptGrid: num_samples must be 0, or a whole number of at least 2, got 1"),
+        (PromptGrid, {"num_samples": -1}, "PromptGrid: num_samples must be"),
+        (PromptGrid, {"scale": 0}, "PromptGrid: scale must be"),
+        (PromptGrid, {"seed": -1}, "PromptGrid: seed must be"),
+        (CaptionedDigits, {"digits": 0}, "CaptionedDigits: digits must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_a_number_without_meaning_is_refused_where_it_is_set(make, options, line):
+    with pytest.raises(ConfigError) as error:
+        make(**options)
+    assert str(error.value).startswith(line)
+
+
+def test_numbers_at_the_edge_of_their_domains_are_taken():
+    Quality(nfe=[1], num_samples=2, batch_size=1, seed=2**32 - 1)
+    SampleGrid(num_samples=1, nfe=(1,), columns=1, seed=0, scale=1, batch_size=1)
+    PromptGrid(steps=(1,), guidance=0, num_samples=0)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 32, 32), (3, 28, 28)])
+def test_a_model_of_another_shape_than_the_data_hears_of_that_first(shape, tmp_path):
+    m = ConsistencyTraining(UNet(shape[0], 8, (1,), 1, (), patch=4), shape)
+    with pytest.raises(ConfigError) as error:
+        trainer(tmp_path, callbacks=[Quality()]).fit(m, MNIST())
+    assert str(error.value).startswith(f"the data has images of shape (1, 28, 28), the model expects {shape}: "
+                                       "set --model.image_shape=[1,28,28]")  # fmt: skip
+    assert "Quality" not in str(error.value)
+
+
+def test_the_kernel_distance_is_logged_beside_the_frechet_distance(tmp_path):
+    small = {"nfe": [1], "num_samples": 8, "kid": True}
+    both = measure(tmp_path, tiny(), **small)
+    distances = {name for name in both if "_mnist_" in name}
+    assert distances == {f"val/{kind}_mnist_{row}" for kind in ("frechet", "kid") for row in ("nfe1", "floor")}
+    assert abs(both["val/kid_mnist_floor"]) < 0.01 * both["val/kid_mnist_nfe1"]
+    assert measure(tmp_path, tiny(), **small) == pytest.approx(both)  # from the cache
+    (path,) = (tmp_path / "cache").iterdir()
+    assert path.name.startswith("frechet_mnist-kernel-MNIST-train-4000-")
+
+
+def write_folder(n):
+    generator = torch.Generator().manual_seed(0)
+    Path("images").mkdir()
+    for i in range(n):
+        color = tuple(torch.randint(256, (3,), generator=generator).tolist())
+        Image.new("RGB", (40, 40), color).save(f"images/{i}.png")
+
+
+RECIPE = Path(__file__).parents[2] / "experiments/folder/ct.yaml"
+
+
+def fit_the_recipe_for_folders(monkeypatch, *options):
+    """Two steps with the recipe's own callbacks, unless options name others; returns the run's directory."""
+    monkeypatch.setattr(sys, "argv", ["cm-lightning"])
+    short = ["max_steps=2", "val_check_interval=2", "accumulate_grad_batches=1", "precision=32-true", "devices=1"]
+    tiny_model = ["--model.image_shape=[3,16,16]", "--model.backbone.channels=8", "--model.sampling_sigmas=null"]
+    data = ["--data.size=16", "--data.batch_size=8", "--data.num_workers=0", "--trainer.accelerator=cpu"]
+    main(["fit", f"--config={RECIPE}", *(f"--trainer.{option}" for option in short), *tiny_model, *data, *options])
+    return sorted(Path("runs/folder-ct").iterdir())[-1]
+
+
+def test_the_recipe_for_folders_runs_without_weights_and_measures_with_them(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)  # nothing is downloaded
+    write_folder(30)
+    with caplog.at_level(logging.INFO):
+        run = fit_the_recipe_for_folders(monkeypatch)
+    notes = [record.getMessage() for record in caplog.records if "Quality" in record.getMessage()]
+    name = "resnet50-11ad3fa6.pth"
+    assert notes == [
+        f"Quality measures nothing, as there are no weights: put https://download.pytorch.org/models/{name} into "
+        f"{tmp_path}/hub/checkpoints, or set the extractor's weights to a file of resnet50"
+    ]
+    assert len(list((run / "samples").glob("*_nfe?.png"))) == 2
+    assert "frechet" not in (run / "metrics.csv").read_text()
+
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "hub/checkpoints/resnet18-f37072fd.pth")
+    callbacks = yaml.safe_load(RECIPE.with_name("base.yaml").read_text())["trainer"]["callbacks"]
+    (quality,) = (entry["init_args"] for entry in callbacks if entry["class_path"] == "Quality")
+    quality["num_samples"], quality["extractor"]["init_args"]["model"] = 4, "resnet18"  # a quarter of the features
+    run = fit_the_recipe_for_folders(monkeypatch, f"--trainer.callbacks={json.dumps(callbacks)}")
+    head = (run / "metrics.csv").read_text().splitlines()[0].split(",")
+    for row in ("floor", "nfe1", "nfe2"):
+        assert {f"val/frechet_resnet18_{row}", f"val/kid_resnet18_{row}"} <= set(head)
+
+
+def test_wrong_weights_and_too_few_images_are_said_before_the_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_folder(2)
+    unet = UNet(3, 8, (1,), 1, (), patch=4)
+    Path("damaged.pth").write_bytes(b"x")
+    for weights, line in (("nowhere.pth", "no file nowhere.pth"), ("damaged.pth", "damaged.pth holds no state dict")):
+        extractor = TorchvisionFeatures("resnet18", weights)
+        with pytest.raises(ConfigError, match="2 images or more, train has fewer"):
+            trainer(tmp_path, callbacks=[Quality(extractor=extractor)]).fit(
+                ConsistencyTraining(unet, (3, 16, 16)), ImageFolder("images", 16)
+            )
+        with pytest.raises(CheckpointError, match=line):
+            trainer(tmp_path, callbacks=[Quality(extractor=extractor)]).fit(tiny(), MNIST())
+
+
+@pytest.mark.parametrize("extractor", [TorchvisionFeatures(), Inception()])
+def test_photographs_networks_do_not_judge_points(extractor, tmp_path):
+    with pytest.raises(ConfigError, match=r"grey and colour images, not samples of shape \(2,\): remove it"):
+        trainer(tmp_path, callbacks=[Quality(extractor=extractor)]).fit(module(), Toy())
+
+
+def test_a_sheet_does_not_depend_on_how_many_are_drawn_at_a_time(tmp_path):
+    sheets = []
+    for batch_size in (100, 7):
+        folder = tmp_path / str(batch_size)
+        grid = SampleGrid(num_samples=20, nfe=[1, 2], batch_size=batch_size)
+        trainer(folder, callbacks=[grid]).validate(tiny(), MNIST(), verbose=False)
+        sheets.append([torchvision.io.read_image(str(p)) for p in sorted((folder / "samples").iterdir())])
+    assert len(sheets[0]) == 2
+    for a, b in zip(*sheets, strict=True):
+        torch.testing.assert_close(a.float(), b.float(), rtol=0, atol=1)

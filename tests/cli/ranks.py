@@ -80,7 +80,8 @@ if __name__ == "__main__":
         lr_scheduler=HoldThenCosine(rise=2),
     )  # fmt: skip
     ema = EMA(0.9)
-    callbacks = [ema, Watch(), Quality(nfe=[1], num_samples=30, batch_size=10, cache=f"cache{RANKS}"), seen]
+    quality = Quality(nfe=[1], num_samples=31, batch_size=10, cache=f"cache{RANKS}", kid=True)  # 31: uneven shares
+    callbacks = [ema, Watch(), quality, seen]
     options = {"strategy": "ddp", "devices": RANKS} if RANKS > 1 else {}
     t = trainer(".", max_steps=3, max_epochs=-1, val_check_interval=3, check_val_every_n_epoch=None,
                 limit_val_batches=1, callbacks=callbacks, **options)  # fmt: skip

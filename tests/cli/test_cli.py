@@ -346,7 +346,8 @@ def tiny_data(path, monkeypatch):
 
 
 def fit_two_steps(path, *options):
-    short = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1"]
+    one = "--trainer.accumulate_grad_batches=1"
+    short = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1", one]
     here = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"]
     tiny = ["--model.backbone.channels=8", "--data.batch_size=4"]
     callbacks = "--trainer.callbacks=[{class_path: EMA}, {class_path: SaveLast}]"

@@ -208,7 +208,7 @@ class _ProcessNumbers(torch.utils.data.Dataset):
 
 
 def test_short_epochs_keep_their_loader_processes_and_the_order_of_images():
-    loaders = [_Processes(batch_size=4, num_workers=workers).train_dataloader() for workers in (1, 0)]
+    loaders = [_Processes(num_points=10, batch_size=4, num_workers=workers).train_dataloader() for workers in (1, 0)]
     alone, here = ([batch for _ in range(4) for batch in loader] for loader in loaders)
     assert [batch[:, 1].tolist() for batch in alone] == [batch[:, 1].tolist() for batch in here]
     assert len({int(batch[0, 0]) for batch in alone} - {os.getpid()}) == 1

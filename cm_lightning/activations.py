@@ -1,0 +1,138 @@
+"""What a training step keeps for its backward pass, counted on the meta device: nothing is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+# What autocast computes in 16 bits, and what in float32; everything else takes its inputs as they are.
+_SHORT = {
+    "__matmul__", "__rmatmul__", "addbmm", "addmm", "addmv", "addr", "baddbmm", "bilinear", "bmm", "conv1d", "conv2d",
+    "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "einsum", "linear", "matmul", "mm", "mv",
+    "prelu", "scaled_dot_product_attention",
+}  # fmt: skip
+_LONG = {
+    "__pow__", "__rpow__", "cosine_similarity", "cross_entropy", "cumprod", "cumsum", "exp", "expm1", "group_norm",
+    "kl_div", "l1_loss", "layer_norm", "log", "log10", "log1p", "log2", "log_softmax", "logsumexp", "mse_loss", "norm",
+    "pow", "prod", "reciprocal", "rms_norm", "rsqrt", "smooth_l1_loss", "softmax", "softplus", "sum", "tan",
+}  # fmt: skip
+
+
+class Kept(NamedTuple):
+    """Bytes that a forward pass leaves behind.
+
+    Attributes:
+        image: kept for the backward pass of each image.
+        weights: copies of weights in 16 bits, which autocast makes once for a whole batch.
+    """
+
+    image: int
+    weights: int
+
+
+def kept_for_backward(
+    networks: Iterable[nn.Module],
+    run: Callable[[], None],
+    dtype: torch.dtype = torch.float32,
+    autocast: torch.dtype | None = None,
+) -> Kept:
+    """Count what running networks on one image keeps, their own weights aside.
+
+    Args:
+        networks: all that ``run`` runs; they are moved to the meta device, in training mode.
+        run: a forward pass of one image.
+        dtype: of new tensors.
+        autocast: the type that mixed precision computes in; None: the types are those of weights and inputs.
+    """
+    parts = [network.to("meta").train() for network in networks]
+    owned = {_storage(p) for network in parts for p in network.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in owned and _storage(tensor) not in accelerator.copies:
+            kept[_storage(tensor)] = tensor
+        return tensor
+
+    accelerator, hooks = _Accelerator(autocast, owned), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
+    with _default_dtype(dtype), hooks, torch.device("meta"), accelerator:
+        run()
+    return Kept(_bytes(kept.values()), _bytes(accelerator.copies.values()))
+
+
+class _Accelerator(TorchFunctionMode):
+    """Does on the meta device what an accelerator does: autocast, fused attention, and dropout with masks of a byte.
+
+    Args:
+        autocast: see :func:`kept_for_backward`.
+        owned: storages of the weights, of which autocast keeps one copy.
+    """
+
+    def __init__(self, autocast: torch.dtype | None, owned: set[int]) -> None:
+        super().__init__()
+        self.autocast, self.owned = autocast, owned
+        self.copies: dict[int, Tensor] = {}
+        self._copy_of: dict[int, Tensor] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        wanted = self.autocast if name in _SHORT else torch.float32 if name in _LONG else None
+        if self.autocast is not None and wanted is not None:
+            args = tuple(self._cast(value, wanted) for value in args)
+            kwargs = {key: self._cast(value, wanted) for key, value in kwargs.items()}
+        if name == "scaled_dot_product_attention":
+            return _Fused.call(*args, **kwargs)
+        if name == "dropout":
+            return _dropout(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _cast(self, value: Any, wanted: torch.dtype) -> Any:
+        if not isinstance(value, Tensor) or value.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+            return value
+        if value.dtype == wanted or _storage(value) not in self.owned:
+            return value.to(wanted)
+        if _storage(value) not in self._copy_of:
+            copy = self._copy_of[_storage(value)] = value.to(wanted)
+            self.copies[_storage(copy)] = copy
+        return self._copy_of[_storage(value)].reshape(value.shape)
+
+
+class _Fused(torch.autograd.Function):
+    """What a fused kernel of attention keeps; the meta device's own would count the matrices that none keeps."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        ctx.save_for_backward(q, k, v, out)
+        return out
+
+    @classmethod
+    def call(cls, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        out: Tensor = cls.apply(query, key, value)  # type: ignore[no-untyped-call]
+        return out
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    return torch.native_dropout(input, p, training)[0] if training and p else input
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)

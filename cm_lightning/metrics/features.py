@@ -1,0 +1,205 @@
+"""Features of networks that were trained on photographs, from files on this machine: nothing is downloaded."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as nnf
+import torchvision
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from cm_lightning.errors import CheckpointError, ConfigError
+from cm_lightning.extras import advice
+from cm_lightning.metrics.extractor import Extractor, color_pixels, digest
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+#: Networks that torchvision gives random weights slowly, and inputs of another range if they are trained.
+_GOOGLE = ("googlenet", "inception_v3")
+
+
+class TorchvisionFeatures(Extractor):
+    """What a classifier of torchvision feeds into its last layer: ``frechet_resnet50`` and ``kid_resnet50``.
+
+    Images are rounded to 8 bits, and then resized, cropped and normalised as the transforms of its weights say.
+
+    Args:
+        model: any of torchvision's classifiers that end in a linear layer.
+        weights: a state dict of it (.pth or .safetensors), with any number of classes. None: torchvision's file, if it
+            lies in torch's cache (``~/.cache/torch/hub/checkpoints``); without it nothing is measured.
+    """
+
+    def __init__(self, model: str = "resnet50", weights: str | None = None) -> None:
+        models = torchvision.models.list_models(module=torchvision.models)
+        if model not in models:
+            near = ", ".join(difflib.get_close_matches(model, models)) or "resnet50"
+            raise ConfigError(f"TorchvisionFeatures: torchvision has no classifier {model!r}: set model to {near}")
+        self.model, self.name, self.weights = model, f"frechet_{model}", weights
+
+    @property
+    def path(self) -> Path:
+        """The file of the weights, whether or not it is there."""
+        if self.weights:
+            return Path(self.weights)
+        return Path(torch.hub.get_dir()) / "checkpoints" / self._address().rpartition("/")[2]
+
+    def missing(self) -> str | None:
+        if self.weights or self.path.is_file():
+            return None
+        return (
+            f"put {self._address()} into {self.path.parent}, or set the extractor's weights to a file of {self.model}"
+        )
+
+    def distance(self) -> FrechetInceptionDistance:
+        if not self.path.is_file():
+            raise CheckpointError(f"no file {self.path}: set the weights of TorchvisionFeatures to one of {self.model}")
+        network = _Headless(self.model, _weights_of(self.model, self.path), self.path)
+        return FrechetInceptionDistance(feature=network, reset_real_features=False)
+
+    def identity(self) -> str:
+        return digest(self.path)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        return color_pixels(images)
+
+    def _address(self) -> str:
+        return str(torchvision.models.get_model_weights(self.model).DEFAULT.url)
+
+
+class DINOv2(Extractor):
+    """The class token of DINOv2 (Oquab et al. 2023), as Stein et al. 2023 advise: ``frechet_dinov2``, ``kid_dinov2``.
+
+    Images are rounded to 8 bits and resized to 224 x 224. Needs ``pip install cm-lightning[lcm]``.
+
+    Args:
+        weights: a folder of transformers, such as a copy of ``facebook/dinov2-large``; or a hub name, if it lies in the
+            hub's cache.
+    """
+
+    name = "frechet_dinov2"
+
+    def __init__(self, weights: str) -> None:
+        self.weights = weights
+        self._identity = ""
+
+    def distance(self) -> FrechetInceptionDistance:
+        network = _ClassToken(self._load())
+        state = hashlib.sha256()
+        for tensor in network.state_dict().values():
+            state.update(tensor.numpy().tobytes())
+        self._identity = state.hexdigest()[:16]
+        return FrechetInceptionDistance(feature=network, reset_real_features=False)
+
+    def identity(self) -> str:
+        assert self._identity, "distance() loads the network"
+        return self._identity
+
+    def prepare(self, images: Tensor) -> Tensor:
+        return color_pixels(images)
+
+    def _load(self) -> Any:
+        try:
+            from transformers import AutoModel
+
+            from cm_lightning.latent.quiet import quiet
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"DINOv2: {advice(error) or error}") from error
+        remedy = "set the weights of DINOv2 to a folder with config.json and model.safetensors of facebook/dinov2-*"
+        try:
+            with quiet():
+                network, report = AutoModel.from_pretrained(
+                    self.weights, local_files_only=True, output_loading_info=True, dtype=torch.float32
+                )
+        except Exception as error:  # whatever transformers makes of a folder that is missing or damaged
+            raise CheckpointError(f"no whole DINOv2 at {self.weights}: {remedy}") from error
+        if not network.config.model_type.startswith("dinov2"):
+            raise CheckpointError(f"{self.weights} holds a {network.config.model_type}: {remedy}")
+        if missing := sorted(report["missing_keys"]):
+            raise CheckpointError(f"{self.weights} lacks {len(missing)} tensors, such as {missing[0]}: {remedy}")
+        return network
+
+
+class _Headless(nn.Module):
+    """A classifier without its last layer, behind the transforms of its weights.
+
+    Args:
+        model: torchvision's name.
+        state: its state dict.
+        path: of that, for messages.
+    """
+
+    def __init__(self, model: str, state: Mapping[str, Tensor], path: Path) -> None:
+        super().__init__()
+        options = {"init_weights": False, "transform_input": True} if model in _GOOGLE else {}
+        network = torchvision.models.get_model(model, weights=None, **options)
+        linear = [(name, part) for name, part in network.named_modules() if isinstance(part, nn.Linear)]
+        if not linear:
+            raise ConfigError(f"TorchvisionFeatures: {model} ends in no linear layer: set model to another")
+        head, layer = linear[-1]
+        self.num_features = layer.in_features
+        network.set_submodule(head, nn.Identity())
+        _fill(network, {name: value for name, value in state.items() if not name.startswith(f"{head}.")}, model, path)
+        self.network = network.eval().requires_grad_(False)
+        self.transforms = _weights_named(model, path.name).transforms()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> features (B, num_features)."""
+        return cast(Tensor, self.network(self.transforms(pixels))).flatten(1)
+
+
+class _ClassToken(nn.Module):
+    """DINOv2's view of a whole image."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.num_features: int = network.config.hidden_size
+        self.side = 16 * network.config.patch_size  # 224
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> features (B, num_features)."""
+        x = nnf.interpolate(
+            pixels.float() / 255, (self.side, self.side), mode="bicubic", align_corners=False, antialias=True
+        )
+        mean, std = (x.new_tensor(values)[:, None, None] for values in (_MEAN, _STD))
+        return cast(Tensor, self.network((x.clamp(0, 1) - mean) / std).last_hidden_state[:, 0])
+
+
+def _weights_named(model: str, file: str) -> Any:
+    """Torchvision's entry of a file, which has its transforms; the default one's for files of other names."""
+    entries = torchvision.models.get_model_weights(model)
+    return next((entry for entry in entries if entry.url.endswith(f"/{file}")), entries.DEFAULT)
+
+
+def _weights_of(model: str, path: Path) -> dict[str, Tensor]:
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    except Exception as error:  # damaged, or a whole pickled model, which is code
+        raise CheckpointError(
+            f"{path} holds no state dict: set the weights of TorchvisionFeatures to what "
+            f"torch.save(model.state_dict(), ...) of a {model} wrote"
+        ) from error
+    if model.startswith("densenet"):  # torchvision's own files have the names of its first version
+        old = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+        tensors = {old.sub(r"\1\2", name): value for name, value in tensors.items()}
+    return tensors
+
+
+def _fill(network: nn.Module, state: Mapping[str, Tensor], model: str, path: Path) -> None:
+    """Load, or raise CheckpointError that tells what differs."""
+    wanted = {n: t.shape for n, t in network.state_dict().items() if not n.endswith("num_batches_tracked")}
+    given = {n: t.shape for n, t in state.items() if not n.endswith("num_batches_tracked")}
+    if different := sorted(n for n in wanted.keys() | given.keys() if wanted.get(n) != given.get(n)):
+        raise CheckpointError(
+            f"{path} holds another network than {model}: {len(different)} tensors differ, such as {different[0]}; set "
+            "model and weights of TorchvisionFeatures to what belongs together"
+        )
+    network.load_state_dict(state, strict=False)

@@ -1,0 +1,57 @@
+"""The kernel distance of features (KID, Binkowski et al. 2018): unbiased also for a few hundred images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+#: Features that a distance is of, at most: their products take memory with the square of their number.
+LIMIT = 5000
+_GOLDEN = -7046029254386353131  # 2^64 / golden ratio, as a signed number: multiples of it spread evenly
+
+
+class KeptFeatures:
+    """Features of at most ``limit`` images, chosen by the images' numbers alone: the same on any number of ranks.
+
+    Args:
+        rank: of this process, whose images are numbered rank, rank + ranks, rank + 2 ranks, ...
+        ranks: number of processes.
+        limit: images kept of all ranks.
+    """
+
+    def __init__(self, rank: int = 0, ranks: int = 1, limit: int = LIMIT) -> None:
+        self.rank, self.ranks, self.limit = rank, ranks, limit
+        self.seen = 0
+        self.keys: Tensor = torch.empty(0, dtype=torch.int64)
+        self.features: Tensor = torch.empty(0, 0)
+
+    def add(self, features: Tensor) -> None:
+        """Take the features (B, D) of the next images of this rank."""
+        numbers = self.rank + self.ranks * torch.arange(self.seen, self.seen + len(features), device=features.device)
+        self.seen += len(features)
+        kept = self.features.to(features.device).reshape(-1, features.shape[1])
+        self._keep(torch.cat([self.keys.to(features.device), numbers * _GOLDEN]), torch.cat([kept, features.float()]))
+
+    def _keep(self, keys: Tensor, features: Tensor) -> None:
+        order = keys.argsort()[: self.limit]
+        self.keys, self.features = keys[order], features[order]
+
+    def of_all_ranks(self, width: int, device: torch.device) -> KeptFeatures:
+        """What all ranks keep together, the same on each; all call it. Ranks may have seen no image."""
+        keys, features = self.keys.to(device), self.features.to(device).reshape(-1, width)
+        together = KeptFeatures(limit=self.limit)
+        if self.ranks > 1:
+            keys, features = (torch.cat(gather_all_tensors(tensor)) for tensor in (keys, features))
+        together._keep(keys, features)
+        return together
+
+
+def mean_kernel(x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Mean of (a.b / D + 1)^3 over pairs of features (N, D) and (M, D); over pairs within x, none with itself, if None.
+
+    Within fewer than two features it is NaN.
+    """
+    x = x.double()
+    kernel = (x @ (x if y is None else y.double()).T / x.shape[1] + 1) ** 3
+    return kernel.mean() if y is not None else (kernel.sum() - kernel.trace()) / (len(x) * (len(x) - 1))

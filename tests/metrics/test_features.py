@@ -1,0 +1,212 @@
+import importlib
+import sys
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
+
+from cm_lightning.errors import CheckpointError, ConfigError
+from cm_lightning.metrics.extractor import Inception, MnistJudge
+from cm_lightning.metrics.features import DINOv2, TorchvisionFeatures
+from cm_lightning.metrics.frechet import FrechetScores
+
+SMALL = "shufflenet_v2_x0_5"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The state dict of a small network with weights that mean nothing."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "small.pth"
+    torch.save(torchvision.models.get_model(SMALL).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def dino(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("weights") / "dinov2"
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 518}
+    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(folder)
+    return folder
+
+
+def pictures(n=6, channels=3):
+    return torch.rand(n, channels, 20, 20, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def features(extractor, images):
+    network = extractor.distance().inception
+    return network(extractor.prepare(images))
+
+
+def test_the_features_are_what_the_last_layer_sees(small):
+    network = torchvision.models.get_model(SMALL)
+    network.load_state_dict(torch.load(small))
+    seen = []
+    network.fc.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    transforms = torchvision.models.get_model_weights(SMALL).DEFAULT.transforms()
+    images = pictures()
+    network.eval()(transforms(((images + 1) * 127.5).round().byte()))
+    found = features(TorchvisionFeatures(SMALL, str(small)), images)
+    assert found.shape == (6, 1024)
+    torch.testing.assert_close(found, seen[0])
+
+
+@pytest.mark.parametrize(
+    "model", ["resnet18", "densenet121", "alexnet", "vit_b_32", "mobilenet_v3_small", "inception_v3"]
+)
+def test_classifiers_of_every_kind_have_features(model, tmp_path):
+    with torch.device("meta"):
+        options = {"init_weights": False} if model == "inception_v3" else {}
+        state = torchvision.models.get_model(model, **options).state_dict()
+    torch.manual_seed(0)
+    state = {n: torch.rand(t.shape) * 0.01 if t.is_floating_point() else torch.tensor(0) for n, t in state.items()}
+    save_file(state, tmp_path / "weights.safetensors")
+    scores = FrechetScores(TorchvisionFeatures(model, str(tmp_path / "weights.safetensors")))
+    network = scores.distance.inception
+    assert scores.extractor.name == f"frechet_{model}"
+    assert network(scores.extractor.prepare(pictures(2, channels=1))).shape == (2, network.num_features)
+
+
+@pytest.mark.parametrize(
+    ("file", "size"), [("resnet50-0676ba61.pth", [256]), ("resnet50-11ad3fa6.pth", [232]), ("mine.pth", [232])]
+)
+def test_the_transforms_are_those_of_the_file(file, size, tmp_path):
+    torch.save(torchvision.models.resnet50().state_dict(), tmp_path / file)
+    network = TorchvisionFeatures("resnet50", str(tmp_path / file)).distance().inception
+    assert network.transforms.resize_size == size
+
+
+def test_a_densenet_under_its_first_names_is_read(tmp_path):
+    state = torchvision.models.get_model("densenet121").state_dict()
+    old = {n.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): t for n, t in state.items()
+           if not n.endswith("num_batches_tracked")}  # fmt: skip
+    assert old.keys() != state.keys()
+    torch.save(old, tmp_path / "densenet121-a639ec97.pth")
+    network = TorchvisionFeatures("densenet121", str(tmp_path / "densenet121-a639ec97.pth")).distance().inception
+    name = "features.denseblock1.denselayer1.conv2.weight"
+    torch.testing.assert_close(network.network.state_dict()[name], state[name])
+
+
+def test_weights_for_other_classes_are_taken(small, tmp_path):
+    state = torch.load(small)
+    state["fc.weight"], state["fc.bias"] = torch.zeros(7, 1024), torch.zeros(7)
+    torch.save(state, tmp_path / "mine.pth")
+    ours, theirs = (features(TorchvisionFeatures(SMALL, str(p)), pictures()) for p in (tmp_path / "mine.pth", small))
+    torch.testing.assert_close(ours, theirs)
+
+
+def broken(tmp_path, small):
+    """Files that are not the weights of SMALL, and what is said of each."""
+    state = torch.load(small)
+    torch.save(torchvision.models.get_model("squeezenet1_1").state_dict(), tmp_path / "other.pth")
+    torch.save(torchvision.models.get_model("squeezenet1_1"), tmp_path / "pickled.pth")
+    (tmp_path / "cut.pth").write_bytes(small.read_bytes()[:5000])
+    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({n: t for n, t in state.items() if n != "conv5.0.weight"}, tmp_path / "lacking.pth")
+    torch.save({**state, "conv5.0.weight": torch.zeros(3)}, tmp_path / "shape.pth")
+    torch.save({}, tmp_path / "nothing.pth")
+    return {
+        "nowhere.pth": "no file .*nowhere.pth: set the weights of TorchvisionFeatures",
+        ".": "no file",
+        "other.pth": "other.pth holds another network than shufflenet_v2_x0_5: .* set model and weights",
+        "pickled.pth": r"pickled.pth holds no state dict: .*model.state_dict\(\)",
+        "cut.pth": "cut.pth holds no state dict: set the weights of TorchvisionFeatures",
+        "text.pth": "text.pth holds no state dict",
+        "empty.safetensors": "empty.safetensors holds no state dict",
+        "list.pth": "list.pth holds no state dict",
+        "lacking.pth": r"1 tensors differ, such as conv5.0.weight",
+        "shape.pth": r"1 tensors differ, such as conv5.0.weight",
+        "nothing.pth": "holds another network",
+    }
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["nowhere.pth", ".", "other.pth", "pickled.pth", "cut.pth", "text.pth", "empty.safetensors", "list.pth",
+     "lacking.pth", "shape.pth", "nothing.pth"],
+)  # fmt: skip
+def test_wrong_weights_get_a_line(file, small, tmp_path):
+    line = broken(tmp_path, small)[file]
+    with pytest.raises(CheckpointError, match=line) as error:
+        TorchvisionFeatures(SMALL, str(tmp_path / file)).distance()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("model", ["resnet_50", "resnet5", "fcn_resnet50", "", "no such"])
+def test_a_model_that_torchvision_lacks_gets_a_line(model):
+    with pytest.raises(ConfigError, match=r"TorchvisionFeatures: torchvision has no classifier .*: set model to \w+"):
+        TorchvisionFeatures(model)
+
+
+def test_a_network_without_a_linear_layer_gets_a_line(tmp_path):
+    torch.save(torchvision.models.get_model("squeezenet1_1").state_dict(), tmp_path / "s.pth")
+    with pytest.raises(ConfigError, match="squeezenet1_1 ends in no linear layer: set model to another"):
+        TorchvisionFeatures("squeezenet1_1", str(tmp_path / "s.pth")).distance()
+
+
+def test_without_weights_a_line_says_where_to_put_them(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    extractor = TorchvisionFeatures(SMALL)
+    line = extractor.missing()
+    assert line.startswith("put https://download.pytorch.org/models/shufflenetv2_x0.5-")
+    assert f"into {tmp_path}/checkpoints, or set the extractor's weights" in line
+    path = tmp_path / "checkpoints" / line.split()[1].rpartition("/")[2]
+    path.parent.mkdir()
+    path.write_bytes(small.read_bytes())
+    assert extractor.missing() is None
+    assert features(extractor, pictures()).shape == (6, 1024)
+    assert extractor.identity() == TorchvisionFeatures(SMALL, str(small)).identity()
+    assert TorchvisionFeatures(SMALL, "nowhere.pth").missing() is None  # it is wrong, not missing
+
+
+def test_dinov2_gives_the_class_token_of_the_whole_image(dino):
+    extractor = DINOv2(str(dino))
+    found = features(extractor, pictures(2))
+    model = Dinov2Model.from_pretrained(dino).eval()
+    pixels = ((pictures(2) + 1) * 127.5).round().byte().float() / 255
+    x = torch.nn.functional.interpolate(pixels, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = model((x - mean[:, None, None]) / std[:, None, None]).pooler_output
+    torch.testing.assert_close(found, expected)
+    assert features(DINOv2(str(dino)), pictures(2, channels=1)).shape == (2, 16)
+    scores = FrechetScores(extractor, kernel=True)
+    scores.add_reference([pictures()])
+    assert scores([(pictures(), None)]).keys() == {"frechet_dinov2", "kid_dinov2"}
+    assert len(extractor.identity()) == 16
+
+
+def test_wrong_folders_of_dinov2_get_a_line(dino, tmp_path):
+    for folder in ("nowhere", "facebook/dinov2-none", str(tmp_path)):
+        with pytest.raises(CheckpointError, match=f"no whole DINOv2 at {folder}: set the weights of DINOv2"):
+            DINOv2(folder).distance()
+    ViTModel(ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(tmp_path / "vit")
+    with pytest.raises(CheckpointError, match="vit holds a vit: set the weights of DINOv2"):
+        DINOv2(str(tmp_path / "vit")).distance()
+    model = Dinov2Model.from_pretrained(dino)
+    state = {n: t for n, t in model.state_dict().items() if n != "layernorm.weight"}
+    model.save_pretrained(tmp_path / "lacking", state_dict=state)
+    with pytest.raises(CheckpointError, match=r"lacks 1 tensors, such as layernorm.weight"):
+        DINOv2(str(tmp_path / "lacking")).distance()
+    (tmp_path / "lacking/model.safetensors").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="no whole DINOv2"):
+        DINOv2(str(tmp_path / "lacking")).distance()
+
+
+def test_without_transformers_a_line_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ConfigError, match=r"DINOv2: this needs transformers: pip install 'cm-lightning\[lcm\]'"):
+        DINOv2("x").distance()
+
+
+def test_names_of_the_scores():
+    names = {e.name: e.kernel_name for e in (MnistJudge(), Inception(), TorchvisionFeatures(), DINOv2("x"))}
+    assert names == {"frechet_mnist": "kid_mnist", "fid": "kid", "frechet_resnet50": "kid_resnet50",
+                     "frechet_dinov2": "kid_dinov2"}  # fmt: skip
+    for name in ("TorchvisionFeatures", "DINOv2"):
+        assert name in importlib.import_module("cm_lightning").__all__
