@@ -19,12 +19,14 @@ import cm_lightning.callbacks.all
 import cm_lightning.data.all
 import cm_lightning.modules.all  # noqa: F401
 from cm_lightning.allocator import keep_freed_memory
+from cm_lightning.callbacks.run_directory import RunDirectory
 from cm_lightning.checkpoint import read_checkpoint
-from cm_lightning.errors import CheckpointError, CmError, ConfigError, brief
+from cm_lightning.errors import CmError, ConfigError, brief
 from cm_lightning.files import replacing
 from cm_lightning.modules.trained import TrainedModule
 from cm_lightning.plan import plan
 from cm_lightning.run import RunNote, run_directory
+from cm_lightning.start import Start, name_checkpoints, trainer_options
 
 
 class _Parser(LightningArgumentParser):
@@ -60,7 +62,10 @@ def _lineage(path: Path, heirs: tuple[Path, ...] = ()) -> list[Path]:
 
 
 class _SaveConfig(SaveConfigCallback):
-    """The configuration goes into the run's own directory, to W&B under one key, and into the checkpoints."""
+    """The configuration goes into the run's own directory, to W&B under one key, and into the checkpoints.
+
+    :class:`RunDirectory` asks for it when there is a directory.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
@@ -69,7 +74,6 @@ class _SaveConfig(SaveConfigCallback):
         config = json.loads(self.parser.dump(self.config, format="json", skip_none=False))
         if isinstance(pl_module, TrainedModule):
             pl_module.config = config["model"]
-        super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         RunNote(str(run_directory(trainer))).leave()
@@ -102,6 +106,9 @@ class _CLI(LightningCLI):
             help="With fit: print parameters, images, schedule and memory, and stop.",
         )
 
+    def before_instantiate_classes(self) -> None:
+        name_checkpoints(self.config[self.subcommand])
+
     def instantiate_classes(self) -> None:
         if not self.config[self.subcommand].dry_run:
             super().instantiate_classes()
@@ -126,24 +133,26 @@ class _CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self.config_init[self.subcommand]
+        kwargs |= trainer_options(config.trainer)
         loggers = config.trainer.logger
         if config.wandb != "off":
             present = loggers if isinstance(loggers, list) else [loggers] if isinstance(loggers, Logger) else []
             kwargs["logger"] = [*present, _wandb_logger(present, offline=config.wandb == "offline")]
+        self.run = RunDirectory(type(self.model).__name__, fits=self.subcommand == "fit")
+        kwargs["callbacks"] = [self.run, *(config.trainer.callbacks or [])]
         return super().instantiate_trainer(**kwargs)
 
-    def after_fit(self) -> None:
-        if self.trainer.is_global_zero and not self.trainer.received_sigterm and not self.trainer.interrupted:
-            RunNote(str(run_directory(self.trainer)), finished=True).leave()
-
     def after_instantiate_classes(self) -> None:
-        config = self.config_init[self.subcommand]
-        if config.ckpt_path is None and self.subcommand != "fit":
-            raise ConfigError(f"{self.subcommand} needs weights: give --ckpt_path FILE, or --ckpt_path last")
-        if config.ckpt_path == "last":
-            config.ckpt_path = self.config[self.subcommand].ckpt_path = str(_last_checkpoint(self.trainer))
-        elif config.ckpt_path not in (None, "best", "hpc"):
-            read_checkpoint(config.ckpt_path)  # says in a line what is wrong with it
+        if self.config[self.subcommand].dry_run:
+            return
+        self.start = Start(str(self.subcommand), self.trainer, self.run, self.config_init[self.subcommand].ckpt_path)
+        for config in (self.config_init, self.config):  # the saved one names the file
+            config[self.subcommand].ckpt_path = self.start.checkpoint
+        if self.subcommand == "fit":
+            self.start.compare(json.loads(self._parser("fit").dump(self.config["fit"], format="json", skip_none=False)))
+
+    def fit(self, **options: Any) -> None:
+        self.start.fit(**options)
 
 
 def _wandb_logger(loggers: list[Any], offline: bool) -> WandbLogger:
@@ -151,17 +160,6 @@ def _wandb_logger(loggers: list[Any], offline: bool) -> WandbLogger:
     root = csv.root_dir if csv else "runs"
     Path(root).mkdir(parents=True, exist_ok=True)
     return WandbLogger(project="cm_lightning", save_dir=root, offline=offline)
-
-
-def _last_checkpoint(trainer: L.Trainer) -> Path:
-    """The newest ``last.ckpt`` of all versions of this run; every run writes into a new version."""
-    if not any(isinstance(logger, CSVLogger) for logger in trainer.loggers):
-        raise ConfigError("--ckpt_path last looks beside the CSV log, and there is none: name the checkpoint's file")
-    versions = run_directory(trainer).parent
-    found = sorted(versions.glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise CheckpointError(f"--ckpt_path last: no checkpoint below {versions}; leave the option out to start anew")
-    return found[-1]
 
 
 def main(args: Sequence[str] | None = None) -> None:
