@@ -117,7 +117,9 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
         if name in ("model", "data") and isinstance(value, Mapping):
             value = {"class_path": value.get("class_path"), **(value.get("init_args") or {})}  # noqa: PLW2901
         plain[name] = _by_class(value)
-    model = plain.get("model")
+    trainer, model = plain.get("trainer"), plain.get("model")
+    if isinstance(trainer, dict) and "callbacks" in trainer:
+        trainer["callbacks"] = trainer["callbacks"] or {}
     if isinstance(model, dict) and "optimizer" in model:
         model["optimizer"] = model["optimizer"] or _DEFAULTS["model.optimizer"]
     return plain
@@ -127,9 +129,8 @@ def _by_class(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(name): _by_class(inner) for name, inner in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        if value and all(isinstance(item, Mapping) and "class_path" in item for item in value):
-            return _numbered(value)
-        return list(value)
+        objects = value and all(isinstance(item, Mapping) and "class_path" in item for item in value)
+        return _numbered(value) if objects else list(value)
     return value
 
 

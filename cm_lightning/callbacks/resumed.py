@@ -41,9 +41,13 @@ class Resumed(Callback):
         if self._concern(_RATES):
             checkpoint["lr_schedulers"] = []
         loops = checkpoint["loops"]["fit_loop"]
-        within = loops["epoch_loop.batch_progress"]["current"]["ready"] % trainer.accumulate_grad_batches
-        if within or self._concern(_BATCHES):
-            _begin_an_epoch(loops, checkpoint["global_step"], trainer.accumulate_grad_batches)
+        progress = loops["epoch_loop.batch_progress"]
+        at_an_epochs_end = progress["is_last_batch"] and progress["total"]["completed"] == progress["total"]["processed"]
+        within_a_step = progress["current"]["ready"] % trainer.accumulate_grad_batches
+        if at_an_epochs_end or within_a_step or self._concern(_BATCHES):
+            _begin_an_epoch(progress, checkpoint["global_step"] * trainer.accumulate_grad_batches)
+        if not progress["is_last_batch"]:
+            _end_within_a_batch(loops, checkpoint["global_step"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._concern(_RATES):
@@ -56,14 +60,21 @@ class Resumed(Callback):
         return any(c.option == name or c.option.startswith(f"{name}.") for c in self.changes for name in names)
 
 
-def _begin_an_epoch(loops: dict[str, Any], step: int, accumulate: int) -> None:
+def _begin_an_epoch(progress: dict[str, Any], batches: int) -> None:
     """Let the next batch be the first of an epoch: Lightning's counts are of batches and epochs of the old sizes."""
-    done = step * accumulate
-    progress = loops["epoch_loop.batch_progress"]
-    progress["total"] = dict.fromkeys(progress["total"], done)
+    progress["total"] = dict.fromkeys(progress["total"], batches)
     progress["current"] = dict.fromkeys(progress["current"], 0)
     progress["is_last_batch"] = False
-    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = step
+
+
+def _end_within_a_batch(loops: dict[str, Any], step: int) -> None:
+    """Put a checkpoint from the end of a training into the state of those that are saved while it goes on.
+
+    From the other, Lightning counts a step twice that is followed by a validation, and the logs miss every row.
+    """
+    for progress in (loops["epoch_loop.batch_progress"]["total"], loops["epoch_loop.batch_progress"]["current"]):
+        progress["completed"] = progress["processed"] - 1
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = step - 1
 
 
 def _apply_rates(trainer: L.Trainer, module: TrainedModule) -> None:
