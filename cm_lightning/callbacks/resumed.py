@@ -42,7 +42,9 @@ class Resumed(Callback):
             checkpoint["lr_schedulers"] = []
         loops = checkpoint["loops"]["fit_loop"]
         progress = loops["epoch_loop.batch_progress"]
-        at_an_epochs_end = progress["is_last_batch"] and progress["total"]["completed"] == progress["total"]["processed"]
+        at_an_epochs_end = (
+            progress["is_last_batch"] and progress["total"]["completed"] == progress["total"]["processed"]
+        )
         within_a_step = progress["current"]["ready"] % trainer.accumulate_grad_batches
         if at_an_epochs_end or within_a_step or self._concern(_BATCHES):
             _begin_an_epoch(progress, checkpoint["global_step"] * trainer.accumulate_grad_batches)

@@ -169,7 +169,10 @@ def test_the_cure_for_a_loss_that_is_not_finite_works(capsys):
     [
         ([], "has trained 12 of 12 steps: to train longer, raise --trainer.max_steps"),
         (["--trainer.max_steps=5"], "has trained 12 of 5 steps"),
-        (["--trainer.max_epochs=2", "--trainer.max_steps=-1"], "of 2 epochs: to train longer, raise --trainer.max_epochs"),
+        (
+            ["--trainer.max_epochs=2", "--trainer.max_steps=-1"],
+            "of 2 epochs: to train longer, raise --trainer.max_epochs",
+        ),
     ],
 )
 def test_a_run_at_its_end_says_so(capsys, options, said):
