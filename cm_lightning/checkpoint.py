@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _noted(path: str | Path) -> Path:
-    """The file that a path stands for; that it is another one is said."""
+    """The file that a path stands for; that it is another one is said, once."""
     found = find_checkpoint(path)
     if found != Path(path):
-        rank_zero_info(f"{path}: {found}")
+        _say(f"{path}: {found}")
     return found
+
+
+@cache
+def _say(line: str) -> None:
+    rank_zero_info(line)
 
 
 def averages(checkpoint: dict[str, Any], attribute: str = "backbone") -> list[dict[str, Any]]:

@@ -20,7 +20,6 @@ import cm_lightning.data.all
 import cm_lightning.modules.all  # noqa: F401
 from cm_lightning.allocator import keep_freed_memory
 from cm_lightning.callbacks.run_directory import RunDirectory
-from cm_lightning.checkpoint import read_checkpoint
 from cm_lightning.errors import CmError, ConfigError, brief
 from cm_lightning.files import replacing
 from cm_lightning.modules.trained import TrainedModule

@@ -20,6 +20,7 @@ from cm_lightning.callbacks.run_directory import RunDirectory
 from cm_lightning.checkpoint import read_checkpoint
 from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.files import replacing
+from cm_lightning.interop.foreign import is_foreign
 from cm_lightning.resume import allowed_changes, at_its_end
 from cm_lightning.run import FINISHED, RunNote, find_checkpoint, last_checkpoint
 
@@ -135,6 +136,11 @@ def _checkpoint(subcommand: str, run: RunDirectory, ckpt_path: str | None) -> st
     if ckpt_path in (None, "best", "hpc"):
         return ckpt_path
     if ckpt_path != "last":
+        if is_foreign(str(ckpt_path)):
+            raise ConfigError(
+                f"--ckpt_path {ckpt_path}: {subcommand} takes a checkpoint of this suite; a training starts from other "
+                f"weights by --model.start_from {ckpt_path}"
+            )
         return str(find_checkpoint(ckpt_path))
     try:
         return str(last_checkpoint(run.named or run.root))

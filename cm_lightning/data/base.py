@@ -67,7 +67,7 @@ class MirroredInMemory(Mirrored):
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A loader that Lightning knows to be resumable: its place is a function of the trainer's step, so it keeps none."""
+    """A loader that Lightning takes for resumable: its place follows from the trainer's step, so it keeps none."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -239,6 +239,21 @@ def test_an_accumulating_run_resumes_to_the_bit_and_one_may_begin_to_accumulate(
     assert last()["Toy"] == {"step": 12, "images": 6 * 40 + 6 * 80}
 
 
+def test_a_run_that_was_interrupted_within_a_step_goes_on_with_whole_steps(caplog):
+    options = ["--trainer.accumulate_grad_batches=3", "--trainer.logger.init_args.name=acc"]
+    signal = ["--trainer.callbacks+=tests.helpers.SignalAt", "--trainer.callbacks.hook=on_after_backward"]
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", TOY, *options, *signal, "--trainer.callbacks.step=4"])
+    assert stop.value.code == 130
+    assert read_checkpoint("runs/acc")["global_step"] == 4
+    main(["fit", TOY, *options, "--ckpt_path=last"])
+    assert read_checkpoint("runs/acc")["Toy"] == {"step": 12, "images": 12 * 120}
+    with open("runs/acc/version_1/metrics.csv") as file:
+        logged = list(csv.DictReader(file))
+    assert [int(row["step"]) + 1 for row in logged if row["train/loss"]] == [6, 8, 10, 12]
+    assert [int(row["step"]) + 1 for row in logged if row["val/loss"]] == [6, 12]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -246,7 +261,8 @@ def test_an_accumulating_run_resumes_to_the_bit_and_one_may_begin_to_accumulate(
          ["model.a 1 -> 2"]),
         ({"seed_everything": 0}, {"seed_everything": 0, "of_a_later_version": 1}, []),
         ({"trainer": {"logger": {"class_path": "x"}}}, {"trainer": {"logger": False}}, []),
-        ({"trainer": {"callbacks": [{"class_path": "a.EMA", "init_args": {"decay": 0.9}}]}}, {"trainer": {"callbacks": []}},
+        ({"trainer": {"callbacks": [{"class_path": "a.EMA", "init_args": {"decay": 0.9}}]}},
+         {"trainer": {"callbacks": []}},
          ["trainer.callbacks.EMA present -> none"]),
         ({"trainer": {"x": 1}}, {"trainer": {"x": True}}, ["trainer.x 1 -> True"]),
         ({"model": {"init_args": {"s": {2: [1.0]}}}}, {"model": {"init_args": {"s": {"2": [1.0]}}}}, []),

@@ -1,4 +1,4 @@
-"""Where runs lie: when their directories are made, which checkpoint a folder stands for, and what is never overwritten."""
+"""Where runs lie: when their directories are made, and which checkpoint a folder stands for."""
 
 import csv
 import os
