@@ -140,7 +140,7 @@ def read_runs(directories: Sequence[str | Path]) -> list[Run]:
         _add_ancestors(run, known)
     trained: dict[Path, Run] = {}
     for run in known.values():
-        parent = known.get(_parent(run)) if run.checkpoint else None
+        parent = known.get(_parent(run)) if run.checkpoint and _parent(run) != _key(run.directory) else None
         if run.progress and parent is not None:
             first = run.progress[0][0]
             run.progress = [entry for entry in parent.progress if entry[0] < first] + run.progress

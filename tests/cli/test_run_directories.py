@@ -20,6 +20,7 @@ from cm_lightning.cli import main
 from cm_lightning.commands.sample import main as sample
 from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.modules.loading import load_module
+from cm_lightning.report.runs import read_runs
 from cm_lightning.run import claim_version, find_checkpoint, last_checkpoint
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -186,13 +187,15 @@ def test_last_is_of_the_version_that_is_named(capsys):
 
 
 def test_rows_of_after_the_checkpoint_are_replaced():
-    seed0 = ["--trainer.logger.init_args.version=seed0", "--trainer.logger.flush_logs_every_n_steps=1"]
+    few = "--trainer.callbacks=[{class_path: EMA}, {class_path: SaveLast, init_args: {every_n_train_steps: 3}}]"
+    seed0 = ["--trainer.logger.init_args.version=seed0", "--trainer.logger.flush_logs_every_n_steps=1", few]
     with pytest.raises(SystemExit):
         fit(*seed0, "--trainer.callbacks+=tests.helpers.FailAt", "--trainer.callbacks.step=9")
     assert [step for step, _ in rows("runs/toy/seed0/metrics.csv")] == [1, 3, 5, 7]
     assert read_checkpoint("runs/toy/seed0")["global_step"] == 6
     fit(*seed0, "--ckpt_path=last")
     assert [step for step, _ in rows("runs/toy/seed0/metrics.csv")] == [1, 3, 5, 7, 9, 11]
+    assert [run.directory.name for run in read_runs(["runs/toy/seed0"])] == ["seed0"]  # it is not its own origin
 
 
 @pytest.mark.parametrize("steps", ["true", "3"])
