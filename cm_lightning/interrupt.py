@@ -17,8 +17,9 @@ class Deferred:
         self._received = False
 
     def start(self) -> None:
-        """From here on Ctrl-C waits. Only the main thread hears of signals: elsewhere this does nothing."""
-        if self._former is None and threading.current_thread() is threading.main_thread():
+        """From here on Ctrl-C waits, in the main thread, which alone hears of it, and unless it is switched off."""
+        hears = threading.current_thread() is threading.main_thread()
+        if self._former is None and hears and signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
             self._received = False
             self._former = signal.signal(signal.SIGINT, self._keep)
 

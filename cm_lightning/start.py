@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,21 @@ _INSTEAD = {
 
 
 def name_checkpoints(config: Any) -> None:
-    """Put the file in the place of a run's folder in the model's options, so that the saved configuration names it."""
+    """Put the file in the place of a run's folder in the model's options, so that the saved configuration names it.
+
+    A folder without one stays: whether the file is needed is for the module to say.
+    """
     options = config.model.get("init_args") or {}
     for name in ("teacher", "start_from"):
         if isinstance(options.get(name), str) and Path(options[name]).is_dir():
-            found = str(find_checkpoint(options[name]))
-            rank_zero_info(f"model.{name} {options[name]}: {found}")
-            options[name] = found
+            with suppress(CheckpointError):
+                found = str(find_checkpoint(options[name]))
+                rank_zero_info(f"model.{name} {options[name]}: {found}")
+                options[name] = found
 
 
 def trainer_options(config: Any) -> dict[str, Any]:
-    """Options of the Trainer in its own units: it counts batches from validation to validation, and a recipe steps.
+    """The Trainer's options where they differ from ours: its interval of validation is in batches, ours in steps.
 
     Raises:
         ConfigError: a callback that does not go together with these trainings.

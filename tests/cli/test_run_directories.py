@@ -297,6 +297,19 @@ def test_a_run_may_be_named_wherever_a_checkpoint_is_asked_for(capsys):
     fit("--ckpt_path=runs/toy", "--trainer.max_steps=3", "--model.start_from=null")
 
 
+def test_a_run_without_a_checkpoint_teaches_nobody(capsys):
+    made("version_0")
+    student = ["--model=ConsistencyDistillation", "--model.teacher=runs/x"]
+    line = error(capsys, "fit", TOY, *student)
+    assert "no checkpoint below runs/x: version_0 ended before the first one was written" in line
+    assert line.endswith("set --model.teacher to a DiffusionModule's checkpoint")
+    assert "no checkpoint below runs/x" in error(capsys, "fit", TOY, "--model.start_from=runs/x")
+    with pytest.raises(SystemExit) as stop:
+        fit(*student, "--dry_run")
+    assert stop.value.code == 0
+    assert "--model.start_from edm:x.pkl" in error(capsys, "fit", TOY, "--ckpt_path=edm:x.pkl")
+
+
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
 def test_a_test_is_not_told_to_leave_its_checkpoint_out(capsys, command):
     line = error(capsys, command, TOY, "--ckpt_path=last")
