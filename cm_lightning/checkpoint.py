@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from cm_lightning.errors import CheckpointError
+from cm_lightning.run import find_checkpoint
 
 #: The key under which a module stores the configuration that the command line built it from.
 CONFIG_KEY = "cm_lightning_config"
@@ -17,11 +20,13 @@ CONFIG_KEY = "cm_lightning_config"
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The contents of a Lightning checkpoint, on the CPU.
 
+    Args:
+        path: of the file; or the folder of a run, or of one of its versions (:func:`cm_lightning.run.find_checkpoint`).
+
     Raises:
         CheckpointError: the file is missing, damaged, or no Lightning checkpoint.
     """
-    if not Path(path).is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
+    path = _noted(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -29,6 +34,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise CheckpointError(f"{path} is no Lightning checkpoint: it has no state_dict")
     return checkpoint
+
+
+def _noted(path: str | Path) -> Path:
+    """The file that a path stands for; that it is another one is said, once."""
+    found = find_checkpoint(path)
+    if found != Path(path):
+        _say(f"{path}: {found}")
+    return found
+
+
+@cache
+def _say(line: str) -> None:
+    rank_zero_info(line)
 
 
 def averages(checkpoint: dict[str, Any], attribute: str = "backbone") -> list[dict[str, Any]]:

@@ -24,15 +24,16 @@ import cm_lightning.data.all
 import cm_lightning.modules.all  # noqa: F401
 from cm_lightning.adapt import adapt_to_data
 from cm_lightning.allocator import keep_freed_memory
-from cm_lightning.checkpoint import read_checkpoint
+from cm_lightning.callbacks.run_directory import RunDirectory
 from cm_lightning.complaints import complaint, short_lists
-from cm_lightning.errors import CheckpointError, ConfigError, what_yaml_says
+from cm_lightning.errors import ConfigError, what_yaml_says
 from cm_lightning.failures import reported, take_debug
 from cm_lightning.files import replacing
 from cm_lightning.modules.trained import TrainedModule
 from cm_lightning.plan import plan_of
 from cm_lightning.quiet import silence
 from cm_lightning.run import RunNote, run_directory
+from cm_lightning.start import Start, name_checkpoints, trainer_options
 from cm_lightning.trainer_options import check_trainer
 
 _SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -99,7 +100,10 @@ def _lineage(path: Path, heirs: tuple[Path, ...] = ()) -> list[Path]:
 
 
 class _SaveConfig(SaveConfigCallback):
-    """The configuration goes into the run's own directory, to W&B under one key, and into the checkpoints."""
+    """The configuration goes into the run's own directory, to W&B under one key, and into the checkpoints.
+
+    :class:`RunDirectory` asks for it when there is a directory.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
@@ -108,7 +112,6 @@ class _SaveConfig(SaveConfigCallback):
         config = json.loads(self.parser.dump(self.config, format="json", skip_none=False))
         if isinstance(pl_module, TrainedModule):
             pl_module.config = config["model"]
-        super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         RunNote(str(run_directory(trainer))).leave()
@@ -145,6 +148,7 @@ class _CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         check_trainer(self.config[self.subcommand].trainer)
         adapt_to_data(self.config[self.subcommand], sys.argv[1:])
+        name_checkpoints(self.config[self.subcommand])
 
     def instantiate_classes(self) -> None:
         # the largest network takes no memory on the meta device
@@ -166,28 +170,30 @@ class _CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self.config_init[self.subcommand]
+        kwargs |= trainer_options(config.trainer)
         loggers = config.trainer.logger
+        given = config.trainer.callbacks or []
+        callbacks = given if isinstance(given, list) else [given]
         if config.trainer.enable_progress_bar is False:
-            given = config.trainer.callbacks or []
-            callbacks = given if isinstance(given, list) else [given]
-            config.trainer.callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+            callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
         if config.wandb != "off":
             present = loggers if isinstance(loggers, list) else [loggers] if isinstance(loggers, Logger) else []
             kwargs["logger"] = [*present, _wandb_logger(present, offline=config.wandb == "offline")]
+        self.run = RunDirectory(type(self.model).__name__, fits=self.subcommand == "fit")
+        kwargs["callbacks"] = [self.run, *callbacks]
         return super().instantiate_trainer(**kwargs)
 
-    def after_fit(self) -> None:
-        if self.trainer.is_global_zero and not self.trainer.received_sigterm and not self.trainer.interrupted:
-            RunNote(str(run_directory(self.trainer)), finished=True).leave()
-
     def after_instantiate_classes(self) -> None:
-        config = self.config_init[self.subcommand]
-        if config.ckpt_path is None and self.subcommand != "fit":
-            raise ConfigError(f"{self.subcommand} needs weights: give --ckpt_path FILE, or --ckpt_path last")
-        if config.ckpt_path == "last":
-            config.ckpt_path = self.config[self.subcommand].ckpt_path = str(_last_checkpoint(self.trainer))
-        elif config.ckpt_path not in (None, "best", "hpc"):
-            read_checkpoint(config.ckpt_path)  # says in a line what is wrong with it
+        if self.config[self.subcommand].dry_run:
+            return
+        self.start = Start(str(self.subcommand), self.trainer, self.run, self.config_init[self.subcommand].ckpt_path)
+        for config in (self.config_init, self.config):  # the saved one names the file
+            config[self.subcommand].ckpt_path = self.start.checkpoint
+        if self.subcommand == "fit":
+            self.start.compare(json.loads(self._parser("fit").dump(self.config["fit"], format="json", skip_none=False)))
+
+    def fit(self, **options: Any) -> None:
+        self.start.fit(**options)
 
 
 @contextmanager
@@ -208,17 +214,6 @@ def _wandb_logger(loggers: list[Any], offline: bool) -> WandbLogger:
     root = csv.root_dir if csv else "runs"
     Path(root).mkdir(parents=True, exist_ok=True)
     return WandbLogger(project="cm_lightning", save_dir=root, offline=offline)
-
-
-def _last_checkpoint(trainer: L.Trainer) -> Path:
-    """The newest ``last.ckpt`` of all versions of this run; every run writes into a new version."""
-    if not any(isinstance(logger, CSVLogger) for logger in trainer.loggers):
-        raise ConfigError("--ckpt_path last looks beside the CSV log, and there is none: name the checkpoint's file")
-    versions = run_directory(trainer).parent
-    found = sorted(versions.glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise CheckpointError(f"--ckpt_path last: no checkpoint below {versions}; leave the option out to start anew")
-    return found[-1]
 
 
 def _null(argument: str) -> str:

@@ -94,8 +94,8 @@ def plan(
     lines = [
         f"{type(module).__name__}, {type(module.backbone).__name__}: "
         f"{sum(p.numel() for p in module.backbone.parameters()):,} parameters",
-        _images(steps, batch_size, accumulate, epoch) + f"; {share:,} a rank on {ranks} rank(s)",
-        *_epoch_lines(steps, epoch),
+        _images(steps, batch_size, accumulate) + f"; {share:,} a rank on {ranks} rank(s)",
+        *([f"{epoch.images:,} training images: {steps / epoch.steps:.1f} epochs"] if epoch else []),
         f"memory a rank: {total / _GIB:.2f} GiB = "
         + " + ".join(f"{n} x {name}" for name, n in copies.items() if n)
         + f" of {weights / _GIB:.2f} GiB"
@@ -140,25 +140,9 @@ def _steps(trainer: L.Trainer, epoch: Epoch | None, unknown: str) -> int:
     raise ConfigError("--dry_run needs the length of the run: set --trainer.max_steps (or --trainer.max_epochs)")
 
 
-def _images(steps: int, batch_size: int, accumulate: int, epoch: Epoch | None) -> str:
-    step = epoch.images_of_a_step if epoch else accumulate * batch_size
-    total = epoch.images_of(steps) if epoch else steps * step
-    return f"{steps:,} steps x {step:,} images = {total:,} images"
-
-
-def _epoch_lines(steps: int, epoch: Epoch | None) -> list[str]:
-    if epoch is None:
-        return []
-    whole = epoch.accumulate * epoch.batch_size
-    line = f"{epoch.images:,} training images: {steps / epoch.steps:.1f} epochs of {epoch.batches:,} batch(es)"
-    if epoch.images_of_a_step < whole:
-        line += (
-            f"; the optimizer also steps at an epoch's end, so a step takes {epoch.images_of_a_step:,} images, not "
-            f"{whole:,}: set --trainer.accumulate_grad_batches to at most {epoch.batches}"
-        )
-    elif epoch.images_of_the_last_step < whole:
-        line += f"; the optimizer also steps at an epoch's end, with {epoch.images_of_the_last_step:,} images"
-    return [line]
+def _images(steps: int, batch_size: int, accumulate: int) -> str:
+    step = accumulate * batch_size
+    return f"{steps:,} steps x {step:,} images = {steps * step:,} images"
 
 
 def _card_lines(cards: Sequence[float], constant: int, kept: Kept, images: int, ranks: int) -> list[str]:

@@ -8,10 +8,12 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from cm_lightning.backbones.mlp import ResidualMLP
+from cm_lightning.errors import ConfigError
 from cm_lightning.modules.training import ConsistencyTraining
 
 
@@ -66,3 +68,68 @@ class KillAt(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class InterruptAt(L.Callback):
+    """Ends its own training as a scheduler that asks politely would, after a number of steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.should_stop = True
+
+
+class RaiseRate(L.Callback):
+    """Makes the training fail after its fourth step."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step >= 4:
+            trainer.optimizers[0].param_groups[0]["lr"] = 1e30
+
+
+class _At(L.Callback):
+    """Does something in a hook at a step, once."""
+
+    def __init__(self, hook: str = "on_train_batch_end", step: int = 0) -> None:
+        self.step, self.done = step, False
+        setattr(self, hook, self._called)
+
+    def _called(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step and not self.done:
+            self.done = True
+            self.act()
+
+    def act(self) -> None:
+        """What is done."""
+
+
+class FailAt(_At):
+    """Ends the run by an error."""
+
+    def act(self) -> None:
+        raise ConfigError("as asked")
+
+
+class SignalAt(_At):
+    """Sends a signal to its own process, as Ctrl-C in a terminal does."""
+
+    def __init__(self, hook: str, step: int, number: int = 2) -> None:
+        super().__init__(hook, step)
+        self.number = number
+
+    def act(self) -> None:
+        os.kill(os.getpid(), self.number)
+
+
+class NoFiles(Logger):
+    """A logger that writes no file."""
+
+    name, version = "no files", None
+
+    def log_metrics(self, metrics: Any, step: Any = None) -> None:
+        pass
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        pass

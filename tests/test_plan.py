@@ -141,25 +141,17 @@ def test_cards_are_filled_and_the_images_of_a_step_kept():
 
 
 EPOCHS = [
-    # points, batch, accumulate, of a step, of the last, steps an epoch, steps, images
-    (64, 8, 1, 8, 8, 8, 3, 24),
-    (64, 8, 3, 24, 16, 3, 4, 64 + 24),
-    (16, 8, 4, 16, 16, 1, 5, 80),  # a step takes an epoch
-    (20, 8, 2, 16, 16, 1, 2, 32),  # the rest of 4 belongs to the next epoch's batches
-    (5, 8, 4, 8, 8, 1, 3, 24),  # fewer images than a batch has
+    # points, batch, accumulate, steps of an epoch
+    (64, 8, 1, 8),
+    (64, 8, 3, 3),  # rounded up to whole steps
+    (16, 8, 4, 1),  # a step takes two passes
+    (20, 8, 2, 1),
+    (10, 16, 4, 1),  # fewer images than a batch has
 ]
 
 
-@pytest.mark.parametrize(("points", "batch", "accumulate", "step", "last", "steps", "n", "images"), EPOCHS)
-def test_a_step_takes_what_the_epoch_has(points, batch, accumulate, step, last, steps, n, images, tmp_path):
-    data = Toy(num_points=points, batch_size=batch)
-    epoch = Epoch.of(data, trainer(tmp_path, accumulate_grad_batches=accumulate))
-    assert (epoch.images_of_a_step, epoch.images_of_the_last_step, epoch.steps) == (step, last, steps)
-    assert epoch.images_of(n) == images
-
-
-@pytest.mark.parametrize(("points", "batch", "accumulate"), [row[:3] for row in EPOCHS])
-def test_lightning_takes_the_same_steps(points, batch, accumulate, tmp_path):
+@pytest.mark.parametrize(("points", "batch", "accumulate", "steps"), EPOCHS)
+def test_lightning_takes_the_steps_that_an_epoch_is_said_to_have(points, batch, accumulate, steps, tmp_path):
     data, t = Toy(num_points=points, batch_size=batch), trainer(tmp_path, max_steps=-1, max_epochs=3,
                                                                 accumulate_grad_batches=accumulate)  # fmt: skip
     seen = []
@@ -169,21 +161,17 @@ def test_lightning_takes_the_same_steps(points, batch, accumulate, tmp_path):
     m.validation_step = None
     t.fit(m, train_dataloaders=None, datamodule=data)
     epoch = Epoch.of(data, t)
-    assert t.global_step == 3 * epoch.steps
-    assert sum(seen) == epoch.images_of(t.global_step)
+    assert epoch.steps == steps
+    assert t.global_step == 3 * steps
+    assert sum(seen) == t.global_step * accumulate * batch
 
 
-def test_what_an_epoch_does_to_a_step_is_said(tmp_path):
+def test_the_length_of_a_run_is_told_in_steps_of_whole_batches(tmp_path):
     def text(**options):
         return plan_of(module(), Toy(num_points=20, batch_size=8), trainer(tmp_path, **options))
 
-    short = text(accumulate_grad_batches=4)
-    assert "5 steps x 16 images = 80 images" in short
-    assert "a step takes 16 images, not 32: set --trainer.accumulate_grad_batches to at most 2" in short
-    assert "also steps" not in text(accumulate_grad_batches=2)
-    ten = plan_of(module(), Toy(num_points=24, batch_size=8), trainer(tmp_path, accumulate_grad_batches=2))
-    assert "5 steps x 16 images = 64 images" in ten
-    assert "also steps at an epoch's end, with 8 images" in ten
+    assert "5 steps x 32 images = 160 images" in text(accumulate_grad_batches=4)
+    assert "20 training images: 5.0 epochs" in text(accumulate_grad_batches=2)
     assert "6 steps x 16" in text(max_steps=-1, max_epochs=6, accumulate_grad_batches=2)
     assert "3 steps x 16" in text(max_steps=3, max_epochs=6, accumulate_grad_batches=2)
     assert "20 steps x 8" in text(max_steps=-1, max_epochs=20, limit_train_batches=1)

@@ -13,7 +13,9 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from cm_lightning.checkpoint import averages
+from cm_lightning.domains import BELOW_ONE
 from cm_lightning.errors import CheckpointError, ConfigError
+from cm_lightning.interrupt import uninterrupted
 
 
 class EMA(Callback):
@@ -33,8 +35,7 @@ class EMA(Callback):
     def __init__(
         self, decay: float = 0.9999, attribute: str = "backbone", evaluate: bool = True, ramp: bool = True
     ) -> None:
-        if not 0 <= decay < 1:
-            raise ConfigError(f"the decay of EMA must lie in [0, 1), got {decay}")
+        BELOW_ONE.check(decay=decay)
         self.decay, self.attribute, self.evaluate, self.ramp = decay, attribute, evaluate, ramp
         self.average: dict[str, Tensor] | None = None
         self.swapped = False
@@ -58,10 +59,14 @@ class EMA(Callback):
         self.average = {name: tensor.clone() for name, tensor in state_dict["average"].items()} or None
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Find the average for evaluation also where the checkpoint's has another decay."""
+        """Find an average also where the checkpoint's has another decay: that of the same use, of the nearest decay."""
         found = averages(checkpoint, self.attribute)
-        if self.evaluate and found and self.state_key not in checkpoint["callbacks"]:
-            self.load_state_dict(found[0])
+        if found and self.state_key not in checkpoint["callbacks"]:
+            self.load_state_dict(
+                min(
+                    found, key=lambda s: (bool(s.get("evaluate")) != self.evaluate, abs(s.get("decay", 0) - self.decay))
+                )
+            )
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not isinstance(getattr(pl_module, self.attribute, None), nn.Module):
@@ -75,7 +80,8 @@ class EMA(Callback):
         if self.average is None:
             self.average = {name: tensor.detach().clone() for name, tensor in live.items()}
         self._check(live)
-        self.average = {name: tensor.to(live[name].device, copy=True) for name, tensor in self.average.items()}
+        # of the network's own precision, which need not be that of the run that is resumed
+        self.average = {name: tensor.to(live[name], copy=True) for name, tensor in self.average.items()}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
@@ -105,12 +111,12 @@ class EMA(Callback):
         live = self._live(pl_module)
         self._check(live)
         # test and predict run in inference mode, whose tensors no later training step could update
-        with torch.inference_mode(False), torch.no_grad():
+        with uninterrupted(), torch.inference_mode(False), torch.no_grad():
             held = {name: tensor.clone() for name, tensor in live.items()}
             for name, tensor in live.items():
                 tensor.copy_(self.average[name])
-        self.average = held
-        self.swapped = not self.swapped
+            self.average = held
+            self.swapped = not self.swapped
 
     @contextmanager
     def applied(self, pl_module: L.LightningModule) -> Iterator[None]:

@@ -2,20 +2,66 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from cm_lightning.domains import COUNT
+from cm_lightning.errors import CmError
+from cm_lightning.interrupt import Deferred
 
 
 class SaveLast(ModelCheckpoint):
     """``checkpoints/last.ckpt`` every so many steps, and at the end: Lightning's own leaves the last steps out.
 
+    On one rank the last step is saved at Ctrl-C and SIGTERM, too: a step that has begun is finished first.
+
     Args:
-        every_n_train_steps: optimizer steps between two checkpoints, each of which replaces the former.
+        every_n_train_steps: optimizer steps between two checkpoints, each of which replaces the former; at least 1.
     """
 
     def __init__(self, every_n_train_steps: int = 1000) -> None:
-        super().__init__(save_last=True, save_top_k=0, every_n_train_steps=every_n_train_steps)
+        COUNT.check(every_n_train_steps=every_n_train_steps)
+        # one file, also of a run that goes on in its own folder, where Lightning would begin to number them
+        super().__init__(
+            save_last=True, save_top_k=0, every_n_train_steps=every_n_train_steps, enable_version_counter=False
+        )
+        self._step = Deferred()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing of a former run matters to the next: it writes into another folder."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._last_global_step_saved = trainer.global_step  # what was resumed is on disc
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.world_size == 1:  # ranks could not agree on the step at which to stop
+            self._step.start()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._step.end()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_step > self._last_global_step_saved:
+        self._save(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._step.drop()
+        if trainer.world_size > 1 or not isinstance(exception, (KeyboardInterrupt, SIGTERMException)):
+            return
+        try:
+            self._save(trainer)
+        except CmError as error:  # such as weights that are not finite
+            sys.stderr.write(f"{error}\n")
+
+    def _save(self, trainer: L.Trainer) -> None:
+        if trainer.global_step > self._last_global_step_saved and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

@@ -67,6 +67,16 @@ class MirroredInMemory(Mirrored):
         return torch.where(mirrored, images.flip(-1), images), labels
 
 
+class ResumableLoader(DataLoader[Any]):
+    """A loader that Lightning takes for resumable: its place follows from the trainer's step, so it keeps none."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to do."""
+
+
 class GenerativeDataModule(L.LightningDataModule):
     """Base of the data modules: batches are (samples in [-1, 1], labels or captions).
 
@@ -85,6 +95,8 @@ class GenerativeDataModule(L.LightningDataModule):
         SEED.check(self, seed=seed)
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self._splits: dict[str, Dataset[Any]] = {}
+        #: (step, images): the images that the run had trained on at a step where the size of its steps changed.
+        self._origin = (0, 0)
         #: What the loaders of ``train`` and ``val`` draw from in place of the images, such as their latents.
         self.encoded: dict[str, Dataset[Any]] = {}
 
@@ -110,17 +122,49 @@ class GenerativeDataModule(L.LightningDataModule):
                 f"data.batch_size {self.batch_size} is the whole batch: make it a multiple of {ranks} ranks"
             )
 
-        def batches_done() -> int:
-            if not trainer:
-                return 0
-            # the optimizer also steps after the last batch of an epoch, whatever it has accumulated by then
-            epochs, steps = divmod(trainer.global_step, -(-len(loader) // trainer.accumulate_grad_batches))
-            return epochs * len(loader) + steps * trainer.accumulate_grad_batches
-
+        accumulate = trainer.accumulate_grad_batches if trainer else 1
+        if trainer:
+            self._require_whole_steps(trainer)
+        step, images = self._origin
         dataset: Any = self.encoded.get("train") or self.training_set()
-        stream = Stream(dataset, self.batch_size // ranks, self.seed, rank, ranks, batches_done)
-        loader = self._loader(dataset, self.batch_size // ranks, stream)
-        return loader
+        stream = Stream(
+            dataset,
+            self.batch_size // ranks,
+            self.seed,
+            rank,
+            ranks,
+            start=lambda: (trainer.global_step - step) * accumulate if trainer else 0,
+            multiple=accumulate,
+            offset=images,
+        )
+        return self._loader(dataset, self.batch_size // ranks, stream)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self._step(), "images": self._images()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after the images of the run that is resumed, whatever the size of its batches was."""
+        self._origin = (state_dict["step"], state_dict["images"])
+
+    def _step(self) -> int:
+        return self.trainer.global_step if self.trainer else 0
+
+    def _images(self) -> int:
+        """That the run has trained on."""
+        step, images = self._origin
+        accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
+        return images + (self._step() - step) * accumulate * self.batch_size
+
+    def _require_whole_steps(self, trainer: L.Trainer) -> None:
+        """Lightning also steps after the last batch of an epoch, whatever it has accumulated by then."""
+        for option in ("overfit_batches", "limit_train_batches"):
+            limit, accumulate = getattr(trainer, option), trainer.accumulate_grad_batches
+            whole = limit % accumulate == 0 if isinstance(limit, int) else limit in (0.0, 1.0)
+            if accumulate > 1 and not whole:
+                raise ConfigError(
+                    f"trainer.{option} {limit} would end epochs within a step of {accumulate} batches: "
+                    f"make it a multiple of trainer.accumulate_grad_batches, {accumulate}"
+                )
 
     def val_dataloader(self) -> DataLoader[Any]:
         ranks = self.trainer.world_size if self.trainer else 1
@@ -138,7 +182,7 @@ class GenerativeDataModule(L.LightningDataModule):
         yield from self._loader(Subset(images, range(rank, len(images), ranks)), 500)
 
     def _loader(self, dataset: Dataset[Any], batch_size: int, sampler: Stream | None = None) -> DataLoader[Any]:
-        return DataLoader(
+        return ResumableLoader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,

@@ -20,6 +20,8 @@ class Stream(DistributedSampler[int]):
         rank: of this process.
         world_size: number of processes.
         start: how many batches this run has trained on already; asked when an iteration starts.
+        multiple: an epoch is of a multiple of so many batches, those of an optimizer step: it ends between two steps.
+        offset: images of all ranks before batch 0: a run that goes on with batches of another size starts there.
     """
 
     def __init__(
@@ -30,19 +32,23 @@ class Stream(DistributedSampler[int]):
         rank: int = 0,
         world_size: int = 1,
         start: Callable[[], int] = lambda: 0,
+        multiple: int = 1,
+        offset: int = 0,
     ) -> None:
         self.size, self.batch_size, self.seed = len(dataset), batch_size, seed
         self.rank, self.world_size, self.start = rank, world_size, start
+        self.multiple, self.offset = multiple, offset
 
     def __len__(self) -> int:
-        """Images of one rank in an epoch, whole batches only and at least one."""
-        return max(1, self.size // (self.batch_size * self.world_size)) * self.batch_size
+        """Images of one rank in an epoch: about one pass, of whole batches and whole steps, and of at least one."""
+        batches = max(1, self.size // (self.batch_size * self.world_size))
+        return -(-batches // self.multiple) * self.multiple * self.batch_size
 
     def __iter__(self) -> Iterator[int]:
         shuffle, order = -1, torch.empty(0)
         batch = self.start()
         for k in range(batch, batch + len(self) // self.batch_size):
-            first = (k * self.world_size + self.rank) * self.batch_size
+            first = self.offset + (k * self.world_size + self.rank) * self.batch_size
             for position in range(first, first + self.batch_size):
                 if position // self.size != shuffle:
                     shuffle = position // self.size

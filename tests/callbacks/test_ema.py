@@ -169,3 +169,26 @@ def test_tied_weights_are_averaged_and_exchanged_once(tmp_path):
         assert torch.equal(m.backbone.layers[1].weight, average)
     assert torch.equal(m.backbone.layers[1].weight, raw)
     assert torch.equal(ema.average["layers.1.weight"], average)
+
+
+@pytest.mark.parametrize(("decay", "evaluate", "found"), [(0.5, True, 0.9), (0.5, False, 0.99), (0.9995, False, 0.999)])
+def test_another_decay_takes_the_nearest_average_of_its_use(decay, evaluate, found):
+    states = [EMA(0.9), EMA(0.99, evaluate=False), EMA(0.999, evaluate=False)]
+    for ema in states:
+        ema.average = {"weight": torch.full((1,), ema.decay)}
+    checkpoint = {"callbacks": {ema.state_key: ema.state_dict() for ema in states}}
+    ema = EMA(decay, evaluate=evaluate)
+    ema.on_load_checkpoint(None, None, checkpoint)
+    assert ema.average["weight"].item() == pytest.approx(found)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
+def test_an_average_of_another_precision_goes_on_in_that_of_the_network(tmp_path, precision):
+    t = trainer(tmp_path, callbacks=[EMA(0.9)], max_steps=2)
+    t.fit(module(), points())
+    t.save_checkpoint(tmp_path / "a.ckpt")
+    ema, m = EMA(0.9), module()
+    trainer(tmp_path, callbacks=[ema], max_steps=4, precision=precision).fit(
+        m, points(), ckpt_path=str(tmp_path / "a.ckpt"), weights_only=True
+    )
+    assert ema.average[NAME].dtype == m.backbone.head.bias.dtype

@@ -219,7 +219,7 @@ def test_errors_are_a_line_that_names_the_option(toy_run, capsys):
     assert "do not fit this model" in failure(capsys, "test", toy, last, "--model.backbone.width=8")
     Path("half.ckpt").write_bytes((toy_run / "checkpoints/last.ckpt").read_bytes()[:999])
     assert "half.ckpt cannot be read" in failure(capsys, "test", toy, "--ckpt_path=half.ckpt")
-    assert "none: name the checkpoint" in failure(
+    assert "no checkpoint below runs/ConsistencyTraining; leave the option out" in failure(
         capsys, "fit", toy, "--trainer.logger=false", "--trainer.callbacks=null", "--ckpt_path=last"
     )
     Path("loop.yaml").write_text("base: loop.yaml\n")

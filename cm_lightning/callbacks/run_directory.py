@@ -1,0 +1,188 @@
+"""The directory of a run, made when the training has taken its first step."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from cm_lightning.errors import ConfigError
+from cm_lightning.files import replacing
+from cm_lightning.run import FINISHED, claim_version, holds_a_run, version_name, version_number
+
+_FileLogger = CSVLogger | TensorBoardLogger
+
+
+class RunDirectory(Callback):
+    """Gives every run ``NAME/version_N`` of its own, whatever loggers it has, and leaves nothing of one that fails.
+
+    Until the first batch is done nothing is written, and what the loggers of files are told before is kept for them.
+    A version that the configuration names is taken only if it is free, or if this training goes on from it.
+
+    Args:
+        name: of a run whose loggers have none.
+        fits: whether this is a training; a test of a version that is named leaves that version alone.
+    """
+
+    def __init__(self, name: str, fits: bool) -> None:
+        self.name, self.fits = name, fits
+        #: Where the run writes; None until it does.
+        self.path: Path | None = None
+        self._named: Path | None = None
+        self._roots: list[Path] = []
+        self._unplaced: list[ModelCheckpoint] = []
+        self._first_step = 0
+
+    def prepare(self, trainer: L.Trainer) -> None:
+        """Find where the run belongs, before a logger takes a version, and hold the loggers back."""
+        loggers = _of_files(trainer)
+        self._roots = list(dict.fromkeys(Path(logger.root_dir) for logger in loggers)) or [_folder(trainer) / self.name]
+        if loggers and loggers[0]._version is not None:
+            self._named = self._roots[0] / version_name(loggers[0]._version)
+        for logger in loggers:
+            logger._experiment = _Waiting()  # type: ignore[assignment]
+
+    def require_free(self, checkpoint: Path | None) -> None:
+        """Raise ConfigError if a training would write over another, which it does not go on from."""
+        path = self._named
+        if path is None or not self.fits or not holds_a_run(path):
+            return
+        if checkpoint is None or path.resolve() not in checkpoint.resolve().parents:
+            raise ConfigError(
+                f"trainer.logger.init_args.version: {path} holds a run already: name another version, leave it out, or "
+                f"go on with that run by --ckpt_path {path}"
+            )
+
+    @property
+    def root(self) -> Path:
+        """``NAME``, which holds the versions."""
+        return self._roots[0]
+
+    @property
+    def named(self) -> Path | None:
+        """The version that the configuration names."""
+        return self._named
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._unplaced = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and not c.dirpath]
+        if not os.access(_existing(self.root), os.W_OK):
+            raise ConfigError(f"{self.root} cannot be written: set save_dir of trainer.logger to another folder")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._first_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:  # type: ignore[override]
+        self._open(trainer, pl_module)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:  # type: ignore[override]
+        if not trainer.sanity_checking:
+            self._open(trainer, pl_module)
+
+    def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:  # type: ignore[override]
+        self._open(trainer, pl_module)
+
+    def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:  # type: ignore[override]
+        self._open(trainer, pl_module)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._forget(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._forget(trainer)
+
+    def _open(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.path is not None:
+            return
+        made = str(self._make(trainer)) if trainer.is_global_zero else ""
+        self.path = Path(trainer.strategy.broadcast(made))
+        for callback in self._unplaced:
+            callback.dirpath = str(self.path / "checkpoints")
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        for logger in _of_files(trainer):
+            _release(logger, self.path, self._first_step)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, SaveConfigCallback) and trainer.is_global_zero:
+                callback.save_config(trainer, pl_module, str(trainer.state.fn))
+
+    def _make(self, trainer: L.Trainer) -> Path:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return Path(tempfile.mkdtemp(prefix="fast_dev_run-"))
+        if self._named and (self.fits or not holds_a_run(self._named)):
+            self._named.mkdir(parents=True, exist_ok=True)
+            (self._named / FINISHED).unlink(missing_ok=True)
+            return self._named
+        return self.root / version_name(claim_version(self._roots))
+
+    def _forget(self, trainer: L.Trainer) -> None:
+        if self.path is not None and trainer.fast_dev_run and trainer.is_global_zero:  # type: ignore[attr-defined]
+            shutil.rmtree(self.path, ignore_errors=True)
+            rank_zero_info("fast_dev_run: nothing was kept")
+
+
+class _Waiting:
+    """Stands for a logger's file until there is one, and keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, Any, Any]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: self.told.append((name, args, kwargs))
+
+
+class _Appending(ExperimentWriter):
+    """Lightning's writer of metrics.csv, which keeps the rows of a run that goes on up to the step it goes on from."""
+
+    def __init__(self, log_dir: str, first_step: int) -> None:
+        super().__init__(log_dir)
+        if not Path(self.metrics_file_path).is_file():
+            return
+        with open(self.metrics_file_path, newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"] or 0) < first_step]
+        self.metrics_keys = sorted({name for row in rows for name in row})
+        with replacing(self.metrics_file_path) as path, open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, self.metrics_keys)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def _check_log_dir_exists(self) -> None:
+        """Lightning's own deletes the former rows."""
+
+
+def _release(logger: _FileLogger, path: Path, first_step: int) -> None:
+    """Let a logger write into a run's directory, first what it was told while it waited."""
+    waiting, number = logger._experiment, version_number(path)
+    logger._version = path.name if number is None else number
+    logger._experiment = None
+    if not isinstance(waiting, _Waiting):
+        return  # another rank's, which writes nothing
+    if isinstance(logger, CSVLogger):
+        logger._experiment = _Appending(logger.log_dir, first_step)
+    for name, args, kwargs in waiting.told:
+        getattr(logger.experiment, name)(*args, **kwargs)
+
+
+def _of_files(trainer: L.Trainer) -> list[_FileLogger]:
+    """The loggers that write into ``NAME/version_N``; the one whose directory is the run's first."""
+    found = [logger for logger in trainer.loggers if isinstance(logger, (CSVLogger, TensorBoardLogger))]
+    return sorted(found, key=lambda logger: not isinstance(logger, CSVLogger))
+
+
+def _folder(trainer: L.Trainer) -> Path:
+    """Of runs without such a logger."""
+    folder = Path(trainer.default_root_dir)
+    return Path("runs") if folder == Path.cwd() else folder
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())

@@ -1,0 +1,170 @@
+"""How a run of the Trainer begins and ends: what it goes on from, where it writes, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
+
+from cm_lightning.callbacks.refused import refuse_unsuitable
+from cm_lightning.callbacks.resumed import Resumed
+from cm_lightning.callbacks.run_directory import RunDirectory
+from cm_lightning.checkpoint import read_checkpoint
+from cm_lightning.errors import CheckpointError, ConfigError
+from cm_lightning.files import replacing
+from cm_lightning.interop.foreign import is_foreign
+from cm_lightning.resume import allowed_changes, at_its_end
+from cm_lightning.run import FINISHED, RunNote, find_checkpoint, last_checkpoint
+
+_INSTEAD = {
+    "fit": "leave the option out to start anew",
+    "validate": "train first by fit, or name a checkpoint's file or run",
+}
+
+
+def name_checkpoints(config: Any) -> None:
+    """Put the file in the place of a run's folder in the model's options, so that the saved configuration names it.
+
+    A folder without one stays: whether the file is needed is for the module to say.
+    """
+    options = config.model.get("init_args") or {}
+    for name in ("teacher", "start_from"):
+        if isinstance(options.get(name), str) and Path(options[name]).is_dir():
+            with suppress(CheckpointError):
+                found = str(find_checkpoint(options[name]))
+                rank_zero_info(f"model.{name} {options[name]}: {found}")
+                options[name] = found
+
+
+def trainer_options(config: Any) -> dict[str, Any]:
+    """The Trainer's options where they differ from ours: its interval of validation is in batches, ours in steps.
+
+    Raises:
+        ConfigError: a callback that does not go together with these trainings.
+    """
+    callbacks = config.callbacks or []
+    refuse_unsuitable(callbacks if isinstance(callbacks, Sequence) else [callbacks])
+    interval, accumulate = config.val_check_interval, config.accumulate_grad_batches
+    if isinstance(interval, int) and not isinstance(interval, bool) and isinstance(accumulate, int):
+        return {"val_check_interval": interval * max(1, accumulate)}
+    return {}
+
+
+class Start:
+    """The beginning and the end of one call of the Trainer.
+
+    Args:
+        subcommand: ``fit``, ``validate``, ``test`` or ``predict``.
+        trainer: with its loggers, which have not written yet.
+        run: the directory, among the trainer's callbacks.
+        ckpt_path: as given: ``last``, a file, or the folder of a run or of one of its versions.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is damaged.
+        ConfigError: a test without weights, or a version that holds another run.
+    """
+
+    def __init__(self, subcommand: str, trainer: L.Trainer, run: RunDirectory, ckpt_path: str | None) -> None:
+        self.trainer, self.run = trainer, run
+        run.prepare(trainer)
+        #: The file, as Lightning takes it.
+        self.checkpoint = _checkpoint(subcommand, run, ckpt_path)
+        self._file = Path(self.checkpoint) if self.checkpoint and ckpt_path not in ("best", "hpc") else None
+        self._content = read_checkpoint(self._file) if self._file else None  # says in a line what is wrong with it
+        run.require_free(self._file)
+
+    def compare(self, config: Mapping[str, Any]) -> None:
+        """Find what a resumed run changes; stop here if there is nothing left to train.
+
+        Raises:
+            ConfigError: it changes what it must keep.
+        """
+        if self._file is None or self._content is None:
+            return
+        changes = allowed_changes(self._content, self._file, config)
+        if line := at_its_end(self._content, self.trainer.max_steps, self.trainer.max_epochs):
+            self._say_nothing_is_left(line)
+        self.trainer.callbacks.insert(0, Resumed(changes))  # type: ignore[attr-defined]
+        self._content = None
+
+    def fit(self, **options: Any) -> None:
+        """Train; afterwards mark the run as finished, or say how to go on with it."""
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            self.trainer.fit(**options)
+        except SystemExit as stop:
+            if isinstance(stop.__context__, KeyboardInterrupt):
+                self._say_how_to_go_on()
+                raise SystemExit(130) from None
+            if isinstance(stop, SIGTERMException):
+                self._say_how_to_go_on()
+            raise
+        finally:
+            if handler is not None:  # Lightning leaves Ctrl-C switched off
+                signal.signal(signal.SIGINT, handler)
+        if self.run.path and not (self.trainer.received_sigterm or self.trainer.fast_dev_run):  # type: ignore[attr-defined]
+            _mark_as_finished(self.run.path, self.trainer.global_step)
+
+    @rank_zero_only  # type: ignore[untyped-decorator]
+    def _say_how_to_go_on(self) -> None:
+        try:
+            checkpoint = find_checkpoint(self.run.path) if self.run.path else None
+        except CheckpointError:
+            checkpoint = None
+        if checkpoint is None:
+            sys.stderr.write("interrupted before there was a checkpoint: start anew\n")
+            return
+        command = shlex.join(["cm-lightning", *_without_checkpoint(sys.argv[1:]), "--ckpt_path", str(self.run.path)])
+        sys.stderr.write(f"interrupted at step {self.trainer.global_step}; to go on: {command}\n")
+
+    def _say_nothing_is_left(self, line: str) -> None:
+        assert self._file is not None
+        version = self._file.parent.parent
+        if self._file.parent.name == "checkpoints" and self._content:
+            _mark_as_finished(version, self._content["global_step"])
+        rank_zero_only(print)(f"nothing to do: {self._file} {line}")
+        raise SystemExit(0)
+
+
+def _checkpoint(subcommand: str, run: RunDirectory, ckpt_path: str | None) -> str | None:
+    if ckpt_path is None and subcommand != "fit":
+        raise ConfigError(f"{subcommand} needs weights: give --ckpt_path FILE, the folder of a run, or last")
+    if ckpt_path in (None, "best", "hpc"):
+        return ckpt_path
+    if ckpt_path != "last":
+        if is_foreign(str(ckpt_path)):
+            raise ConfigError(
+                f"--ckpt_path {ckpt_path}: {subcommand} takes a checkpoint of this suite; a training starts from other "
+                f"weights by --model.start_from {ckpt_path}"
+            )
+        return str(find_checkpoint(ckpt_path))
+    try:
+        return str(last_checkpoint(run.named or run.root))
+    except CheckpointError as error:
+        raise CheckpointError(f"--ckpt_path last: {error}; {_INSTEAD.get(subcommand, _INSTEAD['validate'])}") from error
+
+
+@rank_zero_only  # type: ignore[untyped-decorator]
+def _mark_as_finished(version: Path, step: int) -> None:
+    with replacing(version / FINISHED) as path:
+        path.write_text(json.dumps({"step": step}) + "\n")
+    RunNote(str(version), finished=True).leave()
+
+
+def _without_checkpoint(arguments: Sequence[str]) -> list[str]:
+    """The command line without ``--ckpt_path FILE`` or ``--ckpt_path=FILE``."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and not argument.startswith("--ckpt_path="):
+            kept.append(argument)
+        skip = argument == "--ckpt_path"
+    return [argument for argument in kept if argument != "--ckpt_path"]
