@@ -8,18 +8,51 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cm_lightning.errors import ConfigError
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside ``path`` (same suffix), renamed to it when the block ends well; folders are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{platform.node()}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(_temporary_name(path))
     try:
         yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: Path, option: str) -> None:
+    """Check, before anything slow begins, that ``replacing(path)`` will be able to write.
+
+    Nothing is left behind: the folders above ``path`` need not exist, and are not made.
+
+    Args:
+        path: the file to be written. For an option that names a folder, give a file in it.
+        option: how the user calls it, such as "--output", for the message.
+
+    Raises:
+        ConfigError: ``path`` is a folder or a device, something above it is not a folder, or writing is not allowed.
+    """
+    try:
+        if path.is_dir():
+            raise ConfigError(f"{option} {path} is a folder: name a file")
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{option} {path} is not a regular file: name another")
+        above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+        if not above.is_dir():
+            raise ConfigError(f"{option} {path}: {above} is not a folder: name another place")
+        trial = above / _temporary_name(path)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise ConfigError(f"{option} {path} cannot be written ({error.strerror}): name another place") from error
+
+
+def _temporary_name(path: Path) -> str:
+    return f".{path.stem}.{platform.node()}.{os.getpid()}{path.suffix}"
 
 
 def cache_folder(folder: str | None = None) -> Path:
