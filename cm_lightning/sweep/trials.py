@@ -18,7 +18,8 @@ from typing import Any
 
 from cm_lightning.files import replacing
 from cm_lightning.run import RUN_FILE, RunNote
-from cm_lightning.sweep.definition import Sweep, Values
+from cm_lightning.sweep.command import Values
+from cm_lightning.sweep.definition import Sweep
 
 _GRACE_S = 60.0
 

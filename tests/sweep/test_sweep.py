@@ -177,10 +177,10 @@ def test_errors_name_the_file_or_the_parameter():
     with pytest.raises(ConfigError, match=r"no sweep file at nowhere.yaml"):
         sweep(["nowhere.yaml"])
     Path("bad.yaml").write_text("a: [")
-    with pytest.raises(ConfigError, match=r"bad.yaml is no YAML"):
+    with pytest.raises(ConfigError, match=r"bad.yaml is not YAML: line 1, column 5: "):
         sweep(["bad.yaml"])
     Path("bad.yaml").write_text("method: grid")
-    with pytest.raises(ConfigError, match=r"bad.yaml is no sweep: it needs method and parameters"):
+    with pytest.raises(ConfigError, match=r"bad.yaml: this is not a sweep: it needs method and parameters"):
         sweep(["bad.yaml"])
     with pytest.raises(ConfigError, match="choose grid, random or bayes"):
         sweep([write(method="guess", parameters={})])
