@@ -67,4 +67,4 @@ def _remedy(error: Exception, text: str) -> str:
 
 
 def _kind(content: object) -> str:
-    return {list: "a list", str: "text"}.get(type(content), "a single value")
+    return "a list" if isinstance(content, list) else "a single value"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -164,7 +164,7 @@ def _check_probabilities(given: object, count: int) -> list[float]:
 def _check_drawn(name: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     distribution = _DRAWN[name]
     options = {**distribution.needs, **distribution.may}
-    _check_options(name, raw, distribution.needs.keys(), options.keys())
+    _check_options(name, raw, distribution.needs, options)
     numbers = {key: _number(value) for key, value in raw.items() if key in options}
     if name == "int_uniform":
         numbers = {key: int(n) if isinstance(n, float) and n.is_integer() else n for key, n in numbers.items()}
@@ -182,7 +182,7 @@ def _check_order(name: str, low: float, high: float) -> None:
         raise ConfigError(f"{name} takes the exponents of its bounds: for {low} to {high} give {name}_values")
 
 
-def _check_options(name: str, raw: Mapping[str, Any], needs: set[str] | Any, options: set[str] | Any) -> None:
+def _check_options(name: str, raw: Mapping[str, Any], needs: Collection[str], options: Collection[str]) -> None:
     takes = f"distribution {name} takes {' and '.join(option for option in _KEYS if option in options)}"
     for key in raw:
         if key not in options and key != "distribution":
