@@ -125,6 +125,9 @@ def _run(
             old = again.pop(0)
             trial = trials[trials.index(old)] = Trial(old.number, old.values)
         else:
+            if done := next((trial for trial in trials if sweep.reached(trial.score(sweep.metric))), None):
+                print(f"trial {done.number} has reached metric.target, {sweep.target}: no more trials", flush=True)
+                return
             values = search.propose(trials)
             if values is None:
                 return

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cm_lightning.domains import COUNT, Domain
+from cm_lightning.domains import COUNT, FINITE, Domain
 from cm_lightning.errors import ConfigError
 from cm_lightning.sweep.choices import require_choice, require_keys
 from cm_lightning.sweep.command import Values, check_command, command_line
@@ -16,10 +16,10 @@ from cm_lightning.sweep.parameters import check_parameter
 
 _METHODS = ("grid", "random", "bayes")
 _GOALS = ("minimize", "maximize")
-#: What W&B reads, and the keys of its launch and its controller, which concern its server alone.
+#: What W&B reads; some concern its server alone.
 _KEYS = (
     "name", "method", "metric", "parameters", "command", "program", "run_cap", "early_terminate", "project", "entity",
-    "description", "controller", "job", "image_uri", "launch", "queue", "scheduler", "$schema",
+    "description", "controller", "job", "image_uri", "launch", "scheduler", "apiVersion", "kind",
 )  # fmt: skip
 _METRIC_KEYS = ("name", "goal", "target", "impute", "impute_while_running")
 _HYPERBAND = {
@@ -39,11 +39,18 @@ class Sweep:
     parameters: Mapping[str, Mapping[str, Any]]
     metric: str | None
     minimize: bool
+    target: float | None
     command: list[str]
     program: str | None
     run_cap: int | None
     early_terminate: Mapping[str, Any] | None
     raw: Mapping[str, Any] = field(repr=False)
+
+    def reached(self, score: float | None) -> bool:
+        """Whether a score of the metric is the target or better; there may be no target."""
+        if score is None or self.target is None:
+            return False
+        return score <= self.target if self.minimize else score >= self.target
 
     def command_line(self, values: Values) -> list[str]:
         """The command of a trial, as ``wandb agent`` builds it from the same file."""
@@ -83,6 +90,7 @@ def _sweep(raw: Mapping[Any, Any], stem: str) -> Sweep:
         parameters=parameters,
         metric=metric.get("name"),
         minimize=metric.get("goal", "minimize") == "minimize",
+        target=metric.get("target"),
         command=command,
         program=program,
         run_cap=raw.get("run_cap"),
@@ -119,6 +127,8 @@ def _metric(raw: Any) -> Mapping[str, Any]:
         raise ConfigError("metric has no name: write metric: {name: val/loss, goal: minimize}")
     if "goal" in raw:
         require_choice("metric.goal", raw["goal"], _GOALS)
+    if "target" in raw:
+        FINITE.check(**{"metric.target": raw["target"]})
     return raw
 
 

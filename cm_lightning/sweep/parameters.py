@@ -95,9 +95,9 @@ def check_parameter(raw: object) -> dict[str, Any]:
     """
     if not isinstance(raw, Mapping):
         key = "values" if isinstance(raw, list) else "value"
-        raise ConfigError(f"needs value, values or a distribution: write {{{key}: {json.dumps(raw, default=str)}}}")
+        raise ConfigError(f"give value, values or a distribution: write {{{key}: {json.dumps(raw, default=str)}}}")
     if "parameters" in raw:
-        raise ConfigError("needs value, values or a distribution; nested ones go by dots: a.b: {value: 1}")
+        raise ConfigError("give value, values or a distribution; nested ones go by dots: a.b: {value: 1}")
     require_keys("", raw, _KEYS)
     name = _distribution(raw)
     if name in _LISTED:
@@ -126,13 +126,13 @@ def _distribution(raw: Mapping[str, Any]) -> str:
     if "min" in raw or "max" in raw:
         whole = all(_number(raw.get(bound)) in INTEGER for bound in ("min", "max"))
         return "int_uniform" if whole else "uniform"
-    raise ConfigError(f"needs value, values, min and max, or a distribution of {', '.join(_DRAWN)}")
+    raise ConfigError(f"give value, values, min and max, or a distribution of {', '.join(_DRAWN)}")
 
 
 def _check_listed(name: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     needs, *may = _LISTED[name]
     if "value" in raw and "values" in raw:
-        raise ConfigError("has both value and values: leave one out")
+        raise ConfigError("value and values exclude each other: leave one out")
     _check_options(name, raw, {needs}, {needs, *may})
     if name != "constant" and not (isinstance(raw["values"], list) and raw["values"]):
         raise ConfigError(f"values must be a list that is not empty, got {raw['values']!r}: write values: [A, B]")
@@ -147,12 +147,12 @@ def _check_value(value: object) -> None:
     try:
         json.dumps(value)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"has the value {value}, which YAML reads as {type(value).__name__}: quote it") from error
+        raise ConfigError(f"YAML reads the value {value} as {type(value).__name__}: put it in quotes") from error
 
 
 def _check_probabilities(given: object, count: int) -> list[float]:
     if not isinstance(given, list) or len(given) != count:
-        raise ConfigError(f"probabilities must be a list of {count} numbers, one of each of the values, got {given!r}")
+        raise ConfigError(f"probabilities must be a list of {count} numbers, one for each of the values, got {given!r}")
     numbers = [_number(value) for value in given]
     for number in numbers:
         FRACTION.check(probabilities=number)

@@ -53,6 +53,11 @@ class Trial:
                 values.append(float(row.get(metric) or ""))
         return values
 
+    def score(self, metric: str | None) -> float | None:
+        """The last value of a metric; None where there is none."""
+        history = self.history(metric) if metric else []
+        return history[-1] if history else None
+
     def logged(self) -> set[str]:
         """The names of the metrics that the run has logged."""
         return {name for row in self._log() for name, cell in row.items() if cell and name not in _NOT_METRICS}
@@ -106,7 +111,7 @@ class Records:
 
     def write_results(self, sweep: Sweep) -> list[tuple[Trial, float | None]]:
         """Rank the trials by the last value of the sweep's metric, write ``results.csv``, and return the ranking."""
-        scored = [(trial, _score(trial, sweep)) for trial in self.read()]
+        scored = [(trial, trial.score(sweep.metric)) for trial in self.read()]
         scored.sort(key=lambda pair: _rank(pair[1], sweep.minimize))
         with replacing(self.folder / "results.csv") as path, open(path, "w", newline="") as file:
             writer = csv.writer(file)
@@ -145,11 +150,6 @@ def _by_key(raw: Mapping[str, Any]) -> dict[str, str]:
     """A definition as comparable text of each key, and of each parameter."""
     parts = {**raw, **{f"parameters.{name}": parameter for name, parameter in raw["parameters"].items()}}
     return {key: json.dumps(part, sort_keys=True, default=str) for key, part in parts.items() if key != "parameters"}
-
-
-def _score(trial: Trial, sweep: Sweep) -> float | None:
-    history = trial.history(sweep.metric) if sweep.metric else []
-    return history[-1] if history else None
 
 
 def _rank(score: float | None, minimize: bool) -> tuple[int, float]:

@@ -52,6 +52,7 @@ def refusal(content: str | bytes) -> str:
         ({"metric": {"name": "l", "goal": None}}, "metric.goal None is unknown"),
         ({"metric": {"name": "l", "goal": True}}, "metric.goal True is unknown"),
         ({"metric": {"name": "l", "gaol": "minimize"}}, "no key metric.gaol; perhaps goal is meant"),
+        ({"metric": {"name": "l", "target": "low"}}, "metric.target must be a finite number, got 'low'"),
         ({"metric": "val/loss"}, "got 'val/loss': write metric: {name: val/loss, goal: minimize}"),
         ({"metric": ["val/loss"]}, "metric must have a name, got ['val/loss']: write metric: {name"),
         ({"metric": 3}, "metric must have a name, got 3"),

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -124,6 +125,17 @@ def rewritten(**content):
     path = Path("s.yaml")
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **content}))
     return path
+
+
+@pytest.mark.parametrize(
+    ("goal", "target", "trials"), [("minimize", 1.5, 1), ("minimize", 0.5, 2), ("maximize", 0, 1), ("maximize", 9, 3)]
+)
+def test_a_target_ends_the_sweep_when_a_trial_reaches_it(goal, target, trials, capsys):
+    write(3, 2, 4)  # of which the scores are 1.33, 0.33 and 4.33
+    rewritten(metric={"name": "val/loss", "goal": goal, "target": target})
+    assert status("s.yaml") == 0
+    assert len(results()) == trials
+    assert (f"has reached metric.target, {target}: no more trials" in capsys.readouterr().out) is (trials < 3)
 
 
 @pytest.mark.parametrize(("goal", "expected"), [("minimize", "3 2 nan 8"), ("maximize", "2 3 nan 8")])
@@ -320,3 +332,36 @@ def test_a_dry_run_by_either_spelling(capsys):
         assert status("s.yaml", option) == 0
         assert len(capsys.readouterr().out.splitlines()) == 2
     assert not Path("runs").exists()
+
+
+class EngineOfTest:
+    """Stands for W&B's package: proposes in turn, and stops the second trial."""
+
+    SweepRun = SimpleNamespace
+
+    def __init__(self):
+        self.definition = None
+
+    def next_run(self, definition, runs):
+        self.definition = definition
+        return SimpleNamespace(config={"x": {"value": [3, 2][len(runs)]}}) if len(runs) < 2 else None
+
+    def stop_runs(self, _, runs):
+        return [run for run in runs if run.name == "2" and run.history]
+
+
+def test_the_engine_gets_the_checked_definition_and_its_trials_are_counted(monkeypatch, capsys):
+    engine = EngineOfTest()
+    monkeypatch.setitem(sys.modules, "sweeps", engine)
+    early = {"type": "hyperband", "max_iter": 9, "s": 2}
+    parameters = {"x": {"values": [3, 2]}, "steps": {"value": 3}}
+    assert status(write(parameters=parameters, early_terminate=early)) == 0
+    assert capsys.readouterr().out.startswith("trial 1 of 2: {'x': 3}")
+    assert engine.definition["early_terminate"] == early
+    assert engine.definition["metric"] == {"goal": "minimize", "name": "val/loss"}
+    bayes = {"x": {"distribution": "log_uniform_values", "min": "1e-5", "max": "1e-2"}}
+    write(method="bayes", parameters=bayes)
+    with pytest.raises(ConfigError, match="a bayes search has no end: give --count"):
+        sweep(["s.yaml"])
+    assert status("s.yaml", "--count=1", "--dry-run") == 0
+    assert engine.definition["parameters"]["x"] == {**bayes["x"], "min": 1e-5, "max": 1e-2}
