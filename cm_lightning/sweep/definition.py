@@ -1,100 +1,174 @@
-"""A sweep file: what W&B's own YAML says, and the command of a trial."""
+"""A sweep file: what W&B's own YAML says, checked before anything runs."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from cm_lightning.domains import COUNT, FINITE, Domain
 from cm_lightning.errors import ConfigError
+from cm_lightning.sweep.choices import require_choice, require_keys
+from cm_lightning.sweep.command import Values, check_command, command_line
+from cm_lightning.sweep.file import read_mapping
+from cm_lightning.sweep.parameters import check_parameter
 
-Values = dict[str, Any]
-
-_DEFAULT_COMMAND = ["${env}", "${interpreter}", "${program}", "${args}"]
-_ENVIRONMENT = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
+_METHODS = ("grid", "random", "bayes")
+_GOALS = ("minimize", "maximize")
+#: What W&B reads; some concern its server alone.
+_KEYS = (
+    "name", "method", "metric", "parameters", "command", "program", "run_cap", "early_terminate", "project", "entity",
+    "description", "controller", "job", "image_uri", "launch", "scheduler", "apiVersion", "kind",
+)  # fmt: skip
+_METRIC_KEYS = ("name", "goal", "target", "impute", "impute_while_running")
+_HYPERBAND = {
+    "min_iter": COUNT,
+    "max_iter": COUNT,
+    "s": COUNT,
+    "eta": Domain("a finite number above 1", lambda value: value > 1),
+}
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The file's content; ``raw`` is all of it."""
+    """The file's content; ``raw`` is all of it, with numbers where they are meant."""
 
     name: str
     method: str
     parameters: Mapping[str, Mapping[str, Any]]
     metric: str | None
     minimize: bool
+    target: float | None
     command: list[str]
     program: str | None
     run_cap: int | None
     early_terminate: Mapping[str, Any] | None
     raw: Mapping[str, Any] = field(repr=False)
 
-    def command_line(self, values: Values) -> list[str]:
-        """The command of a trial, as ``wandb agent`` builds it from the same file.
+    def reached(self, score: float | None) -> bool:
+        """Whether a score of the metric is the target or better; there may be no target."""
+        if score is None or self.target is None:
+            return False
+        return score <= self.target if self.minimize else score >= self.target
 
-        Raises:
-            ConfigError: a macro that W&B does not have, or ``${program}`` without one.
-        """
-        macros = _macros(values, self.program)
-        line: list[str] = []
-        for template in self.command:
-            part = _ENVIRONMENT.sub(lambda match: os.environ.get(match[1], match[1]), str(template))
-            if not (part.startswith("${") and part.endswith("}")):
-                line.append(part)
-            elif (name := part[2:-1]) in macros:
-                line += macros[name]
-            else:
-                raise ConfigError(f"the sweep's command has {part}: choose one of {', '.join(macros)}")
-        return line
+    def command_line(self, values: Values) -> list[str]:
+        """The command of a trial, as ``wandb agent`` builds it from the same file."""
+        return command_line(self.command, self.program, values)
 
 
 def read_sweep(path: str | Path) -> Sweep:
-    """Read a sweep file. Raises ConfigError naming the file and what is wrong with it."""
+    """Read a sweep file.
+
+    Raises:
+        ConfigError: the file, the key and what is wrong with it.
+    """
+    path = Path(path)
+    raw = read_mapping(path)
     try:
-        raw = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise ConfigError(f"no sweep file at {path}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict) or not isinstance(raw.get("parameters"), dict) or not raw.get("method"):
-        raise ConfigError(f"{path} is no sweep: it needs method and parameters")
-    for name, parameter in raw["parameters"].items():
-        if not isinstance(parameter, dict) or "parameters" in parameter:
-            raise ConfigError(f"{path}: parameter {name} needs value, values or a distribution; nested ones go by dots")
-    metric = raw.get("metric") or {}
+        return _sweep(raw, path.stem)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _sweep(raw: Mapping[Any, Any], stem: str) -> Sweep:
+    require_keys("", raw, _KEYS)
+    if missing := [key for key in ("method", "parameters") if key not in raw]:
+        raise ConfigError(f"this is not a sweep: it needs method and parameters, but has no {' and no '.join(missing)}")
+    require_choice("method", raw["method"], _METHODS)
+    metric, program = _metric(raw.get("metric")), _text(raw, "program")
+    if raw.get("run_cap") is not None:
+        COUNT.check(run_cap=raw["run_cap"])
+    early_terminate = _early_terminate(raw.get("early_terminate"))
+    if not metric and (early_terminate or raw["method"] == "bayes"):
+        raise ConfigError("bayes and early_terminate need a metric: write metric: {name: val/loss, goal: minimize}")
+    command = check_command(raw.get("command"), program)
+    parameters = _parameters(raw["parameters"], raw["method"])
     return Sweep(
-        name=str(raw.get("name") or Path(path).stem),
+        name=_name(raw, stem),
         method=raw["method"],
-        parameters=dict(sorted(raw["parameters"].items())),
+        parameters=parameters,
         metric=metric.get("name"),
         minimize=metric.get("goal", "minimize") == "minimize",
-        command=list(raw.get("command") or _DEFAULT_COMMAND),
-        program=raw.get("program"),
+        target=metric.get("target"),
+        command=command,
+        program=program,
         run_cap=raw.get("run_cap"),
-        early_terminate=raw.get("early_terminate"),
-        raw=raw,
+        early_terminate=early_terminate,
+        raw={**raw, "parameters": parameters},
     )
 
 
-def _macros(values: Values, program: str | None) -> dict[str, list[str]]:
-    flags = [f"{name}={value}" for name, value in values.items()]
-    macros = {
-        "env": ["/usr/bin/env"],
-        "interpreter": ["python"],
-        "args": [f"--{flag}" for flag in flags],
-        "args_no_hyphens": flags,
-        "args_no_equals": [part for name, value in values.items() for part in (f"--{name}", str(value))],
-        "args_no_boolean_flags": [
-            f"--{name}" if value is True else f"--{name}={value}"
-            for name, value in values.items()
-            if value is not False
-        ],
-        "args_json": [json.dumps(values)],
-    }
-    return {**macros, "program": [program]} if program else macros
+def _name(raw: Mapping[str, Any], stem: str) -> str:
+    """The sweep's name, which is that of its folder too."""
+    name = _text(raw, "name") or stem
+    if Path(name).is_absolute() or ".." in Path(name).parts or not name.isprintable():
+        raise ConfigError(f"name {name!r} cannot be that of a folder under runs/sweeps: choose another")
+    return name
+
+
+def _text(raw: Mapping[str, Any], key: str) -> str | None:
+    value = raw.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{key} must be text that is not empty, got {value!r}: put it in quotes, or leave it out")
+    return value
+
+
+def _metric(raw: Any) -> Mapping[str, Any]:
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        name = raw if isinstance(raw, str) else "val/loss"
+        raise ConfigError(f"metric must have a name, got {raw!r}: write metric: {{name: {name}, goal: minimize}}")
+    require_keys("metric.", raw, _METRIC_KEYS)
+    if _text(raw, "name") is None:
+        raise ConfigError("metric has no name: write metric: {name: val/loss, goal: minimize}")
+    if "goal" in raw:
+        require_choice("metric.goal", raw["goal"], _GOALS)
+    if "target" in raw:
+        FINITE.check(**{"metric.target": raw["target"]})
+    return raw
+
+
+def _early_terminate(raw: Any) -> Mapping[str, Any] | None:
+    if raw is None:
+        return None
+    if not isinstance(raw, dict) or not raw:
+        raise ConfigError(f"early_terminate is {raw!r}: write early_terminate: {{type: hyperband, min_iter: 3}}")
+    require_keys("early_terminate.", raw, ["type", "strict", *_HYPERBAND])
+    require_choice("early_terminate.type", raw.get("type"), ["hyperband"])
+    for key, domain in _HYPERBAND.items():
+        if key in raw:
+            domain.check(**{f"early_terminate.{key}": raw[key]})
+    if not isinstance(raw.get("strict", False), bool):
+        raise ConfigError(f"early_terminate.strict must be true or false, got {raw['strict']!r}")
+    if "min_iter" not in raw and not {"max_iter", "s"} <= set(raw):
+        raise ConfigError("early_terminate needs min_iter, or max_iter and s")
+    return raw
+
+
+def _parameters(raw: Any, method: str) -> dict[str, dict[str, Any]]:
+    if not isinstance(raw, dict) or not raw:
+        raise ConfigError(f"parameters must have names, got {raw!r}: write parameters: {{seed: {{values: [0, 1]}}}}")
+    for name in raw:
+        _check_option_name(name)
+    return {name: _parameter(name, raw[name], method) for name in sorted(raw)}
+
+
+def _check_option_name(name: object) -> None:
+    if not isinstance(name, str):
+        raise ConfigError(f"parameters: YAML reads the name {name!r} as {type(name).__name__}: put it in quotes")
+    if not name or name.startswith("-") or "=" in name or any(letter.isspace() for letter in name):
+        raise ConfigError(f"parameters: {name!r} is not an option's name: leave out dashes before it, spaces and '='")
+
+
+def _parameter(name: str, raw: Any, method: str) -> dict[str, Any]:
+    try:
+        parameter = check_parameter(raw)
+    except ConfigError as error:
+        raise ConfigError(f"parameter {name}: {error}") from error
+    if method == "grid" and not {"value", "values"} & set(parameter):
+        raise ConfigError(f"parameter {name} of a grid needs value or values")
+    return parameter

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from cm_lightning.errors import ConfigError
-from cm_lightning.sweep.definition import Sweep, Values
+from cm_lightning.sweep.command import Values
+from cm_lightning.sweep.definition import Sweep
+from cm_lightning.sweep.parameters import draw
 
 if TYPE_CHECKING:
     from cm_lightning.sweep.trials import Trial
@@ -24,6 +25,10 @@ class Search(ABC):
     def propose(self, trials: Sequence[Trial]) -> Values | None:
         """The parameters of the trial after these; None when there is nothing left to try."""
 
+    def left(self, trials: Sequence[Trial]) -> int | None:
+        """How many trials there are to propose after these; None where there is no end."""
+        return None
+
     def to_stop(self, trial: Trial, trials: Sequence[Trial]) -> bool:
         """Whether to end the running trial early."""
         return False
@@ -33,30 +38,36 @@ def make_search(sweep: Sweep) -> Search:
     """Grid and random are our own; bayes and early termination are W&B's engine.
 
     Raises:
-        ConfigError: an unknown method or distribution, or an engine that is not installed.
+        ConfigError: the engine is not installed.
     """
-    if sweep.method == "grid" and not sweep.early_terminate:
-        return Grid(sweep)
-    if sweep.method == "random" and not sweep.early_terminate:
-        return Random(sweep)
-    if sweep.method in ("grid", "random", "bayes"):
+    if sweep.early_terminate or sweep.method == "bayes":
         return Engine(sweep)
-    raise ConfigError(f"method {sweep.method!r} of sweep {sweep.name}: choose grid, random or bayes")
+    return Grid(sweep) if sweep.method == "grid" else Random(sweep)
 
 
 class Grid(Search):
     """All combinations, in the order of the parameters' names."""
 
     def __init__(self, sweep: Sweep) -> None:
-        for name, parameter in sweep.parameters.items():
-            if not {"value", "values"} & set(parameter):
-                raise ConfigError(f"parameter {name} of a grid needs value or values")
         choices = [p["values"] if "values" in p else [p["value"]] for p in sweep.parameters.values()]
-        self.combinations = [dict(zip(sweep.parameters, chosen, strict=True)) for chosen in product(*choices)]
+        combinations = [dict(zip(sweep.parameters, chosen, strict=True)) for chosen in product(*choices)]
+        self._by_key = {_key(values): values for values in combinations}
+        self.combinations = list(self._by_key.values())
 
     def propose(self, trials: Sequence[Trial]) -> Values | None:
-        tried = [trial.values for trial in trials]  # by value: the file may have changed since
-        return next((values for values in self.combinations if values not in tried), None)
+        return next(iter(self._untried(trials)), None)
+
+    def left(self, trials: Sequence[Trial]) -> int | None:
+        return len(self._untried(trials))
+
+    def _untried(self, trials: Sequence[Trial]) -> list[Values]:
+        tried = {_key(trial.values) for trial in trials}  # by value: the file may have changed since
+        return [values for key, values in self._by_key.items() if key not in tried]
+
+
+def _key(values: Values) -> str:
+    """Values as text, in which 1, 1.0 and true differ, and NaN is itself."""
+    return repr(values)
 
 
 class Random(Search):
@@ -64,11 +75,11 @@ class Random(Search):
 
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep
-        self.propose([])  # says at once what distribution it does not know
 
     def propose(self, trials: Sequence[Trial]) -> Values | None:
-        generator = random.Random(f"{self.sweep.name} {len(trials)}")
-        return {name: _draw(name, parameter, generator) for name, parameter in self.sweep.parameters.items()}
+        drawn = max([len(trials), *(trial.number for trial in trials)])  # a record between may have been removed
+        generator = random.Random(f"{self.sweep.name} {drawn}")
+        return {name: draw(parameter, generator) for name, parameter in self.sweep.parameters.items()}
 
 
 class Engine(Search):
@@ -82,14 +93,16 @@ class Engine(Search):
             raise ConfigError(
                 f"sweep {sweep.name}: bayes and early_terminate are W&B's engine: pip install 'cm-lightning[sweeps]'"
             ) from error
-        if not sweep.metric:
-            raise ConfigError(f"sweep {sweep.name}: bayes and early_terminate need metric.name")
         self.sweep = sweep
+        self.grid = Grid(sweep) if sweep.method == "grid" else None
         self.definition = {**sweep.raw, "metric": {"goal": "minimize", **sweep.raw["metric"]}}
 
     def propose(self, trials: Sequence[Trial]) -> Values | None:
         run = self.next_run(self.definition, [self._run(trial) for trial in trials])
         return None if run is None else {name: entry["value"] for name, entry in sorted(run.config.items())}
+
+    def left(self, trials: Sequence[Trial]) -> int | None:
+        return self.grid.left(trials) if self.grid else None
 
     def to_stop(self, trial: Trial, trials: Sequence[Trial]) -> bool:
         if not self.sweep.early_terminate:
@@ -106,26 +119,3 @@ class Engine(Search):
             history=[{name: value} for value in history],
             summary_metrics={name: history[-1]} if history else {},
         )
-
-
-def _draw(name: str, parameter: Mapping[str, Any], generator: random.Random) -> Any:
-    if "value" in parameter:
-        return parameter["value"]
-    if "values" in parameter:
-        return generator.choices(parameter["values"], parameter.get("probabilities"))[0]
-    low, high, q = (parameter.get(key, default) for key, default in (("min", None), ("max", None), ("q", 1)))
-    whole = isinstance(low, int) and isinstance(high, int)
-    draws: dict[str, Callable[[], Any]] = {
-        "int_uniform": lambda: generator.randint(low, high),
-        "uniform": lambda: generator.uniform(low, high),
-        "q_uniform": lambda: round(generator.uniform(low, high) / q) * q,
-        "log_uniform_values": lambda: math.exp(generator.uniform(math.log(low), math.log(high))),
-        "normal": lambda: generator.gauss(parameter.get("mu", 0.0), parameter.get("sigma", 1.0)),
-    }
-    try:
-        return draws[parameter.get("distribution", "int_uniform" if whole else "uniform")]()
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"parameter {name}: {dict(parameter)} cannot be drawn: give value, values, or min and max with "
-            f"distribution {', '.join(draws)}"
-        ) from error

@@ -10,17 +10,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cm_lightning.errors import DataError
 from cm_lightning.files import replacing
 from cm_lightning.run import RUN_FILE, RunNote
-from cm_lightning.sweep.definition import Sweep, Values
+from cm_lightning.sweep.command import Values
+from cm_lightning.sweep.definition import Sweep
 
 _GRACE_S = 60.0
+_STATES = ("running", "finished", "stopped", "interrupted", "failed")
+_NOT_METRICS = ("epoch", "step", "")
 
 
 @dataclass
@@ -43,10 +47,26 @@ class Trial:
 
     def history(self, metric: str) -> list[float]:
         """All values of a metric in the run's log, in order."""
+        values = []
+        for row in self._log():
+            with suppress(TypeError, ValueError):  # an empty cell, or one that is being written
+                values.append(float(row.get(metric) or ""))
+        return values
+
+    def score(self, metric: str | None) -> float | None:
+        """The last value of a metric; None where there is none."""
+        history = self.history(metric) if metric else []
+        return history[-1] if history else None
+
+    def logged(self) -> set[str]:
+        """The names of the metrics that the run has logged."""
+        return {name for row in self._log() for name, cell in row.items() if cell and name not in _NOT_METRICS}
+
+    def _log(self) -> list[dict[str, str]]:
         if self.directory is None or not (path := Path(self.directory) / "metrics.csv").is_file():
             return []
-        with open(path, newline="") as file:
-            return [float(row[metric]) for row in csv.DictReader(file) if row.get(metric)]
+        with open(path, newline="", errors="replace") as file:
+            return list(csv.DictReader(file, restkey=""))
 
 
 class Records:
@@ -63,15 +83,35 @@ class Records:
             path.write_text(json.dumps(asdict(trial), indent=1))
 
     def read(self) -> list[Trial]:
-        """All trials in order; one that was running when everything was killed has been interrupted."""
-        trials = [Trial(**json.loads(path.read_text())) for path in sorted(self.folder.glob("trials/*.json"))]
+        """All trials in order; one that was running when everything was killed has been interrupted.
+
+        Raises:
+            DataError: a record is damaged.
+        """
+        trials = [_read_trial(path) for path in self.folder.glob("trials/[0-9]*.json")]
         for trial in trials:
             trial.state = "interrupted" if trial.state == "running" else trial.state
-        return trials
+        return sorted(trials, key=lambda trial: trial.number)
+
+    def keep_definition(self, sweep: Sweep) -> list[str]:
+        """Keep the sweep's definition beside its trials.
+
+        Returns:
+            The keys in which it differs from the one that was kept before, such as "parameters.x".
+        """
+        path = self.folder / "sweep.json"
+        new = _by_key(sweep.raw)
+        old = new
+        if path.is_file():
+            with suppress(TypeError, ValueError):  # damaged: it is written anew
+                old = dict(json.loads(path.read_text()))
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(new, indent=1))
+        return [key for key in {**old, **new} if old.get(key) != new.get(key)]
 
     def write_results(self, sweep: Sweep) -> list[tuple[Trial, float | None]]:
         """Rank the trials by the last value of the sweep's metric, write ``results.csv``, and return the ranking."""
-        scored = [(trial, _score(trial, sweep)) for trial in self.read()]
+        scored = [(trial, trial.score(sweep.metric)) for trial in self.read()]
         scored.sort(key=lambda pair: _rank(pair[1], sweep.minimize))
         with replacing(self.folder / "results.csv") as path, open(path, "w", newline="") as file:
             writer = csv.writer(file)
@@ -79,21 +119,44 @@ class Records:
             writer.writerow(["rank", "trial", "state", sweep.metric or "metric", *names, "seconds", "directory"])
             for rank, (trial, score) in enumerate(scored, 1):
                 shown = "" if score is None else score
-                values = [trial.values.get(name) for name in names]
+                values = [str(trial.values[name]) if name in trial.values else "" for name in names]  # null is None
                 record = [rank, trial.number, trial.state, shown, *values, round(trial.seconds, 1), trial.directory]
                 writer.writerow(record)
         return scored
 
 
-def _score(trial: Trial, sweep: Sweep) -> float | None:
-    history = trial.history(sweep.metric) if sweep.metric else []
-    return history[-1] if history else None
+def _read_trial(path: Path) -> Trial:
+    try:
+        trial = Trial(**json.loads(path.read_text()))
+        _require_whole(trial, path)
+    except (OSError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is not a trial's record ({error}): restore it, or remove it and --resume") from error
+    return trial
 
 
-def _rank(score: float | None, minimize: bool) -> tuple[bool, float]:
+def _require_whole(trial: Trial, path: Path) -> None:
+    fits = {
+        "number": f"{trial.number:04d}" == path.stem,
+        "values": isinstance(trial.values, dict),
+        "state": trial.state in _STATES,
+        "directory": isinstance(trial.directory, str | None),
+        "seconds": isinstance(trial.seconds, int | float),
+    }
+    if wrong := [key for key, fit in fits.items() if not fit]:
+        raise ValueError(f"{wrong[0]} is {getattr(trial, wrong[0])!r}")
+
+
+def _by_key(raw: Mapping[str, Any]) -> dict[str, str]:
+    """A definition as comparable text of each key, and of each parameter."""
+    parts = {**raw, **{f"parameters.{name}": parameter for name, parameter in raw["parameters"].items()}}
+    return {key: json.dumps(part, sort_keys=True, default=str) for key, part in parts.items() if key != "parameters"}
+
+
+def _rank(score: float | None, minimize: bool) -> tuple[int, float]:
+    """Numbers come first, then NaN, and then the trials without a score."""
     if score is None or math.isnan(score):
-        return True, 0.0
-    return False, score if minimize else -score
+        return (2 if score is None else 1), 0.0
+    return 0, score if minimize else -score
 
 
 def run_trial(
@@ -110,10 +173,16 @@ def run_trial(
     records.write(trial)
     start, stopped = time.monotonic(), False
     with open(records.path(trial.number, ".log"), "wb") as log:
-        process = subprocess.Popen(
-            sweep.command_line(trial.values), env=_environment(sweep, note), stdout=log, stderr=log,
-            start_new_session=True,
-        )  # fmt: skip
+        try:
+            process = subprocess.Popen(
+                sweep.command_line(trial.values), env=_environment(sweep, note), stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+        except (OSError, ValueError) as error:  # too long a command, or one that may not be run
+            log.write(f"error: {error}\n".encode())
+            trial.state = "failed"
+            records.write(trial)
+            return
         try:
             while process.poll() is None:
                 _wait(process, poll_s)
@@ -128,9 +197,19 @@ def run_trial(
         else:
             finished = process.returncode == 0 and RunNote.read(note).finished  # a terminated run exits with 0 too
             trial.state = "stopped" if stopped else "finished" if finished else "failed"
+            if trial.state == "failed":
+                log.write(_ending(process.returncode).encode())
         finally:
             trial.directory, trial.seconds = RunNote.read(note).directory, time.monotonic() - start
             records.write(trial)
+
+
+def _ending(status: int) -> str:
+    """What a program cannot say itself: that it was killed, or came to an end too early without an error."""
+    if status < 0:
+        memory = ": the system does so when memory is full" if -status == signal.SIGKILL else ""
+        return f"\nerror: it was ended by signal {-status} ({signal.strsignal(-status)}){memory}\n"
+    return "\nerror: it ended with status 0, but before its run was finished\n" if status == 0 else ""
 
 
 def _wait(process: subprocess.Popen[Any], seconds: float) -> None:
@@ -153,6 +232,10 @@ def _end(process: subprocess.Popen[Any]) -> None:
 
 def _environment(sweep: Sweep, note: Path) -> dict[str, str]:
     """No W&B account is needed, ``python`` is this one, and the run says where it lies."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    ours = {"PATH": path, "WANDB_MODE": "offline", "WANDB_RUN_GROUP": sweep.name, RUN_FILE: str(note)}
+    ours = {"PATH": search_path(), "WANDB_MODE": "offline", "WANDB_RUN_GROUP": sweep.name, RUN_FILE: str(note)}
     return {**os.environ, **ours}
+
+
+def search_path() -> str:
+    """Where a trial's program is looked for."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

@@ -1,0 +1,70 @@
+"""A YAML file as it was written: what cannot be read is told with its file, place and remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cm_lightning.errors import ConfigError, flat, what_yaml_says
+
+
+def read_mapping(path: Path) -> dict[Any, Any]:
+    """Read a YAML file that holds keys and values.
+
+    Raises:
+        ConfigError: there is no such file, it is not text or not YAML, a key stands twice, or it holds something else.
+    """
+    text = _read_text(path)
+    try:
+        content = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-01
+        raise ConfigError(f"{path} is not YAML: {what_yaml_says(error)}{_remedy(error, text)}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is not YAML that can be read: it is nested too deeply") from error
+    if content is None:
+        raise ConfigError(f"{path} is not a sweep: it is empty: it needs method and parameters")
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is not a sweep: it holds {_kind(content)}: it needs the keys method and parameters")
+    return content
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would silently take the second."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                problem = f"{key} stands twice: leave one out"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key if isinstance(key, Hashable) else id(key))
+        return super().construct_mapping(node, deep)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError(f"no sweep file at {path}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} is not a sweep file: {flat(error.strerror or str(error)).lower()}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text in UTF-8 (byte {error.start}): save it as UTF-8") from error
+
+
+def _remedy(error: Exception, text: str) -> str:
+    if r"'\t'" in str(error):
+        return ": indent with spaces, not tabs"
+    mark = getattr(error, "problem_mark", None)
+    line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
+    return ': within brackets write "${args}" in quotes' if "${" in line else ""
+
+
+def _kind(content: object) -> str:
+    return "a list" if isinstance(content, list) else "a single value"
