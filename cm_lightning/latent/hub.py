@@ -44,8 +44,8 @@ def silence(option: str, path: str) -> str:
     if constants.HF_HUB_OFFLINE:
         why, remedy = "the hub is not asked, as HF_HUB_OFFLINE is set", "unset it"
     else:
-        why = f"the hub cannot be reached: {constants.ENDPOINT} did not answer in {SECONDS:g} s (HF_HUB_ETAG_TIMEOUT)"
-        remedy = "fetch it once while there is a network"
+        why = f"the hub cannot be reached: no answer from {constants.ENDPOINT} in {SECONDS:g} s (HF_HUB_ETAG_TIMEOUT)"
+        remedy = "fetch it once where there is a network"
     return f"{option} {path} is not, or not whole, in the cache, and {why}. Give a folder or file, or {remedy}"
 
 

@@ -24,8 +24,16 @@ NAMES = (WEIGHTS, "adapter_model.safetensors", "pytorch_lora_weights.bin", "adap
 
 _METADATA = "lora_adapter_metadata"
 _ENDINGS = ("safetensors", "bin", "pt", "pth", "ckpt")
-# the starts of LoRA's that take a part out of the base's weights: to a base that is whole they are wrong
+# the starts of a LoRA that take a part out of the base's weights: to a base that is whole they are wrong
 _CHANGES_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga", "mica")
+_DEFAULTS = {
+    "r": 8,
+    "lora_alpha": 8,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "use_rslora": False,
+    "init_lora_weights": True,
+}
 
 
 def find(path: Path) -> Path:
@@ -67,7 +75,7 @@ def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     # a file that tells its alphas itself is not peft's
     told = metadata or any(split(key)[1] == "alpha" for key in tensors)
     if peft.is_file() and not told and any(".lora_A." in key for key in tensors):
-        tensors |= _alphas(tensors, _config(peft), peft)
+        tensors |= _described(tensors, peft)
     return tensors, metadata
 
 
@@ -83,7 +91,8 @@ def _safetensors(file: Path) -> tuple[object, object]:
 
 
 def _saved(file: Path) -> object:
-    content = torch.load(file, map_location="cpu", weights_only=True)
+    with file.open("rb") as opened:  # given a path, torch goes by its ending
+        content = torch.load(opened, map_location="cpu", weights_only=True)
     inner = content.get("state_dict") if isinstance(content, dict) else None
     return content if inner is None else inner
 
@@ -96,24 +105,23 @@ def _tensor(key: str, value: object, file: Path) -> Tensor:
     return value.detach()
 
 
-def _config(file: Path) -> dict[str, Any]:
+def _described(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
     try:
         config = json.loads(file.read_text())
-        found = {"rank_pattern": {}, "alpha_pattern": {}, "r": 8, "lora_alpha": 8}  # as peft has them by default
-        found |= {key: value for key, value in config.items() if value is not None}
-    except (OSError, ValueError, AttributeError) as error:
+        given = {key: value for key, value in config.items() if value is not None}
+        return _alphas(tensors, {**_DEFAULTS, **given}, file)
+    except (OSError, ValueError, AttributeError, TypeError, re.error) as error:
         raise CheckpointError(f"{file} is damaged: fetch it again, or remove it for alpha = rank") from error
-    start = str(found.get("init_lora_weights")).lower()
+
+
+def _alphas(tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
+    """Each layer's alpha, such that alpha / rank is the scale."""
+    start = str(config["init_lora_weights"]).lower()
     if start.startswith(_CHANGES_THE_BASE):
         raise CheckpointError(
             f"{file} says that its LoRA started as {start}, which changes the base: save it as a plain LoRA, by peft's "
             "path_initial_model_for_weight_conversion"
         )
-    return found
-
-
-def _alphas(tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
-    """Each layer's alpha, such that alpha / rank is the scale."""
     found = {}
     for key, tensor in tensors.items():
         layer, half = split(key)
@@ -124,7 +132,7 @@ def _alphas(tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: Path
         if told != rank:
             raise CheckpointError(f"{file} is not of this LoRA: it says rank {told} for {name}, whose rank is {rank}")
         alpha = _of_layer(config, "alpha_pattern", "lora_alpha", name)
-        correction = rank**0.5 if config.get("use_rslora") else 1.0
+        correction = rank**0.5 if config["use_rslora"] else 1.0
         found[f"{layer}.alpha"] = torch.tensor(alpha * correction, dtype=torch.float64)
     return found
 

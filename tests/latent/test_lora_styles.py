@@ -129,7 +129,7 @@ FOREIGN = {
     "a bias": f"base_model.model.{Q}.lora_B.bias",
     "a magnitude": f"base_model.model.{Q}.lora_magnitude_vector",
     "a saved module": "base_model.model.conv_in.weight",
-    "a processor of another kind": "unet.mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_x_lora.up.weight",
+    "a processor of another kind": f"unet.{Q[:-5]}.processor.to_x_lora.up.weight",
     "a name within a name": f"unet.{Q}.lora_A.a.b.weight",
     "nothing but a half": "lora_A.weight",
     "nothing but a wrapper": "module.lora_A.weight",
@@ -199,7 +199,7 @@ def test_without_its_configuration_alpha_is_the_rank(tmp_path: Path) -> None:
 
 def test_a_file_that_tells_its_alpha_needs_no_configuration_beside(tuned: Any, tmp_path: Path) -> None:
     alphas = {f"unet.{layer}.alpha": torch.tensor(8.0) for layer in tensors_of(tuned, lambda layer, _: layer)}
-    own = {key: value for key, value in tensors_of(tuned, STYLES["unet.lora.down"]).items()} | alphas
+    own = tensors_of(tuned, STYLES["unet.lora.down"]) | alphas
     save_file(own, tmp_path / "own.safetensors")
     alone = load("sd15", tmp_path / "own.safetensors")
     assert not same(alone, output(tuned))
@@ -214,6 +214,7 @@ BAD_CONFIGS = {
     "pissa": ('{"r": 4, "init_lora_weights": "pissa_niter_4"}', "started as pissa_niter_4, which changes the base"),
     "olora": ('{"r": 4, "init_lora_weights": "OLoRA"}', "started as olora, which changes the base"),
     "text for alpha": ('{"r": 4, "lora_alpha": "much"}', "adapter_config.json is damaged"),
+    "no pattern": ('{"r": 4, "alpha_pattern": {"(": 3}}', "adapter_config.json is damaged"),
     "text for patterns": ('{"r": 4, "rank_pattern": "to_q"}', "adapter_config.json is damaged"),
 }
 
@@ -227,7 +228,9 @@ def test_a_configuration_that_cannot_be_meant_is_refused(content: str, message: 
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["pytorch_lora_weights.bin", "adapter_model.bin", "style.pt", "style.ckpt", "style.pth"])
+@pytest.mark.parametrize(
+    "name", ["pytorch_lora_weights.bin", "adapter_model.bin", "style.pt", "style.ckpt", "style.pth"]
+)
 @pytest.mark.parametrize("style", ["unet.processor", "peft", "kohya"])
 def test_files_of_torch_save_are_read(name: str, style: str, tuned: Any, tmp_path: Path) -> None:
     torch.save(tensors_of(tuned, STYLES[style]), tmp_path / name)
