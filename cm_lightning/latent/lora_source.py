@@ -25,7 +25,7 @@ NAMES = (WEIGHTS, "adapter_model.safetensors", "pytorch_lora_weights.bin", "adap
 _METADATA = "lora_adapter_metadata"
 _ENDINGS = ("safetensors", "bin", "pt", "pth", "ckpt")
 # the starts of a LoRA that take a part out of the base's weights: to a base that is whole they are wrong
-_CHANGES_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga", "mica")
+_CHANGES_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 _DEFAULTS = {
     "r": 8,
     "lora_alpha": 8,
