@@ -179,7 +179,8 @@ def _measure_model(
     from cm_lightning.latent.pipelines import few_step_pipeline
 
     loras = dict.fromkeys(model.loras, 1.0)
-    pipe = few_step_pipeline(model.pipeline, loras, args.scheduler, chosen_device(args.device), args.dtype)
+    device = chosen_device(args.device)
+    pipe = few_step_pipeline(model.pipeline, loras, args.scheduler, device, args.dtype, option=f"--model {model.name}:")
     draw(pipe, subject.prompts[: args.batch_size], 1, 1.0, args.seed, size=subject.size)  # the first call is slow
     cells = []
     for steps, guidance in settings:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import diffusers
 import torch
 from diffusers import (
     AutoencoderTiny,
@@ -17,15 +17,20 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from packaging.version import Version
 from torch import Tensor
 
 from cm_lightning.core.latent import LatentSchedule
 from cm_lightning.errors import CheckpointError, ConfigError
+from cm_lightning.latent.hub import on_hub, out_of_reach, silence
 from cm_lightning.latent.quiet import quiet
 from cm_lightning.latent.structures import HUB, NOISE, UNETS
 
 #: Tokens of a prompt, as CLIP has them.
 TOKENS = 77
+
+# what a pipeline's loader calls the dtype: since 0.40 the old name is deprecated, before it the new one has no effect
+_DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
 
 #: A UNet2DConditionModel; called through :meth:`TextToImageBase.output`.
 UNet: TypeAlias = Any
@@ -207,7 +212,7 @@ class PretrainedBase(TextToImageBase):
         if torch.get_default_device().type == "meta":
             self._outline(path, getattr(torch, dtype))
             return
-        pipe = load_pipeline(path, dtype, variant)
+        pipe = load_pipeline(path, dtype, variant, option="--model.base.path")
         if not isinstance(pipe, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
             raise CheckpointError(f"{path} is a {type(pipe).__name__}: give a Stable Diffusion 1.5, 2.1 or XL model")
         pipe.vae.float()
@@ -228,33 +233,35 @@ class PretrainedBase(TextToImageBase):
         self.schedule = LatentSchedule(scheduler.alphas_cumprod, scheduler.config.prediction_type)
 
 
-def load_pipeline(path: str, dtype: str = "float32", variant: str | None = None) -> DiffusionPipeline:
+def load_pipeline(
+    path: str, dtype: str = "float32", variant: str | None = None, option: str = "--pipeline"
+) -> DiffusionPipeline:
     """Diffusers' pipeline of a folder or hub name, without the safety checker, quiet.
 
+    A name is read from the cache alone where the hub does not answer.
+
+    Args:
+        path: of the folder, or a name on the hub.
+        dtype: of the weights.
+        variant: of the weights' files, such as ``fp16``.
+        option: by which the user gave the path, for messages.
+
     Raises:
-        CheckpointError: it is missing or damaged.
+        CheckpointError: it is missing or damaged, or neither in the cache nor to be had from the hub.
     """
     if not on_hub(path) and not (Path(path) / "model_index.json").is_file():
         raise CheckpointError(f"no model_index.json in {path}: give a folder of diffusers, or a name on the hub")
-    extra = {"safety_checker": None, "requires_safety_checker": False} if _has_safety_checker(path) else {}
+    cached_only = out_of_reach(path)
+    options: dict[str, Any] = {_DTYPE: getattr(torch, dtype), "variant": variant, "local_files_only": cached_only}
     try:
         with quiet():
-            pipe = DiffusionPipeline.from_pretrained(path, torch_dtype=getattr(torch, dtype), variant=variant, **extra)
+            if "safety_checker" in DiffusionPipeline.load_config(path, local_files_only=cached_only):
+                options |= {"safety_checker": None, "requires_safety_checker": False}
+            pipe = DiffusionPipeline.from_pretrained(path, **options)
     except Exception as error:
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") and on_hub(path) else ""
+        if cached_only:
+            raise CheckpointError(silence(option, path)) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path} cannot be loaded as a diffusers model{offline}: {reason}") from error
+        raise CheckpointError(f"{path} cannot be loaded as a diffusers model: {reason}") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def on_hub(path: str) -> bool:
-    """Whether a path is a name on the hub, OWNER/MODEL: no file here, nor missing from a folder that is here."""
-    return path.count("/") == 1 and not path.startswith((".", "/")) and not Path(path).parent.is_dir()
-
-
-def _has_safety_checker(path: str) -> bool:
-    try:
-        return "safety_checker" in DiffusionPipeline.load_config(path)
-    except Exception:
-        return False  # from_pretrained says what is wrong

@@ -11,6 +11,7 @@ from torchvision.transforms import v2
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from cm_lightning.errors import CheckpointError
+from cm_lightning.latent.hub import out_of_reach, silence
 from cm_lightning.latent.quiet import quiet
 
 
@@ -29,12 +30,15 @@ class ClipScore:
     """
 
     def __init__(self, path: str, device: torch.device | str = "cpu") -> None:
+        cached_only = out_of_reach(path)
         try:
             with quiet():
-                self.model = CLIPModel.from_pretrained(path).eval().to(device)
-            self.tokenizer = CLIPTokenizer.from_pretrained(path)
-            self.preparation = CLIPImageProcessor.from_pretrained(path)
+                self.model = CLIPModel.from_pretrained(path, local_files_only=cached_only).eval().to(device)
+            self.tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=cached_only)
+            self.preparation = CLIPImageProcessor.from_pretrained(path, local_files_only=cached_only)
         except Exception as error:
+            if cached_only:
+                raise CheckpointError(silence("--clip", path)) from error
             raise CheckpointError(f"--clip {path} holds no CLIP model: give a folder, or a name on the hub") from error
 
     @torch.no_grad()

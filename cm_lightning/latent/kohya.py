@@ -57,10 +57,11 @@ def diffusers_key(layer: str) -> str:
 
 def stability_key(layer: str) -> str:
     """``down_blocks.0.resnets.1.conv1`` -> ``lora_unet_input_blocks_2_0_in_layers_2``, for a UNet of SDXL's blocks."""
-    return PREFIX + _stability_path(layer).replace(".", "_")
+    return PREFIX + stability_path(layer).replace(".", "_")
 
 
-def _stability_path(layer: str) -> str:
+def stability_path(layer: str) -> str:
+    """``down_blocks.0.resnets.1.conv1`` -> ``input_blocks.2.0.in_layers.2``, for a UNet of SDXL's blocks."""
     if match := _MIDDLE.fullmatch(layer):
         kind, index, rest = match.groups()
         place = 1 if kind == "attentions" else 2 * int(index)

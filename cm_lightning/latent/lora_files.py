@@ -7,7 +7,6 @@ to find its layer before the pipeline is touched.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,31 +14,19 @@ from typing import Any, NamedTuple
 
 import torch
 from peft.utils import get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.files import replacing
-from cm_lightning.latent import kohya
+from cm_lightning.latent import kohya, lora_keys
 from cm_lightning.latent.lora import adapter_names, layers
+from cm_lightning.latent.lora_keys import bare, split
+from cm_lightning.latent.lora_source import WEIGHTS, find, read
 
-#: What ``pipe.load_lora_weights(directory)`` looks for.
-WEIGHTS = "pytorch_lora_weights.safetensors"
-
-_METADATA = "lora_adapter_metadata"
 # what of an adapter's configuration changes its output; the other fields differ between versions of peft, which
 # refuse a field they do not know
 _FIELDS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
-_ENDINGS = {
-    ".lora_A.weight": "down",
-    ".lora_down.weight": "down",
-    ".lora.down.weight": "down",
-    ".lora_B.weight": "up",
-    ".lora_up.weight": "up",
-    ".lora.up.weight": "up",
-    ".alpha": "alpha",
-}
 _TEXT = ("lora_te", "text_encoder")
 
 
@@ -95,7 +82,7 @@ def save_kohya(unet: Any, directory: str | Path, name: str = "lcm") -> Path:
     key_of = kohya.stability_key if kohya.is_sdxl(unet.config) else kohya.diffusers_key
     tensors: dict[str, Tensor] = {}
     for key, tensor in _tensors(unet, name).items():
-        layer, half = _split(key)
+        layer, half = split(key)
         tensors[f"{key_of(layer)}.lora_{half}.weight"] = tensor.contiguous()
         tensors[f"{key_of(layer)}.alpha"] = torch.tensor(_alpha(unet, layer, name))
     path = Path(directory) / f"{name}_kohya.safetensors"
@@ -108,13 +95,15 @@ def load_lora(pipe: Any, path: str | Path, name: str = "lcm") -> None:
     """Loads a LoRA into a pipeline: every tensor of it, or an error and a pipeline that works as before.
 
     Reads files of :func:`save_lora` and :func:`save_kohya`, Kohya files of either dialect, as the published LCM-LoRA is
-    said to be, diffusers' official export, and LoRA of the text encoders beside the UNet's. A file that does not tell
+    said to be, diffusers' official export and its older ones, peft's own with its ``adapter_config.json``, and LoRA of
+    the text encoders beside the UNet's; :mod:`cm_lightning.latent.lora_keys` lists the keys. A file that does not tell
     alpha has alpha = rank. The new adapter is then the only active one of the UNet, until
     :func:`cm_lightning.latent.lora.combine` says otherwise.
 
     Args:
         pipe: a Stable Diffusion or SDXL pipeline.
-        path: a .safetensors file, or a folder that holds ``pytorch_lora_weights.safetensors`` or one such file alone.
+        path: a .safetensors file or a state dict by ``torch.save``, or a folder that holds such a file, alone or by a
+            usual name (``pytorch_lora_weights``, ``adapter_model``).
         name: the adapter's in the pipeline.
 
     Raises:
@@ -124,8 +113,8 @@ def load_lora(pipe: Any, path: str | Path, name: str = "lcm") -> None:
     loaded = pipe.get_list_adapters()
     if any(name in names for names in loaded.values()):
         raise ConfigError(f"the pipeline has an adapter {name!r} already: choose another name")
-    file = _find(Path(path))
-    tensors, metadata = _read(file)
+    file = find(Path(path))
+    tensors, metadata = read(file)
     text = {key: tensor for key, tensor in tensors.items() if key.startswith(_TEXT)}
     pairs = _pairs(pipe.unet, {key: tensor for key, tensor in tensors.items() if key not in text}, file)
     try:
@@ -153,52 +142,18 @@ def _alpha(unet: Any, layer: str, name: str) -> float:
     return float(adapted.lora_alpha[name] * correction)
 
 
-def _find(path: Path) -> Path:
-    if path.is_file():
-        return path
-    if (path / WEIGHTS).is_file():
-        return path / WEIGHTS
-    files = sorted(path.glob("[!.]*.safetensors"))
-    if len(files) != 1:
-        there = ", ".join(file.name for file in files)
-        raise CheckpointError(f"{path} holds several LoRA: choose of {there}" if files else f"no LoRA at {path}")
-    return files[0]
-
-
-def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        with safe_open(file, "pt") as opened:
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - it is no dict
-            metadata = json.loads((opened.metadata() or {}).get(_METADATA, "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is damaged, or no .safetensors file") from error
-    if not tensors or not isinstance(metadata, dict):
-        raise CheckpointError(f"{file} holds no LoRA")
-    return tensors, metadata
-
-
-def _split(key: str) -> tuple[str, str]:
-    """``to_q.lora_A.weight`` -> ``to_q``, ``down``; a key of no LoRA has no second part."""
-    for ending, part in _ENDINGS.items():
-        if key.endswith(ending):
-            return key.removesuffix(ending), part
-    return key, ""
-
-
 def _pairs(unet: Any, tensors: Mapping[str, Tensor], file: Path) -> dict[str, _Pair]:
     """By the layer's name in the UNet."""
-    known = layers(unet)
-    names = {f"unet.{layer}": layer for layer in known} | {kohya.diffusers_key(layer): layer for layer in known}
-    if kohya.is_sdxl(unet.config):
-        names |= {kohya.stability_key(layer): layer for layer in known}
+    known, names = layers(unet), lora_keys.names(unet)
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        layer, part = _split(key)
-        if not part or layer not in names:
+        told, part = split(key)
+        layer = names.get(bare(told))
+        if not part or layer is None:
             raise CheckpointError(f"{file} is not for this kind of model: its {key} has no place in the UNet")
-        if part in parts.setdefault(names[layer], {}):
-            raise CheckpointError(f"{file} is ambiguous: it tells {names[layer]} twice")
-        parts[names[layer]][part] = tensor
+        if part in parts.setdefault(layer, {}):
+            raise CheckpointError(f"{file} is ambiguous: it tells {layer} twice")
+        parts[layer][part] = tensor
     return {layer: _pair(layer, known[layer], halves, file) for layer, halves in parts.items()}
 
 

@@ -9,11 +9,14 @@ from typing import Any, Literal, TypeAlias
 import torch
 from diffusers import AutoPipelineForImage2Image, DDIMScheduler, LCMScheduler
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from cm_lightning.errors import CheckpointError, ConfigError
-from cm_lightning.latent.base import load_pipeline, on_hub
+from cm_lightning.latent.base import load_pipeline
+from cm_lightning.latent.hub import on_hub, out_of_reach, silence
 from cm_lightning.latent.lora import combine, merge
-from cm_lightning.latent.lora_files import WEIGHTS, load_lora
+from cm_lightning.latent.lora_files import load_lora
+from cm_lightning.latent.lora_source import CONFIG, NAMES
 
 #: ``lcm``: multistep consistency sampling; ``trailing``: DDIM from the last timestep, which a base needs for few steps;
 #: ``own``: what the model was saved with.
@@ -26,6 +29,7 @@ def few_step_pipeline(
     scheduler: Scheduler | None = None,
     device: str | torch.device = "cpu",
     dtype: str = "float32",
+    option: str | None = None,
 ) -> Any:
     """A pipeline ready to draw, its LoRA merged into its weights, so that they cost no time.
 
@@ -35,15 +39,17 @@ def few_step_pipeline(
         scheduler: None: ``lcm`` for a LoRA or a model saved with LCM's scheduler, ``trailing`` for any other.
         device: to draw on.
         dtype: of the weights.
+        option: by which the user gave base and LoRA, for messages; None: ``--pipeline`` and ``--lora``.
 
     Raises:
-        CheckpointError: a file is missing, damaged, or does not fit.
+        CheckpointError: a file is missing, damaged, or does not fit, or the hub does not answer.
         ConfigError: a device that is not there.
     """
-    pipe: Any = load_pipeline(path, dtype)
     names = {f"lora{i}": lora for i, lora in enumerate(loras or {})}
-    for name, lora in names.items():
-        load_lora(pipe, _local(lora), name)
+    files = {name: _local(lora, option or "--lora") for name, lora in names.items()}  # first: a base takes long to load
+    pipe: Any = load_pipeline(path, dtype, option=option or "--pipeline")
+    for name, file in files.items():
+        load_lora(pipe, file, name)
     if loras:
         combine(pipe, {name: loras[lora] for name, lora in names.items()})
         merge(pipe)
@@ -55,16 +61,34 @@ def few_step_pipeline(
         raise ConfigError(f"--device {device} cannot be used here: leave it out, or give cpu") from error
 
 
-def _local(lora: str) -> str:
-    """The file of a name on the hub; any other path as it is."""
+def _local(lora: str, option: str) -> str:
+    """The file of a name on the hub, perhaps from the cache; any other path as it is."""
     if not on_hub(lora):
         return lora
+    cached_only = out_of_reach(lora)
     try:
-        return str(hf_hub_download(lora, WEIGHTS))
+        return _fetch(lora, cached_only)
     except Exception as error:
+        if cached_only:
+            raise CheckpointError(silence(option, lora)) from error
         raise CheckpointError(
-            f"--lora {lora} is no file here, and could not be fetched from the hub: give a file or folder"
+            f"{option} {lora} is not a file here, and could not be fetched from the hub: give a file or folder"
         ) from error
+
+
+def _fetch(lora: str, cached_only: bool) -> str:
+    """The first of the files that a LoRA is published as, and peft's description of its own beside it."""
+    for name in NAMES:
+        try:
+            file = hf_hub_download(lora, name, local_files_only=cached_only)
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError) and not cached_only:
+                raise  # the network failed, whatever the name
+            continue
+        if name.startswith("adapter_model"):
+            hf_hub_download(lora, CONFIG, local_files_only=cached_only)
+        return str(file)
+    raise FileNotFoundError(f"{lora} has none of {', '.join(NAMES)}")
 
 
 def set_scheduler(pipe: Any, kind: Scheduler, loras: list[str] | None = None) -> None:

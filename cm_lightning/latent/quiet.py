@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,7 +20,9 @@ def quiet() -> Iterator[None]:
         library.set_verbosity_error()
         library.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The `local_dir_use_symlinks`")  # which diffusers itself gives the hub
+            yield
     finally:
         for library, verbosity in zip(libraries, before, strict=True):
             library.set_verbosity(verbosity)

@@ -1,0 +1,56 @@
+"""The hub of models: one question finds out whether it answers; its libraries ask six times and wait 23 s in between.
+
+A model that is in the cache needs no answer: it is read from there when the hub is silent.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from threading import Thread
+
+from huggingface_hub import constants, get_session
+
+#: How long to wait for the hub's first answer; the hub's own variable changes it on a slow network.
+SECONDS = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or 2)
+
+
+def on_hub(path: str) -> bool:
+    """Whether a path is a name on the hub, OWNER/MODEL: no file here, nor missing from a folder that is here."""
+    return path.count("/") == 1 and not path.startswith((".", "/")) and not Path(path).parent.is_dir()
+
+
+def out_of_reach(path: str) -> bool:
+    """Whether a path is a name on a hub that is not to be asked or does not answer, so that only the cache has it."""
+    return on_hub(path) and not reachable()
+
+
+def reachable() -> bool:
+    """Whether the hub at HF_ENDPOINT answers, by the proxies that are set; False where HF_HUB_OFFLINE forbids to ask.
+
+    One request, in a thread: the search for an address has no time limit of its own.
+    """
+    if constants.HF_HUB_OFFLINE:
+        return False
+    answers: list[bool] = []
+    asking = Thread(target=lambda: answers.append(_answers()), daemon=True)
+    asking.start()
+    asking.join(SECONDS)
+    return answers == [True]
+
+
+def silence(option: str, path: str) -> str:
+    """The line for a name that is neither in the cache nor to be had from the hub."""
+    if constants.HF_HUB_OFFLINE:
+        why, remedy = "the hub is not asked, as HF_HUB_OFFLINE is set", "unset it"
+    else:
+        why = f"the hub cannot be reached: no answer from {constants.ENDPOINT} in {SECONDS:g} s (HF_HUB_ETAG_TIMEOUT)"
+        remedy = "fetch it once where there is a network"
+    return f"{option} {path} is not, or not whole, in the cache, and {why}. Give a folder or file, or {remedy}"
+
+
+def _answers() -> bool:
+    try:
+        return bool(get_session().head(constants.ENDPOINT, timeout=SECONDS).status_code < 500)
+    except Exception:  # of the network, a proxy, a certificate, an address: none of them is an answer
+        return False

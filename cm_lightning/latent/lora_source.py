@@ -1,0 +1,143 @@
+"""The tensors of a LoRA file, whoever wrote it: found, read without running anything of it, and described."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from cm_lightning.errors import CheckpointError
+from cm_lightning.latent.lora_keys import split
+
+#: What ``pipe.load_lora_weights(directory)`` looks for.
+WEIGHTS = "pytorch_lora_weights.safetensors"
+#: peft's description of its ``adapter_model`` beside it.
+CONFIG = "adapter_config.json"
+#: The files of a folder that are taken first, in this order.
+NAMES = (WEIGHTS, "adapter_model.safetensors", "pytorch_lora_weights.bin", "adapter_model.bin")
+
+_METADATA = "lora_adapter_metadata"
+_ENDINGS = ("safetensors", "bin", "pt", "pth", "ckpt")
+# the starts of a LoRA that take a part out of the base's weights: to a base that is whole they are wrong
+_CHANGES_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
+_DEFAULTS = {
+    "r": 8,
+    "lora_alpha": 8,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "use_rslora": False,
+    "init_lora_weights": True,
+}
+
+
+def find(path: Path) -> Path:
+    """The file of a path: itself, or what a folder holds: one of ``NAMES``, or a single file of tensors.
+
+    Raises:
+        CheckpointError: there is none, or there are several.
+    """
+    if path.is_file():
+        return path
+    for name in NAMES:
+        if (path / name).is_file():
+            return path / name
+    for endings in (_ENDINGS[:1], _ENDINGS[1:]):
+        files = sorted(file for ending in endings for file in path.glob(f"[!.]*.{ending}"))
+        if len(files) > 1:
+            raise CheckpointError(f"{path} holds several LoRA: choose of {', '.join(file.name for file in files)}")
+        if files:
+            return files[0]
+    raise CheckpointError(f"no LoRA at {path}")
+
+
+def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors by their keys, and diffusers' metadata; what peft says of alpha beside the file becomes tensors too.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds other things than a LoRA.
+    """
+    try:
+        content, metadata = _safetensors(file) if _is_safetensors(file) else (_saved(file), {})
+    except Exception as error:  # whatever a parser makes of a damaged file
+        raise CheckpointError(
+            f"{file} is damaged, or not a file of tensors alone: give a .safetensors, or a state dict by torch.save"
+        ) from error
+    if not content or not isinstance(content, dict) or not isinstance(metadata, dict):
+        raise CheckpointError(f"{file} holds no LoRA")
+    tensors = {str(key): _tensor(str(key), value, file) for key, value in content.items()}
+    peft = file.with_name(CONFIG)
+    # a file that tells its alphas itself is not peft's
+    told = metadata or any(split(key)[1] == "alpha" for key in tensors)
+    if peft.is_file() and not told and any(".lora_A." in key for key in tensors):
+        tensors |= _described(tensors, peft)
+    return tensors, metadata
+
+
+def _is_safetensors(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(9)[8:] == b"{"  # after the header's length comes the header, whatever the file's name
+
+
+def _safetensors(file: Path) -> tuple[object, object]:
+    with safe_open(file, "pt") as opened:
+        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - it is no dict
+        return tensors, json.loads((opened.metadata() or {}).get(_METADATA, "{}"))
+
+
+def _saved(file: Path) -> object:
+    with file.open("rb") as opened:  # given a path, torch goes by its ending
+        content = torch.load(opened, map_location="cpu", weights_only=True)
+    inner = content.get("state_dict") if isinstance(content, dict) else None
+    return content if inner is None else inner
+
+
+def _tensor(key: str, value: object, file: Path) -> Tensor:
+    if isinstance(value, int | float):  # an alpha that was not made a tensor
+        return torch.tensor(value)
+    if not isinstance(value, Tensor):
+        raise CheckpointError(f"{file} holds no LoRA: its {key} is not a tensor")
+    return value.detach()
+
+
+def _described(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
+    try:
+        config = json.loads(file.read_text())
+        given = {key: value for key, value in config.items() if value is not None}
+        return _alphas(tensors, {**_DEFAULTS, **given}, file)
+    except (OSError, ValueError, AttributeError, TypeError, re.error) as error:
+        raise CheckpointError(f"{file} is damaged: fetch it again, or remove it for alpha = rank") from error
+
+
+def _alphas(tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
+    """Each layer's alpha, such that alpha / rank is the scale."""
+    start = str(config["init_lora_weights"]).lower()
+    if start.startswith(_CHANGES_THE_BASE):
+        raise CheckpointError(
+            f"{file} says that its LoRA started as {start}, which changes the base: save it as a plain LoRA, by peft's "
+            "path_initial_model_for_weight_conversion"
+        )
+    found = {}
+    for key, tensor in tensors.items():
+        layer, half = split(key)
+        if half != "down" or not tensor.ndim:
+            continue
+        rank, name = len(tensor), layer.removeprefix("base_model.model.")
+        told = _of_layer(config, "rank_pattern", "r", name)
+        if told != rank:
+            raise CheckpointError(f"{file} is not of this LoRA: it says rank {told} for {name}, whose rank is {rank}")
+        alpha = _of_layer(config, "alpha_pattern", "lora_alpha", name)
+        correction = rank**0.5 if config["use_rslora"] else 1.0
+        found[f"{layer}.alpha"] = torch.tensor(alpha * correction, dtype=torch.float64)
+    return found
+
+
+def _of_layer(config: Mapping[str, Any], patterns: str, default: str, layer: str) -> Any:
+    """The value of the first pattern that the layer's name, or its end, fits."""
+    own = config[patterns].items()
+    return next((value for key, value in own if re.match(rf"(.*\.)?({key})$", layer)), config[default])
