@@ -59,6 +59,8 @@ class ADM(PyramidNet):
             CM's networks of LSUN.
         noise_embedding: (B,) -> (B, channels); positional if None.
         forward_mode: attention that ``torch.func.jvp`` passes through; see :mod:`cm_lightning.backbones.attention`.
+        norm_groups: groups of every norm, a divisor of all widths; None: 32, but of at least four channels each, as EDM
+            has them. OpenAI's and diffusers' networks have 32 whatever their width.
     """
 
     def __init__(
@@ -74,9 +76,10 @@ class ADM(PyramidNet):
         scale_shift: bool = True,
         noise_embedding: nn.Module | None = None,
         forward_mode: bool = False,
+        norm_groups: int | None = None,
     ) -> None:
         condition = 4 * channels
-        style = Style(condition, dropout, head_width, forward_mode, scale_shift)
+        style = Style(condition, dropout, head_width, forward_mode, scale_shift, groups=norm_groups)
         block = partial(PyramidBlock, style=style)
         widths = [channels * m for m in multipliers]
         noise = noise_embedding or PositionalEmbedding(channels)
@@ -87,6 +90,7 @@ class ADM(PyramidNet):
             Pyramid(widths[0], widths, blocks, attention_levels, block, block),
             num_classes,
             style.eps,
+            norm_groups,
         )
 
     @classmethod

@@ -51,6 +51,7 @@ class SelfAttention(nn.Module):
         forward_mode: see :class:`DotProduct`.
         scale: of the sum of input and output.
         eps: of the norm.
+        groups: of the norm; see :func:`~cm_lightning.backbones.layers.group_norm`.
     """
 
     def __init__(
@@ -60,11 +61,12 @@ class SelfAttention(nn.Module):
         forward_mode: bool = False,
         scale: float = math.sqrt(0.5),
         eps: float = 1e-5,
+        groups: int | None = None,
     ) -> None:
         super().__init__()
         self.heads = max(1, channels // head_width) if head_width else 1
         self.scale = scale
-        self.norm = group_norm(channels, eps)
+        self.norm = group_norm(channels, eps, groups)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero(nn.Conv2d(channels, channels, 1))
         self.attend = DotProduct(forward_mode)

@@ -106,6 +106,7 @@ class Style:
         eps: of the norms.
         taps: of the resampling filter.
         project: whether a skip that is resampled goes through a 1 x 1 convolution too.
+        groups: of the norms; see :func:`~cm_lightning.backbones.layers.group_norm`.
     """
 
     condition: int
@@ -117,6 +118,7 @@ class Style:
     eps: float = 1e-5
     taps: tuple[int, ...] = (1, 1)
     project: bool = False
+    groups: int | None = None
 
 
 class PyramidBlock(nn.Module):
@@ -128,7 +130,8 @@ class PyramidBlock(nn.Module):
         super().__init__()
         self.style = style
         self.resample = Resample(resampling, style.taps)
-        self.norm1, self.norm2 = group_norm(channels_in, style.eps), group_norm(channels_out, style.eps)
+        self.norm1 = group_norm(channels_in, style.eps, style.groups)
+        self.norm2 = group_norm(channels_out, style.eps, style.groups)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
         self.conv2 = zero(nn.Conv2d(channels_out, channels_out, 3, padding=1))
         self.affine = nn.Linear(style.condition, channels_out * (2 if style.scale_shift else 1))
@@ -136,7 +139,7 @@ class PyramidBlock(nn.Module):
         projects = channels_in != channels_out or (style.project and resampling != "keep")
         self.skip = nn.Conv2d(channels_in, channels_out, 1) if projects else nn.Identity()
         self.attention = (
-            SelfAttention(channels_out, style.head_width, style.forward_mode, style.scale, style.eps)
+            SelfAttention(channels_out, style.head_width, style.forward_mode, style.scale, style.eps, style.groups)
             if attends
             else nn.Identity()
         )
@@ -158,7 +161,14 @@ class PyramidNet(nn.Module):
     """A network of a conditioning, a convolution, a pyramid, and a head of norm, SiLU and convolution."""
 
     def __init__(
-        self, image_channels: int, conditioning: nn.Module, stem: int, pyramid: Pyramid, num_classes: int, eps: float
+        self,
+        image_channels: int,
+        conditioning: nn.Module,
+        stem: int,
+        pyramid: Pyramid,
+        num_classes: int,
+        eps: float,
+        groups: int | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -166,7 +176,9 @@ class PyramidNet(nn.Module):
         self.stem = nn.Conv2d(image_channels, stem, 3, padding=1)
         self.pyramid = pyramid
         self.head = nn.Sequential(
-            group_norm(pyramid.width, eps), nn.SiLU(), zero(nn.Conv2d(pyramid.width, image_channels, 3, padding=1))
+            group_norm(pyramid.width, eps, groups),
+            nn.SiLU(),
+            zero(nn.Conv2d(pyramid.width, image_channels, 3, padding=1)),
         )
         self.to(memory_format=torch.channels_last)
 
