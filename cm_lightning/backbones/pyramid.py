@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cm_lightning.backbones.attention import SelfAttention
 from cm_lightning.backbones.layers import Resample, Resampling, group_norm, require_divisible, zero
+from cm_lightning.recording import Recorded
 
 #: (channels in, channels out, resampling, with attention?) -> a block with ``forward(x, condition)``.
 BlockFactory: TypeAlias = Callable[[int, int, Resampling, bool], nn.Module]
@@ -157,7 +158,7 @@ class PyramidBlock(nn.Module):
         return torch.addcmul(shift, self.norm2(h), scale + 1)
 
 
-class PyramidNet(nn.Module):
+class PyramidNet(Recorded, nn.Module):
     """A network of a conditioning, a convolution, a pyramid, and a head of norm, SiLU and convolution."""
 
     def __init__(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cm_lightning.backbones.attention import SelfAttention
 from cm_lightning.backbones.embedding import Conditioning
 from cm_lightning.backbones.layers import group_norm, zero
+from cm_lightning.recording import Recorded
 
 
 class ResidualBlock(nn.Module):
@@ -55,7 +56,7 @@ class Block(nn.Module):
         return cast(Tensor, self.attention(self.residual(x, condition)))
 
 
-class UNet(nn.Module):
+class UNet(Recorded, nn.Module):
     """A U-Net for images of any size and any number of channels.
 
     Args:

@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from cm_lightning.recording import Recorded
+
 
 def l1(x: Tensor, y: Tensor) -> Tensor:
     """Mean absolute difference of each sample."""
@@ -34,7 +36,7 @@ def pseudo_huber(x: Tensor, y: Tensor, c: float | None = None) -> Tensor:
     return squared / ((squared + c**2).sqrt() + c)
 
 
-class Distance(ABC):
+class Distance(Recorded, ABC):
     """A distance as an object, to be chosen and configured by class path."""
 
     @abstractmethod

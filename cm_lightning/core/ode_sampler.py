@@ -11,6 +11,7 @@ from torch import Tensor
 from cm_lightning.core.noise import SIGMA_MAX, SIGMA_MIN, karras_sigmas
 from cm_lightning.core.solver import Denoiser, Step, euler_step, heun_step
 from cm_lightning.errors import ConfigError
+from cm_lightning.recording import Recorded
 
 
 def integrate(step: Step, denoiser: Denoiser, z: Tensor, sigmas: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ def ddpm_sigmas(n: int, sigma_max: float = SIGMA_MAX) -> Tensor:
     return sigmas[timesteps]
 
 
-class ODESampler(ABC):
+class ODESampler(Recorded, ABC):
     """A solver with its noise levels, for a given number of evaluations of the network (NFE)."""
 
     #: What is usual.

@@ -17,9 +17,10 @@ from cm_lightning.latent.base import Conditioning, TextToImageBase, UNet
 from cm_lightning.latent.lora import TARGETS, adapter_off, add_lora
 from cm_lightning.latent.lora_files import save_kohya, save_lora
 from cm_lightning.latent.quiet import quiet
+from cm_lightning.recording import Recorded
 
 
-class Student(ABC):
+class Student(Recorded, ABC):
     """The trained part of a latent consistency model, and the teacher that it leaves untouched."""
 
     #: The network that the student's weights are part of.
