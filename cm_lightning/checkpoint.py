@@ -12,9 +12,12 @@ from torch import Tensor
 
 from cm_lightning.errors import CheckpointError
 from cm_lightning.run import find_checkpoint
+from cm_lightning.states import plain_name
 
 #: The key under which a module stores the configuration that the command line built it from.
 CONFIG_KEY = "cm_lightning_config"
+
+_PROGRAMS = {"openai": "OpenAI's", "edm": "EDM's", "diffusers": "a folder of diffusers"}
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -30,15 +33,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint of plain tensors: is it whole?") from error
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint of plain tensors: is it whole?{_hint(path)}"
+        ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise CheckpointError(f"{path} is no Lightning checkpoint: it has no state_dict")
+        raise CheckpointError(f"{path} is no Lightning checkpoint: it has no state_dict{_hint(path)}")
     return checkpoint
 
 
 def _noted(path: str | Path) -> Path:
     """The file that a path stands for; that it is another one is said, once."""
-    found = find_checkpoint(path)
+    try:
+        found = find_checkpoint(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{_hint(path)}") from error
     if found != Path(path):
         _say(f"{path}: {found}")
     return found
@@ -47,6 +55,14 @@ def _noted(path: str | Path) -> Path:
 @cache
 def _say(line: str) -> None:
     rank_zero_info(line)
+
+
+def _hint(path: str | Path) -> str:
+    """What to give instead, if the file is of another program."""
+    from cm_lightning.interop.origin import origin
+
+    program = origin(path)
+    return f"; it looks like {_PROGRAMS[program]}: give {program}:{path}" if program else ""
 
 
 def averages(checkpoint: dict[str, Any], attribute: str = "backbone") -> list[dict[str, Any]]:
@@ -58,7 +74,7 @@ def averages(checkpoint: dict[str, Any], attribute: str = "backbone") -> list[di
 
 
 def weights(checkpoint: dict[str, Any], which: str = "ema", attribute: str = "backbone") -> dict[str, Tensor]:
-    """The state dict of one submodule.
+    """The state dict of one submodule, under the names that it has when it is not compiled.
 
     Args:
         checkpoint: from :func:`read_checkpoint`.
@@ -72,10 +88,10 @@ def weights(checkpoint: dict[str, Any], which: str = "ema", attribute: str = "ba
         found = averages(checkpoint, attribute)
         if not found:
             raise CheckpointError(f"the checkpoint has no averaged weights of {attribute}: ask for the raw ones")
-        return dict(found[0]["average"])
+        return {plain_name(name): tensor for name, tensor in found[0]["average"].items()}
     prefix = f"{attribute}."
     state = checkpoint["state_dict"].items()
-    raw = {name.removeprefix(prefix): tensor for name, tensor in state if name.startswith(prefix)}
+    raw = {plain_name(name.removeprefix(prefix)): tensor for name, tensor in state if name.startswith(prefix)}
     if not raw:
         raise CheckpointError(f"the checkpoint has no weights of {attribute}")
     return raw

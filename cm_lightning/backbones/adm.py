@@ -61,6 +61,8 @@ class ADM(PyramidNet):
             CM's networks of LSUN.
         noise_embedding: (B,) -> (B, channels); positional if None.
         forward_mode: attention that ``torch.func.jvp`` passes through; see :mod:`cm_lightning.backbones.attention`.
+        norm_groups: groups of every norm, a divisor of all widths; None: 32, but of at least four channels each, as EDM
+            has them. OpenAI's and diffusers' networks have 32 whatever their width.
     """
 
     def __init__(
@@ -76,12 +78,13 @@ class ADM(PyramidNet):
         scale_shift: bool = True,
         noise_embedding: nn.Module | None = None,
         forward_mode: bool = False,
+        norm_groups: int | None = None,
     ) -> None:
         check_levels(self, image_channels, channels, multipliers, blocks, attention_levels)
         check_conditions(self, num_classes, dropout)
         COUNT.check(self, head_width=head_width)
         condition = 4 * channels
-        style = Style(condition, dropout, head_width, forward_mode, scale_shift)
+        style = Style(condition, dropout, head_width, forward_mode, scale_shift, groups=norm_groups)
         block = partial(PyramidBlock, style=style)
         widths = [channels * m for m in multipliers]
         noise = noise_embedding or PositionalEmbedding(channels)
@@ -92,6 +95,7 @@ class ADM(PyramidNet):
             Pyramid(widths[0], widths, blocks, attention_levels, block, block),
             num_classes,
             style.eps,
+            norm_groups,
         )
 
     @classmethod

@@ -53,6 +53,7 @@ class SelfAttention(nn.Module):
         forward_mode: see :class:`DotProduct`.
         scale: of the sum of input and output.
         eps: of the norm.
+        groups: of the norm; see :func:`~cm_lightning.backbones.layers.group_norm`.
     """
 
     def __init__(
@@ -62,12 +63,13 @@ class SelfAttention(nn.Module):
         forward_mode: bool = False,
         scale: float = math.sqrt(0.5),
         eps: float = 1e-5,
+        groups: int | None = None,
     ) -> None:
         POSITIVE.check(self, scale=scale, eps=eps)
         super().__init__()
         self.heads = 1 if head_width is None else heads(self, channels, head_width)
         self.scale = scale
-        self.norm = group_norm(channels, eps)
+        self.norm = group_norm(channels, eps, groups)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero(nn.Conv2d(channels, channels, 1))
         self.attend = DotProduct(forward_mode)

@@ -14,6 +14,7 @@ from cm_lightning.backbones.embedding import PositionalEmbedding
 from cm_lightning.backbones.layers import require_divisible
 from cm_lightning.backbones.sizes import check_conditions, heads
 from cm_lightning.domains import COUNT, multiple_of
+from cm_lightning.recording import Recorded
 
 _NOISE_WIDTH = 256
 
@@ -79,7 +80,7 @@ class TokenBlock(nn.Module):
         return cast(Tensor, x + gate2 * self.mlp(self.norm2(x, shift2, scale2)))
 
 
-class DiT(nn.Module):
+class DiT(Recorded, nn.Module):
     """A transformer for images or latents of any size, cut into square patches.
 
     Its noise labels were timesteps of up to 1000; with EDM's labels of about 0.25 ln sigma most of its 128

@@ -18,6 +18,7 @@ from cm_lightning.backbones.layers import Resample, Resampling
 from cm_lightning.backbones.pyramid import Pyramid
 from cm_lightning.backbones.sizes import check_conditions, check_levels, heads
 from cm_lightning.domains import COUNT
+from cm_lightning.recording import Recorded
 
 _CHANNELS = {"XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
 
@@ -86,7 +87,7 @@ class UnitLinear(nn.Module):
         return nnf.conv2d(x, weight, padding=weight.shape[-1] // 2)
 
 
-class UnitFourier(nn.Module):
+class UnitFourier(Recorded, nn.Module):
     """sqrt(2) cos(frequency label + phase), random and fixed at construction (Eq. 75); unit magnitude."""
 
     frequencies: Tensor
@@ -181,7 +182,7 @@ class UnitPyramid(Pyramid):
         return _join(h, skip, 0.5)
 
 
-class EDM2(nn.Module):
+class EDM2(Recorded, nn.Module):
     """EDM2's network of ImageNet, for pixels at 64 x 64 or latents of 64 x 64.
 
     After each optimizer step the weights are brought back to unit norm, at the next pass that makes a gradient, so

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from cm_lightning.domains import POSITIVE, at_least, multiple_of
+from cm_lightning.recording import Recorded
 
 
-class PositionalEmbedding(nn.Module):
+class PositionalEmbedding(Recorded, nn.Module):
     """Cosines and sines of the label at geometrically spaced frequencies from 1 down to 1/10,000.
 
     Args:
@@ -35,7 +36,7 @@ class PositionalEmbedding(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-class FourierEmbedding(nn.Module):
+class FourierEmbedding(Recorded, nn.Module):
     """Cosines and sines at random frequencies N(0, scale^2), fixed at construction (NCSN++).
 
     NCSN++ has scale 16; iCT lowers it to 0.02, so that f changes slowly with sigma. The label is 0.25 ln sigma.

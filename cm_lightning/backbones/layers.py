@@ -24,9 +24,17 @@ def zero(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
-def group_norm(channels: int, eps: float = 1e-5) -> nn.GroupNorm:
-    """32 groups, but of at least four channels each, and a number that divides the channels."""
-    return nn.GroupNorm(math.gcd(min(32, max(1, channels // 4)), channels), channels, eps)
+def group_norm(channels: int, eps: float = 1e-5, groups: int | None = None) -> nn.GroupNorm:
+    """So many groups; None: 32, but of at least four channels each, and a number that divides the channels.
+
+    Raises:
+        ConfigError: the groups do not divide the channels.
+    """
+    if groups is None:
+        groups = math.gcd(min(32, max(1, channels // 4)), channels)
+    if groups < 1 or channels % groups:
+        raise ConfigError(f"norm_groups {groups} does not divide a layer of {channels} channels: choose another number")
+    return nn.GroupNorm(groups, channels, eps)
 
 
 def require_divisible(x: Tensor, factor: int) -> None:

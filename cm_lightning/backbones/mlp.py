@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from cm_lightning.backbones.embedding import Conditioning, FourierEmbedding
 from cm_lightning.domains import COUNT, NATURAL, multiple_of
+from cm_lightning.recording import Recorded
 
 
-class ResidualMLP(nn.Module):
+class ResidualMLP(Recorded, nn.Module):
     """Residual layers of SiLU and linear maps, each shifted by the conditioning vector.
 
     Args:

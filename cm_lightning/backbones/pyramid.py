@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cm_lightning.backbones.attention import SelfAttention
 from cm_lightning.backbones.layers import Resample, Resampling, group_norm, require_divisible, zero
 from cm_lightning.domains import POSITIVE
+from cm_lightning.recording import Recorded
 
 #: (channels in, channels out, resampling, with attention?) -> a block with ``forward(x, condition)``.
 BlockFactory: TypeAlias = Callable[[int, int, Resampling, bool], nn.Module]
@@ -107,6 +108,7 @@ class Style:
         eps: of the norms.
         taps: of the resampling filter.
         project: whether a skip that is resampled goes through a 1 x 1 convolution too.
+        groups: of the norms; see :func:`~cm_lightning.backbones.layers.group_norm`.
     """
 
     condition: int
@@ -118,6 +120,7 @@ class Style:
     eps: float = 1e-5
     taps: tuple[int, ...] = (1, 1)
     project: bool = False
+    groups: int | None = None
 
     def __post_init__(self) -> None:
         POSITIVE.check(self, scale=self.scale, eps=self.eps)
@@ -132,7 +135,8 @@ class PyramidBlock(nn.Module):
         super().__init__()
         self.style = style
         self.resample = Resample(resampling, style.taps)
-        self.norm1, self.norm2 = group_norm(channels_in, style.eps), group_norm(channels_out, style.eps)
+        self.norm1 = group_norm(channels_in, style.eps, style.groups)
+        self.norm2 = group_norm(channels_out, style.eps, style.groups)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
         self.conv2 = zero(nn.Conv2d(channels_out, channels_out, 3, padding=1))
         self.affine = nn.Linear(style.condition, channels_out * (2 if style.scale_shift else 1))
@@ -140,7 +144,7 @@ class PyramidBlock(nn.Module):
         projects = channels_in != channels_out or (style.project and resampling != "keep")
         self.skip = nn.Conv2d(channels_in, channels_out, 1) if projects else nn.Identity()
         self.attention = (
-            SelfAttention(channels_out, style.head_width, style.forward_mode, style.scale, style.eps)
+            SelfAttention(channels_out, style.head_width, style.forward_mode, style.scale, style.eps, style.groups)
             if attends
             else nn.Identity()
         )
@@ -158,11 +162,18 @@ class PyramidBlock(nn.Module):
         return torch.addcmul(shift, self.norm2(h), scale + 1)
 
 
-class PyramidNet(nn.Module):
+class PyramidNet(Recorded, nn.Module):
     """A network of a conditioning, a convolution, a pyramid, and a head of norm, SiLU and convolution."""
 
     def __init__(
-        self, image_channels: int, conditioning: nn.Module, stem: int, pyramid: Pyramid, num_classes: int, eps: float
+        self,
+        image_channels: int,
+        conditioning: nn.Module,
+        stem: int,
+        pyramid: Pyramid,
+        num_classes: int,
+        eps: float,
+        groups: int | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -170,7 +181,9 @@ class PyramidNet(nn.Module):
         self.stem = nn.Conv2d(image_channels, stem, 3, padding=1)
         self.pyramid = pyramid
         self.head = nn.Sequential(
-            group_norm(pyramid.width, eps), nn.SiLU(), zero(nn.Conv2d(pyramid.width, image_channels, 3, padding=1))
+            group_norm(pyramid.width, eps, groups),
+            nn.SiLU(),
+            zero(nn.Conv2d(pyramid.width, image_channels, 3, padding=1)),
         )
         self.to(memory_format=torch.channels_last)
 

@@ -16,6 +16,7 @@ from cm_lightning.backbones.embedding import Conditioning
 from cm_lightning.backbones.layers import group_norm, zero
 from cm_lightning.backbones.sizes import check_conditions, check_levels
 from cm_lightning.domains import COUNT
+from cm_lightning.recording import Recorded
 
 
 class ResidualBlock(nn.Module):
@@ -57,7 +58,7 @@ class Block(nn.Module):
         return cast(Tensor, self.attention(self.residual(x, condition)))
 
 
-class UNet(nn.Module):
+class UNet(Recorded, nn.Module):
     """A U-Net for images of any size and any number of channels.
 
     Args:

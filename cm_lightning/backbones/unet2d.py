@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cm_lightning.errors import ConfigError
+from cm_lightning.recording import Recorded
 
 
 class ClassTable(nn.Embedding):
@@ -20,7 +21,7 @@ class ClassTable(nn.Embedding):
         return torch.where((class_label < self.num_embeddings)[:, None], vectors, 0)
 
 
-class DiffusersUNet(nn.Module):
+class DiffusersUNet(Recorded, nn.Module):
     """Any 2-D U-Net that diffusers can build, under ``network`` with diffusers' own names of its weights.
 
     ``diffusers.ConsistencyModelPipeline`` gives its network 250 ln sigma: set ``noise_scale=250`` of the

@@ -16,6 +16,7 @@ from cm_lightning.checkpoint import averages
 from cm_lightning.domains import BELOW_ONE
 from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.interrupt import uninterrupted
+from cm_lightning.states import difference, renamed_like
 
 
 class EMA(Callback):
@@ -166,6 +167,8 @@ class EMA(Callback):
 
     def _check(self, live: dict[str, Tensor]) -> None:
         assert self.average is not None
-        shapes = {name: tensor.shape for name, tensor in live.items()}
-        if shapes != {name: tensor.shape for name, tensor in self.average.items()}:
-            raise CheckpointError(f"the averaged weights in the checkpoint are those of another {self.attribute}")
+        self.average = renamed_like(self.average, live)
+        if differing := difference(self.average, live):
+            raise CheckpointError(
+                f"the averaged weights in the checkpoint are those of another {self.attribute}: {differing}"
+            )

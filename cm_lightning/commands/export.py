@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
+
+from cm_lightning.commands.parser import CommandParser
 
 if TYPE_CHECKING:
     from cm_lightning.modules.base import GenerativeModule
 
 _USE = {
-    "safetensors": "`weights.safetensors` holds the state dict of the network: "
-    '`backbone.load_state_dict(safetensors.torch.load_file("weights.safetensors"))`.',
+    "safetensors": '`cm_lightning.load_module("THIS FOLDER")` builds the module by `config.json`. '
+    "`weights.safetensors` holds the state dict of its network alone.",
     "diffusers": '`diffusers.ConsistencyModelPipeline.from_pretrained("THIS FOLDER")(num_inference_steps=1)`. '
     "With more steps it takes noise levels of its own grid, which are not those of `module.sample`.",
     "onnx": "`generator.onnx` maps `noise` (B, C, H, W) of unit variance, and `class_label` (B,) int64 where there are "
@@ -20,11 +22,12 @@ _USE = {
 }
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cm-lightning export", description="Write weights for other programs.")
+def _parser() -> CommandParser:
+    parser = CommandParser("export", "Write weights for other programs.")
     parser.add_argument("--ckpt_path", required=True, help="a checkpoint, openai:FILE, edm:FILE or diffusers:FOLDER")
     parser.add_argument("--format", choices=tuple(_USE), required=True)
-    parser.add_argument("--output", type=Path, required=True, help="the folder to write to")
+    parser.add_argument("--output", type=Path, required=True, help="the folder to write to, a new or an empty one")
+    parser.add_argument("--overwrite", action="store_true", help="write to a folder that holds files already")
     parser.add_argument("--weights", choices=("ema", "raw"), help="default: the averaged ones if there are any")
     parser.add_argument("--license", default="unknown", help="of the weights, for the card: an SPDX identifier")
     parser.add_argument("--trust", action="append", default=[], help="a package the checkpoint may take classes from")
@@ -32,45 +35,61 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Load, convert, write, describe."""
+    """Check, load, convert, write, describe."""
     args = _parser().parse_args(argv)
+    _check_folder(args.output, args.overwrite)
 
-    from cm_lightning.errors import ConfigError
     from cm_lightning.files import replacing
     from cm_lightning.interop.card import model_card
-    from cm_lightning.interop.foreign import is_foreign
     from cm_lightning.modules.loading import load_module
 
     module = load_module(args.ckpt_path, args.weights, args.trust)
-    _write(module, args.format, args.output)
-    steps, averaged = _origin(args.ckpt_path)
-    weights = "averaged" if averaged and args.weights != "raw" else "raw"
-    if is_foreign(args.ckpt_path):
-        if args.weights:
-            raise ConfigError(f"--weights {args.weights}: {args.ckpt_path} holds one kind: leave the option out")
-        weights = "as in the file"
+    steps, weights = _origin(args.ckpt_path, args.weights)
+    _write(module, args.format, args.output, steps, weights)
     with replacing(args.output / "README.md") as path:
         path.write_text(model_card(module, args.ckpt_path, steps, weights, args.license, _USE[args.format]))
     print(f"{args.format}: {args.output}")
 
 
-def _origin(path: str) -> tuple[int, bool]:
-    """Optimizer steps that a checkpoint has seen, and whether it has averaged weights."""
+def _check_folder(folder: Path, overwrite: bool) -> None:
+    """Raise ConfigError, before anything is loaded, if the folder cannot be written to, or is in use."""
+    from cm_lightning.errors import ConfigError
+
+    try:
+        if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+            raise ConfigError(f"--output {folder} holds files already: choose another folder, or add --overwrite")
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"--output {folder} cannot be written to ({error.strerror}): choose another folder"
+        ) from error
+
+
+def _origin(path: str, which: str | None) -> tuple[int, str]:
+    """Optimizer steps that the weights have seen, 0 if that is not known, and what kind of weights they are."""
     from cm_lightning.checkpoint import averages, read_checkpoint
+    from cm_lightning.interop.folder import find_export
     from cm_lightning.interop.foreign import is_foreign
 
     if is_foreign(path):
-        return 0, False
+        return 0, "as in the file"
+    if (exported := find_export(path)) is not None:
+        return exported.steps, exported.kind
     checkpoint = read_checkpoint(path)
-    return int(checkpoint.get("global_step", 0)), bool(averages(checkpoint))
+    averaged = which != "raw" and averages(checkpoint)
+    return int(checkpoint.get("global_step", 0)), "averaged" if averaged else "raw"
 
 
-def _write(module: GenerativeModule, kind: str, folder: Path) -> None:
+def _write(module: GenerativeModule, kind: str, folder: Path, steps: int, weights: str) -> None:
     from cm_lightning.errors import ConfigError
     from cm_lightning.modules.consistency import ConsistencyModule
 
     if kind == "safetensors":
-        _write_safetensors(module, folder / "weights.safetensors")
+        from cm_lightning.interop.folder import write_export
+
+        write_export(module, folder, steps, weights)
     elif not isinstance(module, ConsistencyModule):
         raise ConfigError(f"--format {kind} takes a consistency model, and this is a {type(module).__name__}")
     elif kind == "onnx":
@@ -81,24 +100,18 @@ def _write(module: GenerativeModule, kind: str, folder: Path) -> None:
         _write_pipeline(module, folder)
 
 
-def _write_safetensors(module: GenerativeModule, path: Path) -> None:
-    from safetensors.torch import save_file
-
-    from cm_lightning.files import replacing
-
-    state = {name: tensor.contiguous() for name, tensor in module.backbone.state_dict().items()}
-    with replacing(path) as temporary:
-        save_file(state, temporary, {"format": "pt", "network": type(module.backbone).__name__})
-
-
 def _write_pipeline(module: GenerativeModule, folder: Path) -> None:
+    from cm_lightning.core.noise import SIGMA_MIN
+    from cm_lightning.errors import ConfigError
     from cm_lightning.interop.diffusers import unet2d_from, write_pipeline
-    from cm_lightning.interop.openai import NOISE_SCALE
     from cm_lightning.modules.consistency import ConsistencyModule
-    from cm_lightning.modules.starting import require_noise_scale
 
     assert isinstance(module, ConsistencyModule)
-    require_noise_scale(module, NOISE_SCALE, "diffusers' pipeline")
-    own = module.parameterization
-    unet = unet2d_from(module.backbone, module.image_shape[-1])
+    own, shape = module.parameterization, module.image_shape
+    if len(shape) != 3 or shape[1] != shape[2]:
+        raise ConfigError(
+            f"--format diffusers: its pipeline draws squares, and this module {shape}: give --format onnx"
+        )
+    levels = (max(own.sigma_min, SIGMA_MIN), module.sigma_max)
+    unet = unet2d_from(module.backbone, shape[-1], own.noise_scale, levels)
     write_pipeline(unet, own.sigma_data, own.sigma_min, module.sigma_max, folder)

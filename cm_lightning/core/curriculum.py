@@ -23,12 +23,13 @@ from cm_lightning.core.noise import (
 )
 from cm_lightning.domains import ABOVE_ONE, BELOW_ONE, COUNT, FRACTION, INNER, NON_NEGATIVE, POSITIVE, at_least
 from cm_lightning.errors import ConfigError
+from cm_lightning.recording import Recorded
 
 Device: TypeAlias = "torch.device | str"
 Pair: TypeAlias = tuple[Tensor, Tensor]
 
 
-class Curriculum(ABC):
+class Curriculum(Recorded, ABC):
     """Draws the pairs t > r >= 0 of one training step. Where r = 0 the target is the clean image."""
 
     @abstractmethod
@@ -48,7 +49,7 @@ class Curriculum(ABC):
         return {}
 
 
-class Levels(ABC):
+class Levels(Recorded, ABC):
     """N(k), the number of noise levels on the grid at step k."""
 
     @abstractmethod
@@ -216,7 +217,7 @@ class WarmUp(Curriculum):
         return self.then.progress(*self.clock(step, total))
 
 
-class TargetRate(ABC):
+class TargetRate(Recorded, ABC):
     """mu(k), the rate of the target network's average: target <- mu target + (1 - mu) student."""
 
     @abstractmethod

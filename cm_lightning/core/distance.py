@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cm_lightning.domains import NON_NEGATIVE
+from cm_lightning.recording import Recorded
 
 
 def l1(x: Tensor, y: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ def pseudo_huber(x: Tensor, y: Tensor, c: float | None = None) -> Tensor:
     return squared / ((squared + c**2).sqrt() + c)
 
 
-class Distance(ABC):
+class Distance(Recorded, ABC):
     """A distance as an object, to be chosen and configured by class path."""
 
     @abstractmethod

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cm_lightning.domains import FINITE, INTEGER, POSITIVE, check_ascending
 from cm_lightning.errors import ConfigError
+from cm_lightning.recording import Recorded
 
 SIGMA_MIN = 0.002
 SIGMA_MAX = 80.0
@@ -84,7 +85,7 @@ def derived_seed(seed: int, stream: int) -> int:
     return (seed + 1_000_003 * (stream + 1)) % 2**32
 
 
-class LogNormal:
+class LogNormal(Recorded):
     """ln sigma ~ N(mean, std^2). EDM trains with (-1.2, 1.2), iCT and ECT with (-1.1, 2.0): the mean is negative.
 
     Draws are cut to [sigma_min, sigma_max], the domain of the consistency function.
@@ -105,7 +106,7 @@ class LogNormal:
         return (self.mean + self.std * normal).exp().clamp(self.sigma_min, self.sigma_max)
 
 
-class IntervalDensity(ABC):
+class IntervalDensity(Recorded, ABC):
     """Which of the N-1 intervals of a descending grid a training step looks at."""
 
     @abstractmethod

@@ -12,6 +12,7 @@ from cm_lightning.core.noise import SIGMA_MAX, SIGMA_MIN, check_levels, karras_s
 from cm_lightning.core.solver import Denoiser, Step, euler_step, heun_step
 from cm_lightning.domains import INTEGER, POSITIVE, Domain
 from cm_lightning.errors import ConfigError
+from cm_lightning.recording import Recorded
 
 #: The lowest level of DDPM's schedule is a little above 0.01.
 _ON_DDPM = Domain("a finite number of at least 0.02", lambda value: value >= 0.02)
@@ -46,7 +47,7 @@ def ddpm_sigmas(n: int, sigma_max: float = SIGMA_MAX) -> Tensor:
     return sigmas[timesteps]
 
 
-class ODESampler(ABC):
+class ODESampler(Recorded, ABC):
     """A solver with its noise levels, for a given number of evaluations of the network (NFE)."""
 
     #: What is usual.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cm_lightning.core.noise import SIGMA_DATA, SIGMA_MIN, expand
 from cm_lightning.domains import NON_NEGATIVE, POSITIVE
+from cm_lightning.recording import Recorded
 
 #: (noisy image, noise label, class label or None) -> image; every backbone is one.
 Network = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
@@ -28,7 +29,7 @@ class Coefficients(NamedTuple):
     c_noise: Tensor
 
 
-class Parameterization(ABC):
+class Parameterization(Recorded, ABC):
     """The preconditioning around a network.
 
     Args:

@@ -6,9 +6,10 @@ import math
 from abc import ABC, abstractmethod
 
 from cm_lightning.domains import COUNT, FRACTION, NON_NEGATIVE
+from cm_lightning.recording import Recorded
 
 
-class RateSchedule(ABC):
+class RateSchedule(Recorded, ABC):
     """What the optimizer's learning rate is multiplied by."""
 
     @abstractmethod

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cm_lightning.core.noise import SIGMA_DATA
 from cm_lightning.domains import NON_NEGATIVE, POSITIVE
+from cm_lightning.recording import Recorded
 
 
 def edm_weight(sigma: Tensor, sigma_data: float = SIGMA_DATA) -> Tensor:
@@ -16,7 +17,7 @@ def edm_weight(sigma: Tensor, sigma_data: float = SIGMA_DATA) -> Tensor:
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
-class Weighting(ABC):
+class Weighting(Recorded, ABC):
     """A weighting as an object, to be chosen and configured by class path."""
 
     @abstractmethod

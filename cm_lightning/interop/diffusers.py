@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from cm_lightning.backbones.adm import ADM
 from cm_lightning.backbones.attention import SelfAttention
-from cm_lightning.backbones.embedding import PositionalEmbedding
 from cm_lightning.backbones.pyramid import PyramidBlock
 from cm_lightning.backbones.unet2d import DiffusersUNet
 from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.interop.blocks import block_modules, own_blocks
+from cm_lightning.interop.noise_label import refitted
+from cm_lightning.interop.openai import NOISE_SCALE
 from cm_lightning.interop.weights import filled, read_tensors, renamed
 
 _PARTS = {
@@ -28,6 +31,8 @@ _PARTS = {
     "conv_shortcut": "skip",
 }
 _ATTENTION = {"group_norm": "norm", "to_qkv": "qkv", "to_out.0": "out"}
+_PRESENT = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_ATTENTION = re.compile(r"(?<=attentions\.\d)\.(query|key|value|proj_attn)\.")
 _REST = {
     "time_embedding.linear_1": "conditioning.mlp.0",
     "time_embedding.linear_2": "conditioning.mlp.2",
@@ -54,12 +59,22 @@ def read_folder(path: str | Path) -> tuple[DiffusersUNet, int]:
         raise CheckpointError(f"{folder}: its config.json is not that of a UNet2DModel")
     if not isinstance(side := config.get("sample_size"), int):
         raise CheckpointError(f"{folder}: sample_size in its config.json is no number of pixels")
-    state = read_tensors(folder / "diffusion_pytorch_model.safetensors")
+    state = _present_names(read_tensors(_weights_file(folder)))
     try:
         network = DiffusersUNet(config)
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     return filled(network, {f"network.{name}": tensor for name, tensor in state.items()}), side
+
+
+def _weights_file(folder: Path) -> Path:
+    names = [f"diffusion_pytorch_model{ending}" for ending in (".safetensors", ".fp16.safetensors", ".bin")]
+    return next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
+
+
+def _present_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The attention of old files under its present names, as diffusers converts it."""
+    return {_OLD_ATTENTION.sub(lambda m: f".{_PRESENT[m[1]]}.", name): tensor for name, tensor in state.items()}
 
 
 def read_sigmas(path: str | Path) -> dict[str, float]:
@@ -83,29 +98,74 @@ def read_sigmas(path: str | Path) -> dict[str, float]:
     return sigmas
 
 
-def unet2d_from(backbone: nn.Module, side: int) -> nn.Module:
-    """The network as a ``diffusers.UNet2DModel`` with the same weights, for images of ``side`` pixels.
+def unet2d_from(backbone: nn.Module, side: int, noise_scale: float, sigmas: tuple[float, float]) -> nn.Module:
+    """The network as a ``diffusers.UNet2DModel`` that is given 250 ln sigma.
+
+    Args:
+        backbone: ADM or DiffusersUNet.
+        side: of its images, in pixels.
+        noise_scale: the backbone is given noise_scale * ln sigma.
+        sigmas: the lowest and the highest noise level that it will be given, both above 0.
+
+    Returns:
+        A network with the same weights, but for those of the first layer after the noise embedding, if ``noise_scale``
+        is another; they are fitted so that the output is the same to about 1e-6.
 
     Raises:
         ConfigError: diffusers has no such network.
     """
-    if isinstance(backbone, DiffusersUNet):
-        network: Any = copy.deepcopy(backbone.network)
-        network.register_to_config(sample_size=side)
+    require_counterpart(backbone)
+    network: Any = _wrapped(backbone, side) if isinstance(backbone, ADM) else copy.deepcopy(backbone.network)
+    network.register_to_config(sample_size=side)
+    if isinstance(backbone, ADM):
+        conditioning: Any = backbone.conditioning
+        old, first = conditioning.noise, conditioning.mlp[0]
+    else:
+        old, first = network.time_proj, network.time_embedding.linear_1
+        if noise_scale != NOISE_SCALE and network.config.time_embedding_type != "positional":
+            raise ConfigError("--format diffusers: a time_embedding_type other than positional needs noise_scale 250")
+    if noise_scale == NOISE_SCALE and _alike(old, network.time_proj):
         return cast(nn.Module, network)
-    if not isinstance(backbone, ADM):
+    layer = network.time_embedding.linear_1
+    weight, bias = refitted(
+        first, lambda logs: old(noise_scale * logs), lambda logs: network.time_proj(NOISE_SCALE * logs), *sigmas
+    )
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    return cast(nn.Module, network)
+
+
+def require_counterpart(backbone: nn.Module) -> None:
+    """Raise ConfigError if diffusers has no network of this class."""
+    if not isinstance(backbone, ADM | DiffusersUNet):
         raise ConfigError(
-            f"--format diffusers: diffusers has no {type(backbone).__name__}: it has ADM and its own UNet2DModel"
+            f"--format diffusers: diffusers has no {type(backbone).__name__}: networks of the classes ADM and "
+            "DiffusersUNet can be written; for this one give --format onnx or --format safetensors"
         )
+
+
+def _alike(ours: nn.Module, theirs: nn.Module) -> bool:
+    """Whether two embeddings give the same vectors."""
+    if ours is theirs:
+        return True
+    labels = torch.linspace(-1500, 1100, 27)
+    one, other = ours(labels), theirs(labels)
+    return one.shape == other.shape and torch.allclose(one, other, atol=1e-3)
+
+
+def _wrapped(backbone: ADM, side: int) -> nn.Module:
     levels = backbone.pyramid.factor.bit_length()
     blocks = (len(backbone.pyramid.encoder) + 1) // levels - 1
     theirs = block_modules(own_blocks(levels, blocks), _their_blocks(levels, blocks), _PARTS, _ATTENTION)
-    state = renamed(backbone.state_dict(), {own: their for their, own in {**theirs, **_REST}.items()})
+    weights = {n: t for n, t in backbone.state_dict().items() if not n.startswith("conditioning.noise.")}
+    state = _as_theirs(renamed(weights, {own: their for their, own in {**theirs, **_REST}.items()}))
     try:
-        wrapped = filled(DiffusersUNet(_config(backbone, side, levels, blocks)), _as_theirs(state))
+        wrapped = DiffusersUNet(_config(backbone, side, levels, blocks))
+        first = "network.time_embedding.linear_1.weight"
+        if state[first].shape != wrapped.state_dict()[first].shape:
+            state[first] = wrapped.state_dict()[first]  # of another width, and fitted later
+        return filled(wrapped, state).network
     except CheckpointError as error:
         raise ConfigError(f"--format diffusers: its UNet2DModel differs from this ADM: {error}") from error
-    return wrapped.network
 
 
 def write_pipeline(unet: nn.Module, sigma_data: float, sigma_min: float, sigma_max: float, folder: Path) -> None:
@@ -125,16 +185,16 @@ def _config(network: ADM, side: int, levels: int, blocks: int) -> dict[str, Any]
     attends = [isinstance(block.attention, SelfAttention) for block in last]
     groups = {module.num_groups for module in network.modules() if isinstance(module, nn.GroupNorm)}
     heads = {m.qkv.in_channels // m.heads for m in network.modules() if isinstance(m, SelfAttention)}
-    embedding = network.conditioning.noise
-    if len(groups) > 1 or len(heads) > 1:
-        raise ConfigError("--format diffusers: its norms and heads are alike everywhere: channels of at least 128 fit")
-    if not isinstance(embedding, PositionalEmbedding) or 2 * len(embedding.frequencies) != widths[0]:
-        raise ConfigError("--format diffusers: the noise embedding must be positional and multipliers begin with 1")
+    if len(groups) > 1:
+        raise ConfigError("--format diffusers: norms are alike there: set norm_groups, or channels of at least 128")
+    if len(heads) > 1:
+        raise ConfigError("--format diffusers: heads are alike there: widths that attend must be multiples of 64")
     return {
         "sample_size": side,
         "in_channels": network.stem.in_channels,
         "out_channels": network.stem.in_channels,
         "block_out_channels": widths,
+        "time_embedding_dim": last[0].style.condition,
         "layers_per_block": blocks,
         "down_block_types": ["AttnDownBlock2D" if a else "ResnetDownsampleBlock2D" for a in attends],
         "up_block_types": ["AttnUpBlock2D" if a else "ResnetUpsampleBlock2D" for a in reversed(attends)],

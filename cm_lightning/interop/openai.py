@@ -19,6 +19,9 @@ from cm_lightning.interop.weights import filled, renamed
 #: Their networks are given 250 ln sigma.
 NOISE_SCALE = 250.0
 
+#: Of their norms, whatever the width.
+_GROUPS = 32
+
 _PARTS = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
@@ -86,6 +89,7 @@ def _network(state: Mapping[str, Tensor], levels: int, blocks: int) -> ADM:
         attention_levels=[level for level, i in enumerate(last) if f"input_blocks.{i}.1.qkv.weight" in state],
         num_classes=state["label_emb.weight"].shape[0] if "label_emb.weight" in state else 0,
         scale_shift=state["input_blocks.1.0.emb_layers.1.weight"].shape[0] == 2 * widths[0],
+        norm_groups=_GROUPS,
     )
 
 

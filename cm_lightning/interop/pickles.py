@@ -39,9 +39,10 @@ def _storage(data: bytes) -> Any:
 
 
 def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    if math.prod(size) > len(storage):
+    data = storage._untyped_storage  # its public name warns that typed storages will go
+    if math.prod(size) * storage.dtype.itemsize > data.nbytes():
         raise CheckpointError("it has a tensor that is larger than its data")
-    return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, False, {})  # type: ignore[no-untyped-call,no-any-return]
+    return torch.empty(0, dtype=storage.dtype).set_(data, offset, size, stride)
 
 
 def _parameter(data: Tensor, *_: Any) -> Tensor:

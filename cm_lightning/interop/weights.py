@@ -12,12 +12,16 @@ from torch import Tensor, nn
 
 from cm_lightning.errors import CheckpointError
 from cm_lightning.interop.pickles import read_pickle
+from cm_lightning.states import plain_name
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a ``.safetensors``, a snapshot ``.pkl`` of EDM, or a file of ``torch.save``, on the CPU.
+
+    It may lie in the dictionary of a training program, under ``ema``, ``state_dict``, ``model`` or the like, and its
+    names may begin with a wrapper's, ``module.`` or ``_orig_mod.``.
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds anything but named tensors of real numbers.
@@ -26,7 +30,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
-        state = _read(path)
+        state = unwrapped(_read(path))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # whatever a parser makes of a damaged file
@@ -42,6 +46,29 @@ def _read(path: Path) -> object:
     if path.suffix == ".pkl":
         return read_pickle(path)
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+#: Keys that training programs keep a state dict under, and attributes that they keep a network in; averages first.
+_WRAPPERS = ("ema", "model_ema", "ema_model", "state_dict", "model", "module", "network", "net", "_orig_mod")
+
+
+def unwrapped(content: object) -> object:
+    """The state dict within dictionaries of a training program, its names without the wrappers of the network."""
+    while isinstance(content, dict) and not any(isinstance(value, Tensor) for value in content.values()):
+        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict) and content[key]), None)
+        if inner is None:
+            return content
+        content = inner
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        return content
+    state = {plain_name(name): value for name, value in content.items()}
+    while state and {name.partition(".")[0] for name in state} <= set(_WRAPPERS):
+        first = next(key for key in _WRAPPERS if any(name.startswith(f"{key}.") or name == key for name in state))
+        inner_state = {n.removeprefix(f"{first}."): v for n, v in state.items() if n.startswith(f"{first}.")}
+        if not inner_state:
+            return state
+        state = inner_state
+    return state
 
 
 def _is_weight(name: object, value: object) -> bool:

@@ -25,6 +25,7 @@ from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.latent.hub import on_hub, out_of_reach, silence
 from cm_lightning.latent.quiet import quiet
 from cm_lightning.latent.structures import HUB, NOISE, UNETS
+from cm_lightning.recording import Recorded
 
 #: Tokens of a prompt, as CLIP has them.
 TOKENS = 77
@@ -69,7 +70,7 @@ class Conditioning(NamedTuple):
         return self.each(lambda a, b: torch.cat([a, b]), other)
 
 
-class TextToImageBase:
+class TextToImageBase(Recorded):
     """Encodes prompts and images, decodes latents, and says what the network's output means.
 
     Not an ``nn.Module``: a frozen base is no part of the module that learns from it, nor of its checkpoints.

@@ -18,12 +18,13 @@ from cm_lightning.latent.base import Conditioning, TextToImageBase, UNet
 from cm_lightning.latent.lora import TARGETS, adapter_off, add_lora
 from cm_lightning.latent.lora_files import save_kohya, save_lora
 from cm_lightning.latent.quiet import quiet
+from cm_lightning.recording import Recorded
 
 #: The widths that :func:`guidance_embedding` can fill.
 _EMBEDDING = Domain("an even whole number of at least 4", lambda value: value >= 4 and value % 2 == 0, whole=True)
 
 
-class Student(ABC):
+class Student(Recorded, ABC):
     """The trained part of a latent consistency model, and the teacher that it leaves untouched."""
 
     #: The network that the student's weights are part of.

@@ -21,6 +21,7 @@ from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.foreign import foreign_teacher
 from cm_lightning.modules.loading import load_module
 from cm_lightning.modules.starting import require_noise_scale
+from cm_lightning.states import difference, renamed_like
 
 _STEPS = {"euler": euler_step, "heun": heun_step}
 
@@ -102,12 +103,13 @@ class ConsistencyDistillation(ConsistencyModule):
             )
         if stage == "fit" and self.start_from_teacher:
             require_noise_scale(self, self.teacher.parameterization.noise_scale, "the teacher")
-            try:
-                self.load_backbone(self.teacher.backbone.state_dict())
-            except RuntimeError as error:
+            state = renamed_like(self.teacher.backbone.state_dict(), own := self.backbone.state_dict())
+            if differing := difference(state, own):
                 raise ConfigError(
-                    "the student's backbone differs from the teacher's: set start_from_teacher to false"
-                ) from error
+                    "the student's backbone differs from the teacher's: set start_from_teacher to false "
+                    f"({differing.replace('file', 'teacher').replace('network', 'student')})"
+                )
+            self.load_backbone(state)
 
     def on_fit_start(self) -> None:
         super().on_fit_start()

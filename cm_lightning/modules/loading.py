@@ -1,30 +1,38 @@
-"""A module from a checkpoint that the command line made."""
+"""A module from a checkpoint, of the command line or of Python, or from an export."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from cm_lightning.checkpoint import CONFIG_KEY, averages, read_checkpoint, weights
-from cm_lightning.errors import CheckpointError
+from cm_lightning.errors import CheckpointError, ConfigError
+from cm_lightning.interop.folder import find_export
 from cm_lightning.interop.foreign import is_foreign
+from cm_lightning.interop.weights import read_tensors
 from cm_lightning.modules.base import GenerativeModule
 from cm_lightning.modules.foreign import foreign_module
 from cm_lightning.modules.trained import TrainedModule
+from cm_lightning.recording import UNRECORDED
+from cm_lightning.states import difference, renamed_like
 
 #: What modules are made of. Not the rest of the suite: to build the command line, say, is to run it.
 _PARTS = (*(f"cm_lightning.{room}" for room in ("backbones", "core", "latent", "modules")), "torch.nn")
 
 
-def load_module(path: str | Path, which: str | None = None, trust: Sequence[str] = ()) -> GenerativeModule:
+def load_module(
+    path: str | Path, which: str | None = None, trust: Sequence[str] = (), **given: Any
+) -> GenerativeModule:
     """:func:`load_trained` for a method on images: a module ready to ``sample``.
 
     Raises:
         CheckpointError: as there, or the checkpoint is of another kind of module.
     """
-    module = load_trained(path, which, trust)
+    module = load_trained(path, which, trust, **given)
     if not isinstance(module, GenerativeModule):
         raise CheckpointError(
             f"{path} holds a {type(module).__name__}, which draws from prompts: give its export to sample --pipeline"
@@ -32,47 +40,67 @@ def load_module(path: str | Path, which: str | None = None, trust: Sequence[str]
     return module
 
 
-def load_trained(path: str | Path, which: str | None = None, trust: Sequence[str] = ()) -> TrainedModule:
+def load_trained(path: str | Path, which: str | None = None, trust: Sequence[str] = (), **given: Any) -> TrainedModule:
     """The module of a checkpoint, on the CPU, in eval mode.
 
-    A checkpoint of a module that was built in Python has no configuration: build the module and load the weights with
-    :func:`cm_lightning.checkpoint.weights`.
-
     Args:
-        path: of the checkpoint; or ``openai:FILE``, ``diffusers:FOLDER``, which are taken for consistency models, or
-            ``edm:FILE``, a diffusion model.
+        path: of the checkpoint; a folder that ``cm-lightning export --format safetensors`` wrote, or the weights in
+            it; or ``openai:FILE``, ``diffusers:FOLDER``, which are taken for consistency models, or ``edm:FILE``, a
+            diffusion model.
         which: ``ema`` or ``raw`` backbone weights; None: the averaged ones if there are any.
         trust: packages besides this one whose classes the checkpoint's configuration may name, ``["my_networks"]``.
+        given: arguments of the module in place of those that the file tells: ``backbone=MyNet()`` for a network that
+            did not remember its own (see :class:`cm_lightning.recording.Recorded`).
 
     Raises:
         CheckpointError: the file is missing or damaged, names classes that are not trusted, or does not fit them.
     """
+    exported = None if is_foreign(path) else find_export(path)
+    if which is not None and (is_foreign(path) or exported):
+        raise ConfigError(f"--weights {which}: {path} holds one kind of weights: leave the option out")
     if is_foreign(path):
         return foreign_module(path)
+    if exported is not None:
+        module = _module(exported.module, trust, path, given)
+        _fill(module.backbone, read_tensors(exported.weights), path)
+        return module.eval()
     checkpoint = read_checkpoint(path)
     config = checkpoint.get(CONFIG_KEY)
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path} does not say how its module was built: it was not made by cm-lightning fit")
-    module = _module(config, trust, path)
+        raise CheckpointError(
+            f"{path} does not say how its module was built: build it in Python, and load the backbone's weights with "
+            "cm_lightning.checkpoint.weights(read_checkpoint(PATH))"
+        )
+    module = _module(config, trust, path, given)
     try:
         module.load_state_dict(checkpoint["state_dict"])
         if which == "ema" or (which is None and averages(checkpoint)):
-            module.backbone.load_state_dict(weights(checkpoint, "ema"))
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: its weights do not fit its configuration") from error
+            _fill(module.backbone, weights(checkpoint, "ema"), path)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     return module.eval()
 
 
-def _module(config: dict[str, Any], trust: Sequence[str], path: str | Path) -> TrainedModule:
+def _fill(network: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
+    state = renamed_like(state, own := network.state_dict())
+    if differing := difference(state, own):
+        raise CheckpointError(f"{path}: its weights do not fit its configuration: {differing}")
+    network.load_state_dict(state)
+
+
+def _module(
+    config: Mapping[str, Any], trust: Sequence[str], path: str | Path, given: Mapping[str, Any]
+) -> TrainedModule:
     # what only training needs is left out: an optimizer is a function to call, start_from a file of its own
     training = {"optimizer", "lr_scheduler", "start_from"}
     try:
-        arguments = {name: value for name, value in config.get("init_args", {}).items() if name not in training}
+        recorded = config.get("init_args") or {}
+        arguments = {name: value for name, value in recorded.items() if name not in {*training, *given}}
+        if isinstance(arguments.get("teacher"), dict):  # its weights are not in the file, and sampling needs none
+            arguments["teacher"] = "the teacher that was given in Python"
         if not issubclass(_trusted_class(config["class_path"], trust), TrainedModule):
             raise CheckpointError(f"it holds {config['class_path']}, which is no module of this suite")
-        module = _build({**config, "init_args": arguments}, trust)
+        module = _build({**config, "init_args": arguments}, trust, given)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # whatever a constructor makes of the arguments in a damaged file
@@ -81,7 +109,7 @@ def _module(config: dict[str, Any], trust: Sequence[str], path: str | Path) -> T
     return module
 
 
-def _build(value: Any, trusted: Sequence[str]) -> Any:
+def _build(value: Any, trusted: Sequence[str], given: Mapping[str, Any] | None = None) -> Any:
     """Objects from ``{class_path, init_args}``; all else stays what it is, and no string is ever taken for a class."""
     if isinstance(value, list):
         return [_build(item, trusted) for item in value]
@@ -89,10 +117,15 @@ def _build(value: Any, trusted: Sequence[str]) -> Any:
         return value
     if "class_path" not in value:
         return {key: _build(item, trusted) for key, item in value.items()}
+    if value.get(UNRECORDED):
+        raise CheckpointError(
+            f"it does not tell the arguments of {value['class_path']}: build the object and pass it in Python, "
+            "load_module(PATH, backbone=...)"
+        )
     arguments = _build(value.get("init_args") or {}, trusted)
     if "trust" in arguments:
         arguments["trust"] = list(trusted)  # whom to trust is for the user to say, and not for a file
-    return _trusted_class(value["class_path"], trusted)(**arguments)
+    return _trusted_class(value["class_path"], trusted)(**arguments, **(given or {}))
 
 
 def _trusted_class(name: str, trusted: Sequence[str]) -> type:
@@ -100,7 +133,7 @@ def _trusted_class(name: str, trusted: Sequence[str]) -> type:
     if not _within(name, ("cm_lightning", "torch.nn", *trusted)):
         raise CheckpointError(
             f"it names the class {name}: if you trust that package, pass --trust {name.split('.', maxsplit=1)[0]} "
-            "(for a teacher --model.trust)"
+            "(for a teacher --model.trust; in Python load_module(PATH, trust=[...]), or the object, backbone=...)"
         )
     found = getattr(import_module(package), attribute, None)
     # a trusted module may have imported any class of any package

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor, nn
 
 from cm_lightning.checkpoint import CONFIG_KEY, averages, read_checkpoint, weights
 from cm_lightning.errors import ConfigError
+from cm_lightning.interop.folder import find_export
 from cm_lightning.interop.foreign import is_foreign, read_foreign
+from cm_lightning.interop.weights import read_tensors
 
 
 def first_weights(module: nn.Module, path: str) -> Mapping[str, Tensor]:
@@ -20,17 +22,19 @@ def first_weights(module: nn.Module, path: str) -> Mapping[str, Tensor]:
         ConfigError: its network was given another noise label than the module's is.
     """
     if not is_foreign(path):
+        if (exported := find_export(path)) is not None:
+            require_noise_scale(module, _noise_scale(exported.module), path)
+            return read_tensors(exported.weights)
         checkpoint = read_checkpoint(path)
-        require_noise_scale(module, _noise_scale(checkpoint), path)
+        require_noise_scale(module, _noise_scale(checkpoint.get(CONFIG_KEY)), path)
         return weights(checkpoint, "ema" if averages(checkpoint) else "raw")
     foreign = read_foreign(path)
     require_noise_scale(module, foreign.noise_scale, path)
     return cast(Mapping[str, Tensor], foreign.backbone.state_dict())
 
 
-def _noise_scale(checkpoint: Mapping[str, Any]) -> float:
-    """That the checkpoint's network was given, as its configuration says; 0.25 if it says nothing."""
-    config = checkpoint.get(CONFIG_KEY)
+def _noise_scale(config: object) -> float:
+    """That a network was given, as its module's configuration says; 0.25 if it says nothing."""
     options = config.get("init_args", {}) if isinstance(config, dict) else {}
     parameterization = options.get("parameterization")
     chosen = parameterization.get("init_args", {}) if isinstance(parameterization, dict) else {}

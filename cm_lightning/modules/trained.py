@@ -22,11 +22,13 @@ from cm_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
 from cm_lightning.modules import randomness
 from cm_lightning.modules.batch import number_of_samples
 from cm_lightning.modules.starting import first_weights
+from cm_lightning.recording import Recorded, describe
+from cm_lightning.states import difference, renamed_like
 
 _SCHEDULES_END = 1_000_000
 
 
-class TrainedModule(L.LightningModule):
+class TrainedModule(Recorded, L.LightningModule):
     """Base of whatever is trained here: a network under ``backbone``, and a loss.
 
     Args:
@@ -38,6 +40,7 @@ class TrainedModule(L.LightningModule):
     """
 
     #: How the command line configured this module; saved in its checkpoints so that ``load_module`` can rebuild it.
+    #: None: they tell the arguments that it was built with in Python.
     config: dict[str, Any] | None = None
 
     def __init__(
@@ -111,9 +114,10 @@ class TrainedModule(L.LightningModule):
         if stage != "fit" or not self.start_from:
             return
         try:
-            self.load_backbone(first_weights(self, self.start_from))
-        except RuntimeError as error:
-            raise CheckpointError(f"start_from: the backbone in {self.start_from} is another network") from error
+            state = renamed_like(first_weights(self, self.start_from), own := self.backbone.state_dict())
+            if differing := difference(state, own):
+                raise ConfigError(f"start_from: the backbone in {self.start_from} is another network: {differing}")
+            self.load_backbone(state)
         except CheckpointError as error:
             self._start_failure = error  # of no matter to a run that goes on from a checkpoint of its own
 
@@ -181,12 +185,13 @@ class TrainedModule(L.LightningModule):
             )
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        try:
-            return super().load_state_dict(state_dict, strict, assign)
-        except RuntimeError as error:
+        state_dict = renamed_like(state_dict, own := self.state_dict())
+        if strict and (differing := difference(state_dict, own)):
             raise CheckpointError(
-                "the checkpoint's weights do not fit this model: use the configuration it was trained with"
-            ) from error
+                "the checkpoint's weights do not fit this model: use the configuration it was trained with "
+                f"({differing})"
+            )
+        return super().load_state_dict(state_dict, strict, assign)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._stop_if_failed()
@@ -197,8 +202,7 @@ class TrainedModule(L.LightningModule):
                 "lower the learning rate, or set --trainer.gradient_clip_val=1"
             )
         checkpoint["random_states"] = randomness.gather_states(self.device)
-        if self.config is not None:
-            checkpoint[CONFIG_KEY] = self.config
+        checkpoint[CONFIG_KEY] = self.config or describe(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._random_states = checkpoint.get("random_states")

@@ -4,6 +4,9 @@ from safetensors.torch import load_file
 
 from cm_lightning.backbones.adm import ADM
 from cm_lightning.backbones.ddpmpp import DDPMpp
+from cm_lightning.backbones.embedding import FourierEmbedding
+from cm_lightning.backbones.unet import UNet
+from cm_lightning.backbones.unet2d import DiffusersUNet
 from cm_lightning.callbacks.ema import EMA
 from cm_lightning.commands import export
 from cm_lightning.core.parameterization import BoundaryShifted
@@ -31,16 +34,33 @@ def module(backbone, scale=250.0):
 def write(monkeypatch, m, kind, folder):
     """By the command, without the detour of a checkpoint."""
     monkeypatch.setattr("cm_lightning.modules.loading.load_module", lambda *_: m)
-    monkeypatch.setattr(export, "_origin", lambda _: (7, True))
-    export.main([f"--ckpt_path={folder}/x.ckpt", f"--format={kind}", f"--output={folder}", "--license=mit"])
+    monkeypatch.setattr(export, "_origin", lambda *_: (7, "averaged"))
+    export.main(
+        [f"--ckpt_path={folder}/x.ckpt", f"--format={kind}", f"--output={folder}", "--license=mit", "--overwrite"]
+    )
 
 
 @pytest.mark.parametrize("num_classes", [0, 3])
-@pytest.mark.parametrize("make", [adm, lambda n: adm(n, scale_shift=False), unet2d])
-def test_diffusers_samples_are_ours(make, num_classes, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("scale", [250.0, 0.25])
+@pytest.mark.parametrize(
+    "make",
+    [
+        adm,
+        lambda n: adm(n, scale_shift=False),
+        lambda n: adm(n, channels=32, norm_groups=32, multipliers=(2, 2)),
+        lambda n: adm(n, noise_embedding=FourierEmbedding(128, 0.001 if n else 0.02)),
+        unet2d,
+    ],
+)
+def test_diffusers_samples_are_ours(make, scale, num_classes, tmp_path, monkeypatch, capsys):
     from diffusers import ConsistencyModelPipeline
 
-    m = module(make(num_classes))
+    backbone = make(num_classes)
+    if isinstance(backbone, DiffusersUNet) and scale != 250:
+        backbone = DiffusersUNet({**backbone.network.config, "block_out_channels": (32, 64)})
+    if scale == 250 and isinstance(backbone, ADM) and isinstance(backbone.conditioning.noise, FourierEmbedding):
+        pytest.skip("Fourier features of 250 ln sigma are not diffusers'")
+    m = module(backbone, scale)
     write(monkeypatch, m, "diffusers", tmp_path)
     pipeline = ConsistencyModelPipeline.from_pretrained(tmp_path)
     pipeline.set_progress_bar_config(disable=True)
@@ -107,10 +127,18 @@ def test_the_averaged_weights_and_a_card_from_a_checkpoint(tmp_path):
 
 
 def test_what_a_format_cannot_hold_is_named(tmp_path, monkeypatch):
+    heads = {"channels": 64, "multipliers": (1, 2), "head_width": 128, "norm_groups": 32, "attention_levels": (0, 1)}
     refused = [
-        (module(adm(0), 0.25), "diffusers", "was given 250 ln sigma, this one 0.25"),
-        (module(DDPMpp(3, 16, (1, 2), 1, (1,))), "diffusers", "diffusers has no DDPMpp"),
-        (module(adm(0, channels=32)), "diffusers", "channels of at least 128"),
+        (module(adm(0, noise_embedding=FourierEmbedding(128)), 0.25), "diffusers", "changes too quickly with sigma"),
+        (module(unet2d(0), 0.25), "diffusers", "has too few channels"),
+        (module(DDPMpp(3, 16, (1, 2), 1, (1,))), "diffusers", "diffusers has no DDPMpp: networks of the classes ADM"),
+        (module(UNet(3, 32)), "diffusers", "diffusers has no UNet: .* give --format onnx or --format safetensors"),
+        (module(adm(0, channels=32)), "diffusers", "set norm_groups, or channels of at least 128"),
+        (
+            module(adm(0, **heads)),
+            "diffusers",
+            "heads are alike",
+        ),
         (DiffusionModule(adm(0), SHAPE), "onnx", "takes a consistency model, and this is a DiffusionModule"),
     ]
     for m, kind, words in refused:

@@ -10,6 +10,10 @@ SIZES = [
     {"channels": 128, "multipliers": (1, 2), "blocks": 1, "attention_levels": (1,), "num_classes": 3},
     # two levels of one width, as LSUN's: no shape tells where one ends
     {"channels": 64, "multipliers": (2, 2), "blocks": 2, "attention_levels": (0,), "scale_shift": False},
+    # fewer than 128 channels: still 32 groups in every norm
+    {"channels": 64, "multipliers": (1, 1), "blocks": 1, "attention_levels": (1,), "num_classes": 3},
+    {"channels": 32, "multipliers": (1, 2), "blocks": 1, "attention_levels": (1,)},
+    {"channels": 32, "multipliers": (1, 3, 2), "blocks": 2, "attention_levels": (), "scale_shift": False},
 ]
 
 

@@ -1,0 +1,105 @@
+"""Objects that remember the arguments they were built with, so that a checkpoint can tell how to build them again."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+#: In a description in place of ``init_args``: the object did not remember its arguments.
+UNRECORDED = "unrecorded"
+
+
+#: Kinds of values that are kept, and as what; a bool is an Integral too, and comes first.
+_PLAIN: dict[type, Callable[[Any], Any]] = {
+    NoneType: lambda value: value,
+    bool: bool,
+    str: str,
+    Path: str,
+    Integral: int,
+    Real: float,
+}
+
+
+class Recorded:
+    """Base of classes whose objects remember their arguments: ``class MyNet(Recorded, nn.Module)``."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _remembering(cls.__init__)  # type: ignore[method-assign]
+
+
+def _remembering(init: Callable[..., None]) -> Callable[..., None]:
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def remember(self: Any, *args: Any, **options: Any) -> None:
+        if "_recorded" not in self.__dict__:  # else this is a base class's, called by the subclass's own
+            self.__dict__["_recorded"] = _arguments(signature, self, args, options)
+        init(self, *args, **options)
+
+    return remember
+
+
+def _arguments(
+    signature: inspect.Signature, self: Any, args: Sequence[Any], options: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """By name, described; None if a call cannot be told by names, or fits no signature and is about to fail."""
+    try:
+        bound = signature.bind(self, *args, **options)
+    except TypeError:
+        return None
+    bound.apply_defaults()
+    _, *parameters = signature.parameters.values()
+    result: dict[str, Any] = {}
+    for parameter in parameters:
+        value = bound.arguments[parameter.name]
+        if parameter.kind is parameter.VAR_KEYWORD:
+            result |= {name: describe(item) for name, item in value.items()}
+        elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
+            if value:
+                return None
+        else:
+            result[parameter.name] = describe(value)
+    return result
+
+
+def describe(value: Any) -> Any:
+    """Numbers, text, lists and dictionaries as they are; an object as ``{class_path, init_args}``, in turn described.
+
+    An object whose arguments are not known is ``{class_path, unrecorded: True}``.
+    """
+    for kind, plain in _PLAIN.items():
+        if isinstance(value, kind):
+            return plain(value)
+    if isinstance(value, list | tuple):
+        return [describe(item) for item in value]
+    if isinstance(value, Mapping) and all(isinstance(key, str | int) for key in value):
+        return {key: describe(item) for key, item in value.items()}
+    value = getattr(value, "_orig_mod", value)  # of torch.compile
+    arguments = _known_arguments(value)
+    name = value.__qualname__ if inspect.isroutine(value) or inspect.isclass(value) else type(value).__qualname__
+    path = f"{value.__module__ if hasattr(value, '__module__') else type(value).__module__}.{name}"
+    if arguments is None or "<locals>" in path:
+        return {"class_path": path, UNRECORDED: True}
+    return {"class_path": path, "init_args": arguments}
+
+
+def _known_arguments(value: Any) -> dict[str, Any] | None:
+    """Those an object remembers, or none where its constructor takes none."""
+    if inspect.isroutine(value) or inspect.isclass(value):
+        return None
+    if "_recorded" in getattr(value, "__dict__", {}):
+        recorded: dict[str, Any] | None = value.__dict__["_recorded"]
+        return recorded
+    try:
+        parameters = list(inspect.signature(type(value).__init__).parameters.values())[1:]
+    except (TypeError, ValueError):
+        return None
+    takes_none = type(value).__init__ is object.__init__ or not parameters
+    return {} if takes_none else None

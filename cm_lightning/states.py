@@ -1,0 +1,36 @@
+"""State dicts: their names under wrappers of networks, and how two of them differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+
+def plain_name(name: str) -> str:
+    """Without what ``torch.compile`` puts into the names of a network's tensors."""
+    return name.replace("_orig_mod.", "")
+
+
+def renamed_like(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """The same tensors under the given names, where a name differs by being of a compiled network or not."""
+    due = {plain_name(name): name for name in names}
+    return {due.get(plain_name(name), name): tensor for name, tensor in state.items()}
+
+
+def difference(found: Mapping[str, Tensor], due: Mapping[str, Tensor]) -> str:
+    """How the tensors of a file differ from those of a network, in a line; empty if they fit."""
+    shared = [name for name in due if name in found]
+    odd = [name for name in shared if found[name].shape != due[name].shape]
+    missing, left = [n for n in due if n not in found], [n for n in found if n not in due]
+    told = []
+    if odd:
+        first = f"{tuple(found[odd[0]].shape)} in the file, {tuple(due[odd[0]].shape)} in the network"
+        told.append(f"{_count(odd)} of another shape, first {odd[0]}: {first}")
+    groups = {"missing": missing, "left over": left}
+    told += [f"{_count(names)} {what}, first {names[0]}" for what, names in groups.items() if names]
+    return "; ".join(told)
+
+
+def _count(names: list[str]) -> str:
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
