@@ -245,6 +245,7 @@ def test_the_grid_needs_finite_numbers(levels):
         ({"sigmas": [81]}, r"^sigmas must lie in 0.002 \.\.\. 80"),
         ({"sigmas": [80, 0.001]}, r"^sigmas must lie in 0.002 \.\.\. 80"),
         ({"labels": [1.7, 2]}, "^labels must be whole numbers"),
+        ({"labels": [True, 2]}, "^labels must be whole numbers"),
         ({"labels": [True, False]}, "^labels must be whole numbers"),
         ({"labels": "12"}, "^labels must be whole numbers"),
         ({"labels": 4}, r"labels must lie in 0 \.\.\. 2"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -72,7 +73,9 @@ def read_image(file: Path | BinaryIO, name: str, background: str = "white") -> I
     """
     try:
         with Image.open(file) as image:
-            ImageOps.exif_transpose(image, in_place=True)
+            image.load()  # what is damaged says so here
+            with suppress(Exception):  # a damaged EXIF note does not make the image one
+                ImageOps.exif_transpose(image, in_place=True)
             return _opaque(_eight_bits(image, name), background)
     except Image.DecompressionBombError as error:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
@@ -85,17 +88,29 @@ def read_image(file: Path | BinaryIO, name: str, background: str = "white") -> I
 
 def _eight_bits(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+        return _from_16_bits(image)
     if image.mode not in ("I", "F"):
         return image
     values = np.asarray(image, dtype=np.float64)
-    for top in (1, 255, 65535) if image.mode == "F" else (255, 65535):
-        if values.min() >= 0 and values.max() <= top:
-            return Image.fromarray(np.floor(values * (255 / top) + 0.5).astype(np.uint8))
     low, high = values.min(), values.max()
-    raise DataError(
-        f"{name} has values from {low:g} to {high:g}: store it with 8 or 16 bits, or with floats in 0 ... 1"
-    )
+    for top in (1, 255) if image.mode == "F" else (255, 65535):
+        if low >= 0 and high <= top:
+            return Image.fromarray(np.floor(values * (255 / top) + 0.5).astype(np.uint8))
+    raise DataError(f"{name} has values from {low:g} to {high:g}: store it with 8 or 16 bits, or with floats in 0 ... 1")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """The higher byte; of a TIFF also with fewer bits (tag 258), or with 0 as white (tag 262 is 0)."""
+    values = np.asarray(image).astype(np.uint16)
+    tags = getattr(image, "tag_v2", {})
+    bits = int(tags.get(258, (16,))[0])
+    if tags.get(262) == 0:
+        values = 2**bits - 1 - values
+    pixels = Image.fromarray((values >> max(0, bits - 8)).astype(np.uint8))
+    if isinstance(clear := image.info.get("transparency"), int):
+        alpha = Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))
+        return Image.merge("LA", (pixels, alpha))
+    return pixels
 
 
 def _opaque(image: Image.Image, background: str) -> Image.Image:

@@ -11,6 +11,7 @@ from diffusers import AutoPipelineForImage2Image, DDIMScheduler, LCMScheduler
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from cm_lightning.domains import FINITE
 from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.latent.base import load_pipeline
 from cm_lightning.latent.hub import on_hub, out_of_reach, silence
@@ -45,6 +46,7 @@ def few_step_pipeline(
         CheckpointError: a file is missing, damaged, or does not fit, or the hub does not answer.
         ConfigError: a device that is not there.
     """
+    FINITE.check(**{f"the weight of {lora}": weight for lora, weight in (loras or {}).items()})
     names = {f"lora{i}": lora for i, lora in enumerate(loras or {})}
     files = {name: _local(lora, option or "--lora") for name, lora in names.items()}  # first: a base takes long to load
     pipe: Any = load_pipeline(path, dtype, option=option or "--pipeline")

@@ -164,6 +164,8 @@ class GenerativeModule(TrainedModule):
             return None
         if labels is None:
             return torch.arange(n, device=self.device) % self.num_classes
+        if isinstance(labels, (list, tuple)) and any(isinstance(label, bool) for label in labels):
+            raise ConfigError(f"labels must be whole numbers, got {labels!r}")
         try:
             labels = torch.as_tensor(labels, device=self.device)
         except (TypeError, ValueError, RuntimeError) as error:

@@ -23,12 +23,34 @@ def grey16(path):
     Image.fromarray(GREY.astype(np.uint16) * 257).save(path)
 
 
+def packed(values):
+    """Two values of 12 bits in three bytes, as a TIFF has them; the rest of the file's bytes is not read."""
+    a, b = values.reshape(-1, 2).T
+    data = np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], -1).astype(np.uint8).tobytes()
+    return np.frombuffer(data + bytes(2 * values.size - len(data)), np.uint16).reshape(values.shape)
+
+
+def tiff(path, values, tags):
+    """A TIFF of 16 bits a value whose tags say something else of them."""
+    Image.fromarray(values).save(path)
+    data = bytearray(path.read_bytes())
+    start = int.from_bytes(data[4:8], "little")
+    for i in range(int.from_bytes(data[start : start + 2], "little")):
+        entry = start + 2 + 12 * i
+        tag = int.from_bytes(data[entry : entry + 2], "little")
+        if tag in tags:
+            data[entry + 8 : entry + 10] = tags[tag].to_bytes(2, "little")
+    path.write_bytes(data)
+
+
 KINDS = {
     "8.png": lambda path: Image.fromarray(GREY).save(path),
     "16.png": grey16,
     "16-low.png": lambda path: Image.fromarray(GREY.astype(np.uint16) * 256).save(path),
     "16.tif": grey16,
     "16-big.tiff": lambda path: Image.fromarray((GREY.astype(np.uint16) * 257).astype(">u2")).save(path),
+    "12.tif": lambda path: tiff(path, packed(GREY.astype(np.uint16) * 16), {258: 12}),
+    "white-is-0.tif": lambda path: tiff(path, 65535 - GREY.astype(np.uint16) * 257, {262: 0}),
     "32.tif": lambda path: Image.fromarray(GREY.astype(np.int32)).save(path),
     "32-of-16.tif": lambda path: Image.fromarray(GREY.astype(np.int32) * 257).save(path),
     "float.tif": lambda path: Image.fromarray((GREY / 255).astype(np.float32)).save(path),
@@ -69,6 +91,8 @@ def palette_with_transparency(path):
         (palette_with_transparency, np.where(ALPHA[..., None] > 0, [0, 0, 9], 255)),
         (lambda path: Image.fromarray(RGB).save(path, transparency=tuple(RGB[0, 0].tolist())),
          np.where((RGB[0, 0] == RGB).all(-1, keepdims=True), 255, RGB)),
+        (lambda path: Image.fromarray(GREY.astype(np.uint16) * 257).save(path, transparency=int(GREY[0, 0]) * 257),
+         np.where(GREY == GREY[0, 0], 255, GREY)[..., None].repeat(3, -1)),
         (lambda path: Image.fromarray(ALPHA).convert("1").save(path), ALPHA[..., None].repeat(3, -1)),
     ],
 )  # fmt: skip
@@ -100,6 +124,7 @@ def test_printers_colours_are_read(tmp_path):
         (lambda path: path.write_bytes(path.read_bytes()[:45]), "a.png cannot be read as an image"),
         (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50)), "a.png cannot be read as an image"),
         (lambda path: Image.fromarray((GREY * 3000.0).astype(np.float32)).save(path, "TIFF"), "has values from 3000"),
+        (lambda path: Image.fromarray((GREY + 9.5).astype(np.float32)).save(path, "TIFF"), "has values from 10.5 to"),
         (lambda path: Image.fromarray((GREY - 9.5).astype(np.float32)).save(path, "TIFF"), "has values from -8.5 to"),
         (lambda path: Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(path, "TIFF"), "has values from nan"),
         (lambda path: Image.fromarray(np.full((8, 8), -3, np.int32)).save(path, "TIFF"), "has values from -3 to -3"),
@@ -120,6 +145,11 @@ def test_an_image_that_is_too_large_is_not_called_broken(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
     with pytest.raises(DataError, match=r"a.png is too large, it has more than 60 pixels: store a smaller copy"):
         read_image(path, "a.png")
+
+
+def test_a_damaged_note_on_the_orientation_does_not_damage_the_image(tmp_path):
+    Image.fromarray(RGB).save(tmp_path / "a.png", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
+    torch.testing.assert_close(Decoder(8)(tmp_path / "a.png", ""), twin(RGB), rtol=0, atol=0)
 
 
 def test_the_start_image_of_a_pipeline_is_read_alike(tmp_path):
