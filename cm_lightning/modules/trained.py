@@ -114,12 +114,14 @@ class TrainedModule(Recorded, L.LightningModule):
         if stage != "fit" or not self.start_from:
             return
         try:
-            state = renamed_like(first_weights(self, self.start_from), own := self.backbone.state_dict())
-            if differing := difference(state, own):
-                raise ConfigError(f"start_from: the backbone in {self.start_from} is another network: {differing}")
-            self.load_backbone(state)
+            found = first_weights(self, self.start_from)
         except CheckpointError as error:
             self._start_failure = error  # of no matter to a run that goes on from a checkpoint of its own
+            return
+        state = renamed_like(found, own := self.backbone.state_dict())
+        if differing := difference(state, own):
+            raise CheckpointError(f"start_from: the backbone in {self.start_from} is another network: {differing}")
+        self.load_backbone(state)
 
     def on_fit_start(self) -> None:
         if self._start_failure and not self._loaded_step:
