@@ -20,7 +20,7 @@ def check_levels(
     COUNT.check(owner, image_channels=image_channels, channels=channels, blocks=blocks)
     COUNT.check_each(owner, multipliers=multipliers)
     last = len(multipliers) - 1
-    if not isinstance(attention_levels, Iterable) or len(list(attention_levels)):
+    if not isinstance(attention_levels, Iterable) or list(attention_levels):
         level = Domain(f"one of the levels 0 ... {last} of multipliers", lambda value: 0 <= value <= last, whole=True)
         level.check_each(owner, attention_levels=attention_levels)
 

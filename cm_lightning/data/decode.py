@@ -96,7 +96,7 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
     for top in (1, 255) if image.mode == "F" else (255, 65535):
         if low >= 0 and high <= top:
             return Image.fromarray(np.floor(values * (255 / top) + 0.5).astype(np.uint8))
-    raise DataError(f"{name} has values from {low:g} to {high:g}: store it with 8 or 16 bits, or with floats in 0 ... 1")
+    raise DataError(f"{name} has values from {low:g} to {high:g}: store it with 8 or 16 bits, or floats in 0 ... 1")
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:

@@ -92,7 +92,7 @@ def palette_with_transparency(path):
         (lambda path: Image.fromarray(RGB).save(path, transparency=tuple(RGB[0, 0].tolist())),
          np.where((RGB[0, 0] == RGB).all(-1, keepdims=True), 255, RGB)),
         (lambda path: Image.fromarray(GREY.astype(np.uint16) * 257).save(path, transparency=int(GREY[0, 0]) * 257),
-         np.where(GREY == GREY[0, 0], 255, GREY)[..., None].repeat(3, -1)),
+         np.where(GREY[0, 0] == GREY, 255, GREY)[..., None].repeat(3, -1)),
         (lambda path: Image.fromarray(ALPHA).convert("1").save(path), ALPHA[..., None].repeat(3, -1)),
     ],
 )  # fmt: skip
