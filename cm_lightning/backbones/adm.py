@@ -83,6 +83,8 @@ class ADM(PyramidNet):
         check_levels(self, image_channels, channels, multipliers, blocks, attention_levels)
         check_conditions(self, num_classes, dropout)
         COUNT.check(self, head_width=head_width)
+        if norm_groups is not None:
+            COUNT.check(self, norm_groups=norm_groups)
         condition = 4 * channels
         style = Style(condition, dropout, head_width, forward_mode, scale_shift, groups=norm_groups)
         block = partial(PyramidBlock, style=style)

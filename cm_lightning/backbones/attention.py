@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cm_lightning.backbones.layers import group_norm, zero
 from cm_lightning.backbones.sizes import heads
-from cm_lightning.domains import POSITIVE
+from cm_lightning.domains import COUNT, POSITIVE
 
 
 class DotProduct(nn.Module):
@@ -66,6 +66,8 @@ class SelfAttention(nn.Module):
         groups: int | None = None,
     ) -> None:
         POSITIVE.check(self, scale=scale, eps=eps)
+        if groups is not None:
+            COUNT.check(self, groups=groups)
         super().__init__()
         self.heads = 1 if head_width is None else heads(self, channels, head_width)
         self.scale = scale

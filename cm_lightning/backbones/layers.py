@@ -32,7 +32,7 @@ def group_norm(channels: int, eps: float = 1e-5, groups: int | None = None) -> n
     """
     if groups is None:
         groups = math.gcd(min(32, max(1, channels // 4)), channels)
-    if groups < 1 or channels % groups:
+    if channels % groups:
         raise ConfigError(f"norm_groups {groups} does not divide a layer of {channels} channels: choose another number")
     return nn.GroupNorm(groups, channels, eps)
 

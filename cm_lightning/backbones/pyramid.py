@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cm_lightning.backbones.attention import SelfAttention
 from cm_lightning.backbones.layers import Resample, Resampling, group_norm, require_divisible, zero
-from cm_lightning.domains import POSITIVE
+from cm_lightning.domains import COUNT, POSITIVE
 from cm_lightning.recording import Recorded
 
 #: (channels in, channels out, resampling, with attention?) -> a block with ``forward(x, condition)``.
@@ -124,6 +124,8 @@ class Style:
 
     def __post_init__(self) -> None:
         POSITIVE.check(self, scale=self.scale, eps=self.eps)
+        if self.groups is not None:
+            COUNT.check(self, groups=self.groups)
 
 
 class PyramidBlock(nn.Module):

@@ -126,12 +126,17 @@ class ConsistencyModule(GenerativeModule):
         return self.sampling_sigmas.get(steps) or spread_sigmas(steps, sigma_min, self.sigma_max)
 
 
-def _sampling_sigmas(table: Mapping[int, Sequence[float]]) -> dict[int, list[float]]:
-    """The noise levels by their number. Raises ConfigError where there are not as many as steps."""
-    for steps, sigmas in table.items():
+def _sampling_sigmas(table: Mapping[Any, Sequence[float]]) -> dict[int, list[float]]:
+    """The noise levels by their number, which is text where the table comes from JSON.
+
+    Raises:
+        ConfigError: there are not as many levels as steps.
+    """
+    levels = {int(key) if isinstance(key, str) and key.isdecimal() else key: row for key, row in table.items()}
+    for steps, sigmas in levels.items():
         COUNT.check(**{"a number of steps in sampling_sigmas": steps})
         option = f"sampling_sigmas of {steps} steps"
         check_descending(sigmas, option)
         if len(sigmas) != steps:
             raise ConfigError(f"{option} must be {steps} noise levels, got {list(sigmas)}")
-    return {int(steps): list(sigmas) for steps, sigmas in table.items()}
+    return {steps: list(sigmas) for steps, sigmas in levels.items()}
