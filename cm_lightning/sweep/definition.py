@@ -102,7 +102,7 @@ def _sweep(raw: Mapping[Any, Any], stem: str) -> Sweep:
 def _name(raw: Mapping[str, Any], stem: str) -> str:
     """The sweep's name, which is that of its folder too."""
     name = _text(raw, "name") or stem
-    if Path(name).is_absolute() or ".." in Path(name).parts or not name.isprintable():
+    if Path(name).is_absolute() or not Path(name).parts or ".." in Path(name).parts or not name.isprintable():
         raise ConfigError(f"name {name!r} cannot be that of a folder under runs/sweeps: choose another")
     return name
 

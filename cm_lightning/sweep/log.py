@@ -25,8 +25,8 @@ def _lines(text: str) -> list[str]:
 
 
 def _said(lines: list[str]) -> str | None:
-    """The last line that begins with ``error: ``, else the last that has it; other ranks only point at the first."""
-    for pattern in (r"^error: (?!another rank failed)", r"^(?:rank \d+: )?error: ", r"\berror: "):
+    """The last line that begins with ``error: ``, else of a program that names itself; other ranks only point at the first."""
+    for pattern in (r"^error: (?!another rank failed)", r"^(?:rank \d+: )?error: ", r"^\S.*: error: "):
         if found := [line for line in lines if re.search(pattern, line)]:
             return found[-1].strip()
     return None

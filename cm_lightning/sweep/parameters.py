@@ -136,6 +136,8 @@ def _check_listed(name: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     _check_options(name, raw, {needs}, {needs, *may})
     if name != "constant" and not (isinstance(raw["values"], list) and raw["values"]):
         raise ConfigError(f"values must be a list that is not empty, got {raw['values']!r}: write values: [A, B]")
+    if name == "categorical_w_probabilities" and "probabilities" not in raw:
+        raise ConfigError("categorical_w_probabilities needs probabilities: one for each of the values")
     for value in raw["values"] if "values" in raw else [raw["value"]]:
         _check_value(value)
     if "probabilities" not in raw:

@@ -75,11 +75,18 @@ class Random(Search):
 
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep
+        self.propose([])  # what cannot be drawn says so before anything runs
 
     def propose(self, trials: Sequence[Trial]) -> Values | None:
         drawn = max([len(trials), *(trial.number for trial in trials)])  # a record between may have been removed
         generator = random.Random(f"{self.sweep.name} {drawn}")
-        return {name: draw(parameter, generator) for name, parameter in self.sweep.parameters.items()}
+        return {name: self._draw(name, generator) for name in self.sweep.parameters}
+
+    def _draw(self, name: str, generator: random.Random) -> Any:
+        try:
+            return draw(self.sweep.parameters[name], generator)
+        except OverflowError as error:
+            raise ConfigError(f"parameter {name}: its draws are too large for a number: mend its bounds") from error
 
 
 class Engine(Search):

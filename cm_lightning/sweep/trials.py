@@ -153,8 +153,8 @@ def _by_key(raw: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _rank(score: float | None, minimize: bool) -> tuple[int, float]:
-    """Numbers come first, then NaN, and then the trials without a score."""
-    if score is None or math.isnan(score):
+    """Finite numbers come first, then NaN and infinity, and then the trials without a score."""
+    if score is None or not math.isfinite(score):
         return (2 if score is None else 1), 0.0
     return 0, score if minimize else -score
 

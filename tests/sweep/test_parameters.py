@@ -25,6 +25,7 @@ def drawn(text: str, count: int = 400) -> list:
         ("{min: 3, max: 1}", "min 3 is above max 1: exchange them"),
         ("{min: 0.5, max: 0.1}", "min 0.5 is above max 0.1: exchange them"),
         ("{min: 1e-2, max: 1e-5}", "min 0.01 is above max 1e-05: exchange them"),
+        ("{distribution: categorical_w_probabilities, values: [1, 2]}", "needs probabilities"),
         ("{min: 3}", "distribution uniform cannot be drawn without max"),
         ("{max: 3}", "distribution uniform cannot be drawn without min"),
         ("{distribution: uniform}", "distribution uniform cannot be drawn without min and max"),

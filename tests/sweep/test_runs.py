@@ -20,7 +20,7 @@ from cm_lightning.errors import ConfigError, DataError
 from cm_lightning.sweep.definition import read_sweep
 from cm_lightning.sweep.lock import alone
 from cm_lightning.sweep.search import make_search
-from cm_lightning.sweep.trials import Records, Trial
+from cm_lightning.sweep.trials import Records, Trial, _rank
 
 FAKE = Path(__file__).with_name("fake_run.py")
 ROOT = Path(__file__).parents[2]
@@ -365,3 +365,20 @@ def test_the_engine_gets_the_checked_definition_and_its_trials_are_counted(monke
         sweep(["s.yaml"])
     assert status("s.yaml", "--count=1", "--dry-run") == 0
     assert engine.definition["parameters"]["x"] == {**bayes["x"], "min": 1e-5, "max": 1e-2}
+
+
+def test_infinite_scores_rank_behind_numbers():
+    order = [float("nan"), float("inf"), float("-inf"), 2.0, None, 1.0]
+    for minimize, first in ((True, [1.0, 2.0]), (False, [2.0, 1.0])):
+        ranked = sorted(order, key=lambda score: _rank(score, minimize))
+        assert ranked[:2] == first
+        assert ranked[-1] is None
+
+
+def test_draws_too_large_for_a_number_are_refused_before_anything_is_made():
+    command_line = "command: ['${interpreter}', '${args}']\n"
+    draws = "parameters:\n  x: {distribution: log_normal, mu: 10000, sigma: 1}\n"
+    Path("large.yaml").write_text(f"method: random\nrun_cap: 2\n{command_line}{draws}")
+    with pytest.raises(ConfigError, match="parameter x: its draws are too large"):
+        sweep(["large.yaml"])
+    assert not Path("runs").exists()
