@@ -101,6 +101,20 @@ def last_checkpoint(run: Path) -> Path:
     return found
 
 
+def find_export(path: str) -> str:
+    """The ``export`` that a version's folder or a run's stands for, as in :func:`find_checkpoint`; else the path itself.
+
+    Raises:
+        CheckpointError: the run's versions have names of their own, and which one is not said.
+    """
+    run = Path(path)
+    if (run / "export").is_dir():
+        return str(run / "export")
+    versions = [version for version in run.iterdir() if (version / "export").is_dir()] if run.is_dir() else []
+    finished = [version for version in versions if (version / FINISHED).is_file()]
+    return str(_newest(run, finished or versions) / "export") if versions else path
+
+
 def _last_of_run(run: Path) -> Path:
     versions = _with_checkpoints(run)
     finished = [version for version in versions if (version / FINISHED).is_file()]

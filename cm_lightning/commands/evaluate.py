@@ -16,7 +16,7 @@ from cm_lightning.commands.parser import CommandParser
 from cm_lightning.domains import COUNT, NON_NEGATIVE, POSITIVE, SEED, at_least
 from cm_lightning.errors import ConfigError
 from cm_lightning.files import replacing, require_writable
-from cm_lightning.run import RunNote
+from cm_lightning.run import RunNote, find_export
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +72,7 @@ class _Model:
         pipeline, *loras = weights.split("+")
         if not equals or not name.strip() or "/" in name or not all(part.strip() for part in (pipeline, *loras)):
             raise ConfigError(f"--model {text}: give NAME=PIPELINE or NAME=PIPELINE+LORA")
-        return cls(name, pipeline, tuple(loras))
+        return cls(name, find_export(pipeline), tuple(find_export(lora) for lora in loras))
 
     def require_files(self) -> None:
         """Raise ConfigError for what is written as a path of this machine and is not there; a hub's name is not one."""

@@ -26,6 +26,7 @@ from cm_lightning.latent.hub import on_hub, out_of_reach, silence
 from cm_lightning.latent.quiet import quiet
 from cm_lightning.latent.structures import HUB, NOISE, UNETS
 from cm_lightning.recording import Recorded
+from cm_lightning.run import find_export
 
 #: Tokens of a prompt, as CLIP has them.
 TOKENS = 77
@@ -195,7 +196,7 @@ class PretrainedBase(TextToImageBase):
     Made on the meta device, as for ``--dry_run``, it has the network's structure only and needs no files.
 
     Args:
-        path: of the folder, or a name on the hub.
+        path: of the folder, of a run that exported one, or a name on the hub.
         dtype: of network and text encoders; the autoencoder stays in float32, which SDXL's needs.
         variant: of the weights' files, such as ``fp16``.
 
@@ -209,7 +210,7 @@ class PretrainedBase(TextToImageBase):
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         variant: str | None = None,
     ) -> None:
-        self.path = path
+        self.path = path = find_export(path)
         if torch.get_default_device().type == "meta":
             self._outline(path, getattr(torch, dtype))
             return
@@ -250,6 +251,7 @@ def load_pipeline(
     Raises:
         CheckpointError: it is missing or damaged, or neither in the cache nor to be had from the hub.
     """
+    path = find_export(path)
     if not on_hub(path) and not (Path(path) / "model_index.json").is_file():
         raise CheckpointError(f"no model_index.json in {path}: give a folder of diffusers, or a name on the hub")
     cached_only = out_of_reach(path)

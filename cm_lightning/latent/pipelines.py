@@ -18,6 +18,7 @@ from cm_lightning.latent.hub import on_hub, out_of_reach, silence
 from cm_lightning.latent.lora import combine, merge
 from cm_lightning.latent.lora_files import load_lora
 from cm_lightning.latent.lora_source import CONFIG, NAMES
+from cm_lightning.run import find_export
 
 #: ``lcm``: multistep consistency sampling; ``trailing``: DDIM from the last timestep, which a base needs for few steps;
 #: ``own``: what the model was saved with.
@@ -65,6 +66,7 @@ def few_step_pipeline(
 
 def _local(lora: str, option: str) -> str:
     """The file of a name on the hub, perhaps from the cache; any other path as it is."""
+    lora = find_export(lora)
     if not on_hub(lora):
         return lora
     cached_only = out_of_reach(lora)

@@ -24,6 +24,7 @@ from cm_lightning.errors import CheckpointError
 from cm_lightning.latent.base import TextToImageBase
 from cm_lightning.latent.quiet import quiet
 from cm_lightning.latent.structures import NOISE, PREDICTIONS, Structure, small_unet
+from cm_lightning.run import find_export
 
 
 class SmallBase(TextToImageBase):
@@ -54,7 +55,8 @@ class SmallBase(TextToImageBase):
         COUNT.check(self, image_size=image_size, layers=layers)
         multiple_of(8).check_each(self, widths=widths)
         with torch.device("cpu"):  # also in a dry run: it is small
-            pipe = _assemble(structure, Path(autoencoder), Path(text_encoder), image_size, widths, layers)
+            parts = Path(find_export(autoencoder)), Path(find_export(text_encoder))
+            pipe = _assemble(structure, *parts, image_size, widths, layers)
         super().__init__(pipe)
 
 

@@ -25,7 +25,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _said(lines: list[str]) -> str | None:
-    """The last line that begins with ``error: ``, else of a program that names itself; other ranks only point at the first."""
+    """The last line that begins with ``error: ``, else one of a program that names itself; other ranks point at it."""
     for pattern in (r"^error: (?!another rank failed)", r"^(?:rank \d+: )?error: ", r"^\S.*: error: "):
         if found := [line for line in lines if re.search(pattern, line)]:
             return found[-1].strip()

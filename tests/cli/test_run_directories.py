@@ -21,7 +21,7 @@ from cm_lightning.commands.sample import main as sample
 from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.modules.loading import load_module
 from cm_lightning.report.runs import read_runs
-from cm_lightning.run import claim_version, find_checkpoint, last_checkpoint
+from cm_lightning.run import claim_version, find_checkpoint, find_export, last_checkpoint
 
 CONF = Path(__file__).parents[1] / "conf"
 TOY = f"--config={CONF}/toy.yaml"
@@ -400,3 +400,20 @@ def test_numbers_of_the_callbacks_have_their_domains(value):
     if value != 0:
         with pytest.raises(ConfigError, match=r"decay must be a number in \[0, 1\)"):
             EMA(value)
+
+
+def test_a_run_stands_for_its_newest_finished_export(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for version, finished in (("version_0", True), ("version_2", True), ("version_10", False)):
+        Path(f"runs/base/{version}/export").mkdir(parents=True)
+        if finished:
+            Path(f"runs/base/{version}/finished.json").write_text("{}")
+    assert find_export("runs/base") == "runs/base/version_2/export"
+    assert find_export("runs/base/version_0") == "runs/base/version_0/export"
+    for other in ("runs/base/version_0/export", "runs/none", "owner/model"):
+        assert find_export(other) == other
+    for seed in ("seed0", "seed1"):
+        Path(f"runs/seeds/{seed}/export").mkdir(parents=True)
+    assert find_export("runs/seeds/seed1") == "runs/seeds/seed1/export"
+    with pytest.raises(CheckpointError, match="several versions, seed0, seed1: name one"):
+        find_export("runs/seeds")
