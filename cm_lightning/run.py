@@ -102,7 +102,7 @@ def last_checkpoint(run: Path) -> Path:
 
 
 def find_export(path: str) -> str:
-    """The ``export`` that a version's folder or a run's stands for, as in :func:`find_checkpoint`; else the path itself.
+    """The ``export`` of a version or a run that a path names, as in :func:`find_checkpoint`; else the path itself.
 
     Raises:
         CheckpointError: the run's versions have names of their own, and which one is not said.
