@@ -27,7 +27,7 @@ from cm_lightning.allocator import keep_freed_memory
 from cm_lightning.callbacks.run_directory import RunDirectory
 from cm_lightning.complaints import complaint, short_lists
 from cm_lightning.errors import ConfigError, what_yaml_says
-from cm_lightning.failures import reported, take_debug
+from cm_lightning.failures import error_of_the_suite, reported, take_debug
 from cm_lightning.files import replacing
 from cm_lightning.modules.trained import TrainedModule
 from cm_lightning.plan import plan_of
@@ -201,10 +201,8 @@ def _refusals() -> Iterator[None]:
     """A constructor's refusal of its arguments, in a line; jsonargparse tells every type that it has tried."""
     try:
         yield
-    except ConfigError:
-        raise
     except (TypeError, ValueError, ImportError, RuntimeError) as error:
-        if "class_path" not in str(error):
+        if error_of_the_suite(error) or "class_path" not in str(error):
             raise
         raise ConfigError(complaint(str(error), sys.argv[1:])) from error
 

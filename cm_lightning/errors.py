@@ -33,7 +33,7 @@ def flat(text: str) -> str:
 
 def near(name: str, known: Iterable[str]) -> str:
     """``; perhaps ... is meant`` where something that is known is spelt alike, else nothing."""
-    found = difflib.get_close_matches(name, list(known), n=1)
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.65)
     return f"; perhaps {found[0]} is meant" if found else ""
 
 

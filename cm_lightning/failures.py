@@ -69,13 +69,17 @@ def _line(error: BaseException) -> tuple[str, bool]:
     return f"{type(error).__name__}: {text}", False
 
 
-def _of_the_suite(error: BaseException | None) -> str | None:
-    """Our own error, also where others have wrapped it, or where it comes from a worker process as text."""
+def _of_the_suite(error: BaseException) -> str | None:
+    """The message of the suite's own error, which may come from a worker process as text."""
+    ours = error_of_the_suite(error)
+    return ours and _last_line(str(ours)).removeprefix(f"{type(ours).__module__}.{type(ours).__name__}: ")
+
+
+def error_of_the_suite(error: BaseException | None) -> CmError | None:
+    """An error of the suite's own, also where others have wrapped it."""
     while error is not None and not isinstance(error, CmError):
         error = error.__cause__ or error.__context__
-    if error is None:
-        return None
-    return _last_line(str(error)).removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
+    return error
 
 
 def _of_an_extra(error: BaseException) -> str | None:

@@ -36,7 +36,7 @@ class EMA(Callback):
     def __init__(
         self, decay: float = 0.9999, attribute: str = "backbone", evaluate: bool = True, ramp: bool = True
     ) -> None:
-        BELOW_ONE.check(decay=decay)
+        BELOW_ONE.check(self, decay=decay)
         self.decay, self.attribute, self.evaluate, self.ramp = decay, attribute, evaluate, ramp
         self.average: dict[str, Tensor] | None = None
         self.swapped = False

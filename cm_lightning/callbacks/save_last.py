@@ -24,7 +24,7 @@ class SaveLast(ModelCheckpoint):
     """
 
     def __init__(self, every_n_train_steps: int = 1000) -> None:
-        COUNT.check(every_n_train_steps=every_n_train_steps)
+        COUNT.check(self, every_n_train_steps=every_n_train_steps)
         # one file, also of a run that goes on in its own folder, where Lightning would begin to number them
         super().__init__(
             save_last=True, save_top_k=0, every_n_train_steps=every_n_train_steps, enable_version_counter=False
