@@ -72,7 +72,8 @@ def _line(error: BaseException) -> tuple[str, bool]:
 def _of_the_suite(error: BaseException) -> str | None:
     """The message of the suite's own error, which may come from a worker process as text."""
     ours = error_of_the_suite(error)
-    return ours and _last_line(str(ours)).removeprefix(f"{type(ours).__module__}.{type(ours).__name__}: ")
+    name = f"{type(ours).__module__}.{type(ours).__name__}: "
+    return _last_line(str(ours)).removeprefix(name) if ours else None
 
 
 def error_of_the_suite(error: BaseException | None) -> CmError | None:

@@ -77,7 +77,7 @@ def toy(*options):
         ("--lr=3", "no option --lr. See"),
         ("--model.label_dropout=2", "ConsistencyTraining: label_dropout must be a number in [0, 1], got 2.0"),
         ("--model.backbone.width=0", "ResidualMLP: width must be"),
-        ("--model.parameterization={class_path: BoundaryShifted, init_args: {sigma_data: 0}}", "BoundaryShifted: sigma_"),
+        ("--model.parameterization={class_path: BoundaryShifted, init_args: {sigma_data: 0}}", "BoundaryShifted: "),
         ("--model.target_rate={class_path: ConstantRate, init_args: {mu: 1.5}}", "error: ConstantRate: mu must be"),
         ("--model.sampling_sigmas={'2': [80.0]}", "sampling_sigmas of 2 steps must be 2 noise levels, got [80.0]"),
         ("--trainer.callbacks={class_path: EMA, init_args: {decay: 1}}", "EMA: decay must be a number in [0, 1)"),
