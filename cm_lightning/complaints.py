@@ -109,8 +109,9 @@ def _what_is_wrong(path: Path_, reason: str) -> str:
     """What to say after the name of the option."""
     expected = list(dict.fromkeys(_expectations(reason)))
     value = re.search(r"(?:Given value:|Got value:) ?([^\n]*)", reason)
-    if missing := re.findall(r"pip install (?:-U )?['\"`]*([a-zA-Z][\w-]*)", reason):
-        return f" needs a package: pip install {missing[-1]}"
+    if missing := re.findall(r"pip install (?:-U )?['\"`]*([a-zA-Z][\w-]*(?:\[\w+\])?)", reason):
+        package = f"'{missing[-1]}'" if "[" in missing[-1] else missing[-1]  # a shell takes brackets for a pattern
+        return f" needs a package: pip install {package}"
     if said := _about_a_class(path, reason) or flat(_refusal(reason)):
         return f": {said}"
     if value and expected:

@@ -235,10 +235,11 @@ def test_wrong_options_get_a_line(capsys, tmp_path):
         evaluate(["--model=x"])
     with pytest.raises(ConfigError, match="--data nowhere: choose one of CaptionedMNIST, CaptionedPairs"):
         evaluate([f"--model=b={BASE}", "--data=nowhere", f"--output={tmp_path}"])
-    for option, line in (("--device=gpu", "--device gpu is no device"), ("--steps=60", "cannot draw this"),
-                         ("--height=100", "cannot draw this")):  # fmt: skip
+    for option, line in (("--device=gpu", "--device gpu is not a device"), ("--steps=60", "cannot draw this")):
         with pytest.raises(ConfigError, match=line):
             sample([f"--pipeline={BASE}", f"--lora={LORA}", "--prompt=x", option])
+    high = failure(capsys, f"--pipeline={BASE}", f"--lora={LORA}", "--prompt=x", "--height=100", run=sample)
+    assert "--height: must be a multiple of 8 above 0, got 100" in high
     with pytest.raises(ConfigError, match="nothing was measured yet"):
         evaluate([f"--output={tmp_path}"])
     with pytest.raises(CheckpointError, match=r"no model_index.json in ./nowhere"):

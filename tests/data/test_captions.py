@@ -81,7 +81,8 @@ def test_folder_errors_name_file_and_remedy(tmp_path):
 def loader(data, **state):
     """Of one rank of a run."""
     defaults = {"world_size": 1, "global_rank": 0, "global_step": 0, "accumulate_grad_batches": 1}
-    data.trainer = SimpleNamespace(**defaults | state)
+    limits = {"overfit_batches": 0.0, "limit_train_batches": 1.0}
+    data.trainer = SimpleNamespace(**defaults | limits | state)
     return data.train_dataloader()
 
 
