@@ -106,6 +106,7 @@ class DINOv2(Extractor):
 
     def _load(self) -> Any:
         try:
+            from huggingface_hub import snapshot_download
             from transformers import AutoModel
 
             from cm_lightning.latent.quiet import quiet
@@ -113,9 +114,12 @@ class DINOv2(Extractor):
             raise ConfigError(f"DINOv2: {advice(error) or error}") from error
         remedy = "set the weights of DINOv2 to a folder with config.json and model.safetensors of facebook/dinov2-*"
         try:
+            # a folder: for a name transformers asks the hub, with many tries, in spite of local_files_only
+            known = Path(self.weights).is_dir()
+            folder = self.weights if known else snapshot_download(self.weights, local_files_only=True)
             with quiet():
                 network, report = AutoModel.from_pretrained(
-                    self.weights, local_files_only=True, output_loading_info=True, dtype=torch.float32
+                    folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
                 )
         except Exception as error:  # whatever transformers makes of a folder that is missing or damaged
             raise CheckpointError(f"no whole DINOv2 at {self.weights}: {remedy}") from error
