@@ -109,7 +109,7 @@ class DINOv2(Extractor):
             from huggingface_hub import snapshot_download
             from transformers import AutoModel
 
-            from cm_lightning.latent.quiet import quiet
+            from cm_lightning.libraries import quiet
         except ModuleNotFoundError as error:
             raise ConfigError(f"DINOv2: {advice(error) or error}") from error
         remedy = "set the weights of DINOv2 to a folder with config.json and model.safetensors of facebook/dinov2-*"

@@ -13,7 +13,7 @@ from torch import Tensor
 from cm_lightning.core.noise import unit_noise
 from cm_lightning.domains import FRACTION
 from cm_lightning.latent.base import TextToImageBase
-from cm_lightning.latent.quiet import quiet
+from cm_lightning.libraries import quiet
 from cm_lightning.modules.latent import LatentModule
 
 
