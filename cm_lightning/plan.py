@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cm_lightning.activations import Kept, kept_for_backward
 from cm_lightning.callbacks.ema import EMA
+from cm_lightning.core.curriculum import Clock
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.data.base import GenerativeDataModule
 from cm_lightning.domains import POSITIVE
@@ -80,6 +81,11 @@ def plan(
     if plain != torch.float32:
         module.to(plain)
     weights, frozen = _bytes(module.backbone), module.frozen_networks()
+    sizes = {
+        # a teacher whose file is not read is as large as the network that it teaches
+        name: _bytes(network) if network is module.backbone else _frozen_bytes(network)
+        for name, network in frozen.items()
+    }
     averages = sum(isinstance(callback, EMA) for callback in callbacks)
     copies = {
         "weights": 1,
@@ -88,8 +94,8 @@ def plan(
         "averages": averages,
         "target": int(getattr(module, "target", None) is not None),
     }
-    kept = kept_for_backward([module.backbone, *frozen.values()], module.forward_one, plain, autocast)
-    total = sum(copies.values()) * weights + sum(map(_frozen_bytes, frozen.values())) + kept.weights
+    kept = kept_for_backward({module.backbone, *frozen.values()}, module.forward_one, plain, autocast)
+    total = sum(copies.values()) * weights + sum(sizes.values()) + kept.weights
     share = batch_size // ranks
     lines = [
         f"{type(module).__name__}, {type(module.backbone).__name__}: "
@@ -99,7 +105,7 @@ def plan(
         f"memory a rank: {total / _GIB:.2f} GiB = "
         + " + ".join(f"{n} x {name}" for name, n in copies.items() if n)
         + f" of {weights / _GIB:.2f} GiB"
-        + "".join(f" + {name} of {_frozen_bytes(network) / _GIB:.2f} GiB" for name, network in frozen.items())
+        + "".join(f" + {name} of {size / _GIB:.2f} GiB" for name, size in sizes.items())
         + (f" + weights in 16 bits of {kept.weights / _GIB:.2f} GiB" if kept.weights else ""),
         f"and activations in {precision}{_left_out(module)}: {kept.image / 2**20:.1f} MiB an image, "
         f"{kept.image * share / _GIB:.1f} GiB a rank's batch",
@@ -180,7 +186,7 @@ def _left_out(module: TrainedModule) -> str:
     left_out = []
     if any(getattr(part, "gradient_checkpointing", False) for part in parts):
         left_out.append("the block that checkpointing computes again")
-    if isinstance(getattr(module, "distance", None), LPIPS):
+    if any(isinstance(part, LPIPS) for part in module.modules()):
         left_out.append("LPIPS's own")
     return f" (without {' and '.join(left_out)})" if left_out else ""
 
@@ -189,7 +195,7 @@ def _schedule(module: TrainedModule, step: int, total: int) -> str:
     rate = _optimizer(module, nn.Parameter(torch.zeros(1, device="cpu"))).param_groups[0]["lr"]
     if isinstance(module.lr_scheduler, RateSchedule):
         rate *= module.lr_scheduler(step, total)
-    shown = {"lr": rate, **module.progress(step, total)}
+    shown = {"lr": rate, **module.progress(Clock(step, total))}
     return "  ".join(f"{name} {value:.6g}" for name, value in shown.items())
 
 

@@ -24,6 +24,7 @@ from cm_lightning.files import replacing
 from cm_lightning.interop.foreign import is_foreign
 from cm_lightning.resume import allowed_changes, at_its_end
 from cm_lightning.run import FINISHED, RunNote, find_checkpoint, last_checkpoint
+from cm_lightning.steps import steps_taken
 
 _INSTEAD = {
     "fit": "leave the option out to start anew",
@@ -112,7 +113,7 @@ class Start:
             if handler is not None:  # Lightning leaves Ctrl-C switched off
                 signal.signal(signal.SIGINT, handler)
         if self.run.path and not (self.trainer.received_sigterm or self.trainer.fast_dev_run):  # type: ignore[attr-defined]
-            _mark_as_finished(self.run.path, self.trainer.global_step)
+            _mark_as_finished(self.run.path, steps_taken(self.trainer))
 
     @rank_zero_only  # type: ignore[untyped-decorator]
     def _say_how_to_go_on(self) -> None:
@@ -124,7 +125,7 @@ class Start:
             sys.stderr.write("interrupted before there was a checkpoint: start anew\n")
             return
         command = shlex.join(["cm-lightning", *_without_checkpoint(sys.argv[1:]), "--ckpt_path", str(self.run.path)])
-        sys.stderr.write(f"interrupted at step {self.trainer.global_step}; to go on: {command}\n")
+        sys.stderr.write(f"interrupted at step {steps_taken(self.trainer)}; to go on: {command}\n")
 
     def _say_nothing_is_left(self, line: str) -> None:
         assert self._file is not None

@@ -17,6 +17,7 @@ from cm_lightning.domains import BELOW_ONE
 from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.interrupt import uninterrupted
 from cm_lightning.states import difference, renamed_like
+from cm_lightning.steps import steps_taken
 
 
 class EMA(Callback):
@@ -85,14 +86,14 @@ class EMA(Callback):
         self.average = {name: tensor.to(live[name], copy=True) for name, tensor in self.average.items()}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._step = trainer.global_step
+        self._step = steps_taken(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step == self._step:
+        if steps_taken(trainer) == self._step:
             return  # gradients are still being accumulated
-        self._step = trainer.global_step
+        self._step = steps_taken(trainer)
         self.update(getattr(pl_module, self.attribute), self._step)
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from cm_lightning.modules.trained import TrainedModule
 from cm_lightning.resume import Change
+from cm_lightning.steps import steps_taken
 
 _RATES = ("model.optimizer", "model.lr_scheduler", "trainer.max_steps", "trainer.max_epochs")
 _BATCHES = ("data", "trainer.accumulate_grad_batches", "trainer.limit_train_batches", "trainer.overfit_batches")
@@ -56,7 +57,7 @@ class Resumed(Callback):
             assert isinstance(pl_module, TrainedModule)
             _apply_rates(trainer, pl_module)
         changed = "; changed: " + ", ".join(map(str, self.changes)) if self.changes else ""
-        rank_zero_info(f"resumed at step {trainer.global_step}{changed}")
+        rank_zero_info(f"resumed at step {steps_taken(trainer)}{changed}")
 
     def _concern(self, names: Sequence[str]) -> bool:
         return any(c.option == name or c.option.startswith(f"{name}.") for c in self.changes for name in names)
@@ -84,7 +85,7 @@ def _apply_rates(trainer: L.Trainer, module: TrainedModule) -> None:
     configured = module.configure_optimizers()
     fresh, schedulers = (configured, []) if isinstance(configured, Optimizer) else _parts(configured)
     for scheduler in schedulers:
-        _advance(scheduler, trainer.global_step)
+        _advance(scheduler, steps_taken(trainer))
         scheduler.optimizer = optimizer
     for config, scheduler in zip(trainer.lr_scheduler_configs, schedulers, strict=True):
         config.scheduler = scheduler

@@ -19,6 +19,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from cm_lightning.errors import ConfigError
 from cm_lightning.files import replacing
 from cm_lightning.run import FINISHED, claim_version, holds_a_run, version_name, version_number
+from cm_lightning.steps import steps_taken
 
 _FileLogger = CSVLogger | TensorBoardLogger
 
@@ -79,7 +80,7 @@ class RunDirectory(Callback):
             raise ConfigError(f"{self.root} cannot be written: set save_dir of trainer.logger to another folder")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._first_step = trainer.global_step
+        self._first_step = steps_taken(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:  # type: ignore[override]
         self._open(trainer, pl_module)

@@ -18,6 +18,7 @@ from cm_lightning.errors import ConfigError
 from cm_lightning.grid import sheet, write_png
 from cm_lightning.modules.base import GenerativeModule
 from cm_lightning.run import run_directory
+from cm_lightning.steps import steps_taken
 
 
 class SampleGrid(Callback):
@@ -74,7 +75,7 @@ class SampleGrid(Callback):
             path = run_directory(trainer) / "samples" / f"step_{pl_module.trained_steps:06d}_nfe{steps}.png"
             write_png(path, pixels)
             to_wandb(trainer, path, f"samples/nfe{steps}")
-            if trainer.global_step >= trainer.max_steps > 0:
+            if steps_taken(trainer) >= trainer.max_steps > 0:
                 rank_zero_info(f"samples of {steps} step(s): {path}")
 
     def _images(self, pl_module: GenerativeModule, steps: int) -> Iterator[Tensor]:
@@ -88,4 +89,4 @@ def to_wandb(trainer: L.Trainer, path: Path, name: str) -> None:
     """Send a picture to Weights & Biases, where it is on."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_image(name, [str(path)], step=trainer.global_step)
+            logger.log_image(name, [str(path)], step=steps_taken(trainer))

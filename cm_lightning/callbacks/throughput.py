@@ -10,6 +10,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
+from cm_lightning.steps import steps_taken
+
 
 class Throughput(Callback):
     """Logs ``train/images_per_s``, and the totals ``train/images`` and ``train/seconds``, over all ranks.
@@ -42,7 +44,7 @@ class Throughput(Callback):
         self._images += sizes[0] * trainer.world_size
         now = time.perf_counter()
         self._seconds, self._since = self._seconds + now - self._since, now
-        n, step = trainer.log_every_n_steps, trainer.global_step  # type: ignore[attr-defined]
+        n, step = trainer.log_every_n_steps, steps_taken(trainer)  # type: ignore[attr-defined]
         if n and step % n == 0 and step != self._step:
             self._step = step
             images, seconds = self._noted

@@ -1,13 +1,13 @@
-"""What changes with the training step: the pair of noise levels (t, r) and the rate of the target network.
+"""What changes with the training step: the levels t >= q >= r of a training pair, and the rate of the target network.
 
-Every schedule is a pure function of (step, total): a resumed run, and every rank of a distributed one, sees the same.
+Every schedule is a pure function of the clock: a resumed run, and every rank of a distributed one, sees the same.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Generator, Tensor
@@ -23,28 +23,48 @@ from cm_lightning.core.noise import (
 )
 from cm_lightning.domains import ABOVE_ONE, BELOW_ONE, COUNT, FRACTION, INNER, NON_NEGATIVE, POSITIVE, at_least
 from cm_lightning.errors import ConfigError
-from cm_lightning.recording import Recorded
+from cm_lightning.recording import Recorded, describe
 
 Device: TypeAlias = "torch.device | str"
-Pair: TypeAlias = tuple[Tensor, Tensor]
+
+
+class Clock(NamedTuple):
+    """How far training is: optimizer step ``step`` of ``total``."""
+
+    step: int
+    total: int
+
+
+class Times(NamedTuple):
+    """The levels of n samples, each (n,): both ways from t to r start at t, and one of them goes by way of q."""
+
+    t: Tensor
+    q: Tensor
+    r: Tensor
 
 
 class Curriculum(Recorded, ABC):
-    """Draws the pairs t > r >= 0 of one training step. Where r = 0 the target is the clean image."""
+    """Draws the levels t >= q >= r >= 0 of one training step.
+
+    A consistency function knows one r alone, the clean end, and a curriculum for it returns r = 0.
+    """
+
+    #: N(k), where the levels lie on a grid.
+    levels: Levels | None = None
 
     @abstractmethod
-    def pairs(self, n: int, step: int, total: int, device: Device = "cpu", generator: Generator | None = None) -> Pair:
-        """N pairs for training step ``step`` of ``total``: t (n,), r (n,), float32."""
+    def draw(self, n: int, clock: Clock, device: Device = "cpu", generator: Generator | None = None) -> Times:
+        """The levels of n samples, float32."""
 
-    def target_is_data(self, step: int, total: int) -> bool:
-        """Whether every r of this step is 0, so that the target is the clean image itself."""
+    def target_is_data(self, clock: Clock) -> bool:
+        """Whether every q of this step is 0, so that the target is the clean image itself."""
         return False
 
-    def clock(self, step: int, total: int) -> tuple[int, int]:
-        """The (step, total) that N(k) is evaluated at; the rate of the target network keeps the same time."""
-        return step, total
+    def own_clock(self, clock: Clock) -> Clock:
+        """The clock that N(k) is evaluated at; the rate of the target network keeps the same time."""
+        return clock
 
-    def progress(self, step: int, total: int) -> dict[str, float]:
+    def progress(self, clock: Clock) -> dict[str, float]:
         """What to show of the curriculum at this step, by the papers' names."""
         return {}
 
@@ -110,6 +130,8 @@ class GridCurriculum(Curriculum):
         rho: exponent of the grid.
     """
 
+    levels: Levels
+
     def __init__(
         self,
         levels: Levels,
@@ -124,15 +146,20 @@ class GridCurriculum(Curriculum):
         self.density = density or UniformIntervals()
         self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
 
-    def pairs(self, n: int, step: int, total: int, device: Device = "cpu", generator: Generator | None = None) -> Pair:
-        sigmas = karras_sigmas(self.levels(step, total), self.sigma_min, self.sigma_max, self.rho)
+    def draw(self, n: int, clock: Clock, device: Device = "cpu", generator: Generator | None = None) -> Times:
+        sigmas = karras_sigmas(self.levels(*clock), self.sigma_min, self.sigma_max, self.rho)
         probabilities = self.density.probabilities(sigmas).to(device, torch.float32)
         i = torch.multinomial(probabilities, n, replacement=True, generator=generator)
         sigmas = sigmas.to(device, torch.float32)
-        return sigmas[i], sigmas[i + 1]
+        return to_the_end(sigmas[i], sigmas[i + 1])
 
-    def progress(self, step: int, total: int) -> dict[str, float]:
-        return {"N": self.levels(step, total)}
+    def progress(self, clock: Clock) -> dict[str, float]:
+        return {"N": self.levels(*clock)}
+
+
+def to_the_end(t: Tensor, q: Tensor) -> Times:
+    """The levels of a consistency function, whose r is the clean end."""
+    return Times(t, q, torch.zeros_like(t))
 
 
 def ect_r(t: Tensor, stage: int, q: float = 2.0, k: float = 8.0, b: float = 1.0) -> Tensor:
@@ -169,12 +196,12 @@ class ContinuousCurriculum(Curriculum):
         """0 ... stages - 1."""
         return min(step * self.stages // total, self.stages - 1)
 
-    def pairs(self, n: int, step: int, total: int, device: Device = "cpu", generator: Generator | None = None) -> Pair:
+    def draw(self, n: int, clock: Clock, device: Device = "cpu", generator: Generator | None = None) -> Times:
         t = self.density.sample(n, device, generator)
-        return t, ect_r(t, self.stage(step, total), self.q, self.k, self.b)
+        return to_the_end(t, ect_r(t, self.stage(*clock), self.q, self.k, self.b))
 
-    def progress(self, step: int, total: int) -> dict[str, float]:
-        return {"stage": self.stage(step, total)}
+    def progress(self, clock: Clock) -> dict[str, float]:
+        return {"stage": self.stage(*clock)}
 
 
 class WarmUp(Curriculum):
@@ -190,7 +217,7 @@ class WarmUp(Curriculum):
 
     def __init__(self, then: Curriculum, fraction: float = 1 / 3, density: LogNormal | None = None) -> None:
         FRACTION.check(self, fraction=fraction)
-        self.then = then
+        self.then, self.levels = then, then.levels
         self.fraction = fraction
         self.density = density or LogNormal(-1.1, 2.0)
 
@@ -198,31 +225,38 @@ class WarmUp(Curriculum):
         """Length of the warm-up in training steps."""
         return round(self.fraction * total)
 
-    def pairs(self, n: int, step: int, total: int, device: Device = "cpu", generator: Generator | None = None) -> Pair:
-        if self.target_is_data(step, total):
+    def draw(self, n: int, clock: Clock, device: Device = "cpu", generator: Generator | None = None) -> Times:
+        if self.target_is_data(clock):
             t = self.density.sample(n, device, generator)
-            return t, torch.zeros_like(t)
-        return self.then.pairs(n, *self.clock(step, total), device, generator)
+            return to_the_end(t, torch.zeros_like(t))
+        return self.then.draw(n, self._since(clock), device, generator)
 
-    def target_is_data(self, step: int, total: int) -> bool:
-        return step < self.steps(total) or self.fraction == 1
+    def target_is_data(self, clock: Clock) -> bool:
+        return clock.step < self.steps(clock.total) or self.fraction == 1
 
-    def clock(self, step: int, total: int) -> tuple[int, int]:
-        warm = self.steps(total)
-        return self.then.clock(max(0, step - warm), max(1, total - warm))
+    def own_clock(self, clock: Clock) -> Clock:
+        return self.then.own_clock(self._since(clock))
 
-    def progress(self, step: int, total: int) -> dict[str, float]:
-        if self.target_is_data(step, total):
+    def progress(self, clock: Clock) -> dict[str, float]:
+        if self.target_is_data(clock):
             return {"warm-up": 1.0}
-        return self.then.progress(*self.clock(step, total))
+        return self.then.progress(self._since(clock))
+
+    def _since(self, clock: Clock) -> Clock:
+        """The clock that starts when the warm-up ends."""
+        warm = self.steps(clock.total)
+        return Clock(max(0, clock.step - warm), max(1, clock.total - warm))
 
 
 class TargetRate(Recorded, ABC):
     """mu(k), the rate of the target network's average: target <- mu target + (1 - mu) student."""
 
     @abstractmethod
-    def __call__(self, step: int, total: int) -> float:
-        """Mu at step ``step`` of ``total``, in [0, 1)."""
+    def __call__(self, curriculum: Curriculum, clock: Clock) -> float:
+        """Mu in [0, 1) at a step of a run under this curriculum, whose N(k) it may ask for."""
+
+    def check(self, curriculum: Curriculum) -> None:
+        """Raise ConfigError unless the rate can be told under this curriculum."""
 
 
 class ConstantRate(TargetRate):
@@ -232,23 +266,36 @@ class ConstantRate(TargetRate):
         BELOW_ONE.check(self, mu=mu)
         self.mu = mu
 
-    def __call__(self, step: int, total: int) -> float:
+    def __call__(self, curriculum: Curriculum, clock: Clock) -> float:
         return self.mu
 
 
 class ProgressiveRate(TargetRate):
-    """mu(k) = exp(s0 ln mu0 / N(k)): CM, Appendix C.
+    """mu(k) = exp(s0 ln mu0 / N(k)): CM, Appendix C. N(k) and s0 are those of the run's curriculum.
 
     Args:
-        levels: the same N(k) as the curriculum's.
+        levels: the curriculum's own, which None stands for; others are refused.
         mu0: the paper's mu_0.
         released_code: evaluate with N(k) - 1 as the released code does: at k = 0 it has 0.81 where the paper has 0.9.
     """
 
-    def __init__(self, levels: ProgressiveLevels, mu0: float = 0.9, released_code: bool = False) -> None:
+    def __init__(self, levels: ProgressiveLevels | None = None, mu0: float = 0.9, released_code: bool = False) -> None:
         INNER.check(self, mu0=mu0)
-        self.levels, self.mu0, self.released_code = levels, mu0, released_code
+        self.mu0, self.released_code, self.levels = mu0, released_code, levels
 
-    def __call__(self, step: int, total: int) -> float:
-        n = self.levels(step, total) - self.released_code
-        return math.exp(self.levels.s0 * math.log(self.mu0) / n)
+    def __call__(self, curriculum: Curriculum, clock: Clock) -> float:
+        levels = curriculum.levels
+        assert isinstance(levels, ProgressiveLevels)
+        n = levels(*curriculum.own_clock(clock)) - self.released_code
+        return math.exp(levels.s0 * math.log(self.mu0) / n)
+
+    def check(self, curriculum: Curriculum) -> None:
+        if not isinstance(curriculum.levels, ProgressiveLevels):
+            raise ConfigError(
+                "target_rate: ProgressiveRate follows the N(k) of ProgressiveLevels, which the curriculum does not "
+                "have: choose ConstantRate, or a GridCurriculum of ProgressiveLevels"
+            )
+        if self.levels is not None and describe(self.levels) != describe(curriculum.levels):
+            raise ConfigError(
+                "target_rate: the levels of ProgressiveRate are not those of the curriculum: leave them out"
+            )

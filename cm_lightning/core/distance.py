@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from cm_lightning.domains import NON_NEGATIVE
+from cm_lightning.domains import NON_NEGATIVE, POSITIVE
 from cm_lightning.recording import Recorded
 
 
@@ -33,7 +33,15 @@ def pseudo_huber(x: Tensor, y: Tensor, c: float | None = None) -> Tensor:
     if c == 0:
         norm: Tensor = torch.linalg.vector_norm(difference, dim=1)
         return norm
-    squared = difference.square().sum(1)
+    return _huber(difference.square().sum(1), c)
+
+
+def elementwise_huber(x: Tensor, y: Tensor, c: float = 0.001) -> Tensor:
+    """The mean over the elements of a sample of sqrt((x - y)^2 + c^2) - c, as in LCM's code."""
+    return _huber((x - y).square(), c).flatten(1).mean(1)
+
+
+def _huber(squared: Tensor, c: float) -> Tensor:
     return squared / ((squared + c**2).sqrt() + c)
 
 
@@ -69,3 +77,14 @@ class PseudoHuber(Distance):
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         return pseudo_huber(x, y, self.c)
+
+
+class ElementwiseHuber(Distance):
+    """:func:`elementwise_huber`."""
+
+    def __init__(self, c: float = 0.001) -> None:
+        POSITIVE.check(self, c=c)
+        self.c = c
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return elementwise_huber(x, y, self.c)

@@ -1,26 +1,29 @@
-"""Diffusion over discrete timesteps, as Stable Diffusion has it, and the formulas of latent consistency (LCM).
+"""What Stable Diffusion and latent consistency (LCM) have of their own: predictions, timesteps, guidance.
 
 A noisy latent is ``z_t = alpha_t z_0 + sigma_t epsilon`` with ``alpha_t^2 + sigma_t^2 = 1``; t counts from 0 to T - 1.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from cm_lightning.core.curriculum import Clock, Curriculum, Device, Times, to_the_end
 from cm_lightning.core.noise import SIGMA_DATA, expand
-from cm_lightning.domains import INTEGER
+from cm_lightning.core.parameterization import BoundaryShifted
+from cm_lightning.core.path import DDPM
+from cm_lightning.core.sampler import ConsistencyFunction, denoise_and_noise
+from cm_lightning.domains import INTEGER, POSITIVE
 from cm_lightning.errors import ConfigError
 
 Prediction: TypeAlias = Literal["epsilon", "v_prediction", "sample"]
 
 
-class LatentSchedule:
-    """The noise of each timestep, and what a network's output means there.
+class LatentSchedule(DDPM):
+    """The path of Stable Diffusion, and what a network's output means on it.
 
     Args:
         alphas_cumprod: (T,) alpha_t^2, falling with t.
@@ -29,54 +32,53 @@ class LatentSchedule:
     """
 
     def __init__(self, alphas_cumprod: Tensor, prediction: Prediction = "epsilon") -> None:
-        self.alphas_cumprod, self.prediction = alphas_cumprod, prediction
-
-    def __len__(self) -> int:
-        return len(self.alphas_cumprod)
-
-    def scales(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha_t, sigma_t) for timesteps t (B,), shaped to multiply a batch x (B, ...)."""
-        if self.alphas_cumprod.device != t.device:
-            self.alphas_cumprod = self.alphas_cumprod.to(t.device)
-        alpha_squared = self.alphas_cumprod[t]
-        alpha, sigma = alpha_squared.sqrt(), (1 - alpha_squared).sqrt()
-        return expand(alpha, x).to(x.dtype), expand(sigma, x).to(x.dtype)
-
-    def add_noise(self, x: Tensor, t: Tensor, epsilon: Tensor) -> Tensor:
-        """z_t = alpha_t x + sigma_t epsilon."""
-        alpha, sigma = self.scales(t, x)
-        return alpha * x + sigma * epsilon
+        super().__init__(alphas_cumprod)
+        self.prediction = prediction
 
     def target(self, x: Tensor, t: Tensor, epsilon: Tensor) -> Tensor:
-        """What a network should predict at ``add_noise(x, t, epsilon)``; v = alpha epsilon - sigma x."""
+        """What a network should predict at ``point(x, epsilon, t)``; v = alpha epsilon - sigma x."""
         if self.prediction == "epsilon":
             return epsilon
         if self.prediction == "sample":
             return x
-        alpha, sigma = self.scales(t, x)
+        alpha, sigma = self._scales(t, x)
         return alpha * epsilon - sigma * x
 
-    def x0_and_epsilon(self, output: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The clean latent and the noise that an output at x_t (B, ...), t (B,) amounts to."""
-        alpha, sigma = self.scales(t, x_t)
+    def clean(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The clean latent that a network's output at x_t (B, ...), t (B,) amounts to."""
+        alpha, sigma = self._scales(t, x_t)
         if self.prediction == "epsilon":
-            return (x_t - sigma * output) / alpha, output
-        if self.prediction == "sample":
-            return output, (x_t - alpha * output) / sigma
-        return alpha * x_t - sigma * output, alpha * output + sigma * x_t
+            return (x_t - sigma * output) / alpha
+        return output if self.prediction == "sample" else alpha * x_t - sigma * output
 
-    def ddim_step(self, output: Tensor, x_t: Tensor, t: Tensor, r: Tensor) -> Tensor:
-        """The deterministic DDIM step from t down to r: alpha_r x0 + sigma_r epsilon (LCM, Eq. 11)."""
-        x0, epsilon = self.x0_and_epsilon(output, x_t, t)
-        return self.add_noise(x0, r, epsilon)
+    def _scales(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = self.scales(t)
+        return expand(alpha, x).to(x.dtype), expand(sigma, x).to(x.dtype)
 
 
-def guided(conditional: Tensor, unconditional: Tensor, w: Tensor) -> Tensor:
-    """Classifier-free guidance c + w (c - u) with w (B,) = guidance_scale - 1: w = 0 is the condition alone.
+class ScaledBoundary:
+    """f = c_skip z_t + c_out z_0, the consistency function of LCM, section 4.1: the identity at t = 0.
 
-    An output is linear in x0 and epsilon at the same x_t, so guiding it guides both (LCM, Eq. 13).
+    It is :class:`BoundaryShifted` at the noise level ``scaling`` t, with the estimate of z_0 in the network's place; so
+    beyond the first timesteps f is nearly that estimate.
+
+    Args:
+        scaling: of timesteps.
     """
-    return conditional + expand(w, conditional).to(conditional.dtype) * (conditional - unconditional)
+
+    def __init__(self, scaling: float = 10.0) -> None:
+        POSITIVE.check(self, scaling=scaling)
+        self.scaling, self.shifted = scaling, BoundaryShifted(SIGMA_DATA, sigma_min=0.0)
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(c_skip, c_out) at timesteps t (B,)."""
+        c_skip, c_out, _, _ = self.shifted.coefficients(self.scaling * t.float())
+        return c_skip, c_out / SIGMA_DATA
+
+    def __call__(self, z_t: Tensor, t: Tensor, clean: Tensor) -> Tensor:
+        """F for z_t (B, ...), t (B,) and the estimate of z_0 (B, ...)."""
+        c_skip, c_out = self.coefficients(t)
+        return expand(c_skip, z_t) * z_t + expand(c_out, z_t) * clean
 
 
 def ddim_timesteps(n: int = 50, total: int = 1000) -> Tensor:
@@ -89,6 +91,22 @@ def ddim_timesteps(n: int = 50, total: int = 1000) -> Tensor:
     if n < 1 or total % n:
         raise ConfigError(f"{n} DDIM timesteps do not divide {total}: choose a divisor, 50 as published")
     return torch.arange(1, n + 1) * (total // n) - 1
+
+
+class Timesteps(Curriculum):
+    """t uniform among :func:`ddim_timesteps`, q the one below it, or 0 (LCM, Algorithm 1).
+
+    Args:
+        n: timesteps of the teacher's grid.
+        total: T.
+    """
+
+    def __init__(self, n: int = 50, total: int = 1000) -> None:
+        self.grid, self.gap = ddim_timesteps(n, total), total // n
+
+    def draw(self, n: int, clock: Clock, device: Device = "cpu", generator: torch.Generator | None = None) -> Times:
+        t = self.grid.to(device)[torch.randint(len(self.grid), (n,), device=device, generator=generator)]
+        return to_the_end(t, (t - self.gap).clamp(min=0))
 
 
 def lcm_timesteps(steps: int, n: int = 50, total: int = 1000) -> list[int]:
@@ -104,39 +122,8 @@ def lcm_timesteps(steps: int, n: int = 50, total: int = 1000) -> list[int]:
     return [descending[i * n // steps] for i in range(steps)]
 
 
-def boundary(t: Tensor, scaling: float = 10.0, sigma_data: float = SIGMA_DATA) -> tuple[Tensor, Tensor]:
-    """(c_skip, c_out) of f = c_skip z_t + c_out x0 at timesteps t (B,): f is the identity at t = 0 (LCM, section 4.1).
-
-    LCM takes ``scaling`` t as the noise level, so that beyond the first timesteps f is nearly x0.
-    """
-    s = scaling * t.float()
-    c_skip = sigma_data**2 / (s**2 + sigma_data**2)
-    c_out = s / (s**2 + sigma_data**2).sqrt()
-    return c_skip, c_out
-
-
-def guidance_embedding(w: Tensor, width: int = 256) -> Tensor:
-    """Sines and cosines of 1000 w: (B,) -> (B, width), what the student's ``time_cond_proj`` takes (LCM, section 4.2).
-
-    Raises:
-        ConfigError: an odd width.
-    """
-    if width < 4 or width % 2:
-        raise ConfigError(f"the guidance embedding needs an even width of at least 4, got {width}")
-    half = width // 2
-    frequencies = torch.exp(-math.log(10_000.0) / (half - 1) * torch.arange(half, device=w.device))
-    angles = 1000.0 * w[:, None].float() * frequencies
-    return torch.cat([angles.sin(), angles.cos()], 1)
-
-
-def huber(x: Tensor, y: Tensor, c: float = 0.001) -> Tensor:
-    """Mean over each sample of sqrt((x - y)^2 + c^2) - c, by elements as in LCM's code: (B, ...) -> (B,)."""
-    squared = (x - y).square()
-    return (squared / ((squared + c**2).sqrt() + c)).flatten(1).mean(1)
-
-
 def lcm_sample(
-    f: Callable[[Tensor, Tensor], Tensor],
+    f: ConsistencyFunction,
     schedule: LatentSchedule,
     z: Tensor,
     timesteps: Sequence[int],
@@ -151,9 +138,8 @@ def lcm_sample(
         timesteps: falling, the first near T - 1, :func:`lcm_timesteps`.
         renoise: draws fresh unit noise of the shape of its argument.
     """
-    x = z
-    for i, t in enumerate(timesteps):
-        x = f(x, torch.full((len(z),), t, device=z.device))
-        if i + 1 < len(timesteps):
-            x = schedule.add_noise(x, torch.full((len(z),), timesteps[i + 1], device=z.device), renoise(x))
-    return x
+
+    def noised(x: Tensor, t: float) -> Tensor:
+        return schedule.point(x, renoise(x), torch.full((len(x),), t, dtype=torch.long, device=x.device))
+
+    return denoise_and_noise(f, z, timesteps, noised)

@@ -8,34 +8,65 @@ import torch
 from torch import Tensor
 
 from cm_lightning.core.noise import SIGMA_MIN, expand
+from cm_lightning.core.path import VE, Path
 from cm_lightning.core.solver import slope
-from cm_lightning.domains import COUNT, NON_NEGATIVE, POSITIVE
+from cm_lightning.domains import COUNT, FINITE, NON_NEGATIVE, POSITIVE
 
 
 class GaussianOracle:
-    """Data N(0, std^2) in every dimension.
+    """Data N(mean, std^2) in every dimension, on any path.
+
+    With V(t) = alpha^2 s^2 + sigma^2, the variance of x_t, everything is affine in x_t.
 
     Args:
         std: standard deviation s of the data.
-        sigma_min: noise level eps at which trajectories end.
+        mean: m, of the data.
+        path: what the levels belong to.
+        sigma_min: level at which trajectories end; None: SIGMA_MIN on the VE path, 0 on the others.
     """
 
-    def __init__(self, std: float = 0.5, sigma_min: float = SIGMA_MIN) -> None:
+    def __init__(
+        self, std: float = 0.5, mean: float = 0.0, path: Path | None = None, sigma_min: float | None = None
+    ) -> None:
+        self.path = path or VE()
+        end = (SIGMA_MIN if isinstance(self.path, VE) else 0.0) if sigma_min is None else sigma_min
         POSITIVE.check(self, std=std)
-        NON_NEGATIVE.check(self, sigma_min=sigma_min)
-        self.std, self.sigma_min = std, sigma_min
+        FINITE.check(self, mean=mean)
+        NON_NEGATIVE.check(self, sigma_min=end)
+        self.std, self.mean, self.sigma_min = std, mean, end
 
-    def denoiser(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """D(x, sigma) = x s^2 / (s^2 + sigma^2)."""
-        return x * expand(self.std**2 / (self.std**2 + sigma**2), x)
+    def denoiser(self, x: Tensor, t: Tensor) -> Tensor:
+        """E[x_0 | x_t] = m + alpha s^2 / V (x - alpha m) at x (B, ...), t (B,)."""
+        alpha, variance = self.path.scales(t)[0], self._variance(t)
+        return self.mean + expand(alpha * self.std**2 / variance, x) * self._centred(x, t)
 
-    def flow(self, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """The point at sigma_next of the trajectory through x at sigma."""
-        return x * expand(((self.std**2 + sigma_next**2) / (self.std**2 + sigma**2)).sqrt(), x)
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        """dx/dt = alpha' m + V' / (2 V) (x - alpha m) of the probability-flow ODE."""
+        (alpha, sigma), (alpha_rate, sigma_rate) = self.path.scales(t), self.path.rates(t)
+        half = (alpha * alpha_rate * self.std**2 + sigma * sigma_rate) / self._variance(t)
+        return expand(alpha_rate, x) * self.mean + expand(half, x) * self._centred(x, t)
 
-    def consistency(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """f(x, sigma) = x sqrt((s^2 + eps^2) / (s^2 + sigma^2))."""
-        return self.flow(x, sigma, torch.full_like(sigma, self.sigma_min))
+    def flow(self, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
+        """The point at level r of the trajectory through x at level t."""
+        growth = (self._variance(r) / self._variance(t)).sqrt()
+        return expand(self.path.scales(r)[0], x) * self.mean + expand(growth, x) * self._centred(x, t)
+
+    def average_velocity(self, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
+        """U = (x - flow(x, t, r)) / (t - r), and the velocity itself where r = t (MeanFlow, Eq. 3)."""
+        gap = torch.where(t == r, 1.0, t - r)
+        mean = (x - self.flow(x, t, r)) / expand(gap, x)
+        return torch.where(expand(t == r, x), self.velocity(x, t), mean)
+
+    def consistency(self, x: Tensor, t: Tensor) -> Tensor:
+        """The end of the trajectory through x at level t; for m = 0 on VE x sqrt((s^2 + eps^2) / (s^2 + sigma^2))."""
+        return self.flow(x, t, torch.full_like(t, self.sigma_min))
+
+    def _variance(self, t: Tensor) -> Tensor:
+        alpha, sigma = self.path.scales(t)
+        return alpha**2 * self.std**2 + sigma**2
+
+    def _centred(self, x: Tensor, t: Tensor) -> Tensor:
+        return x - expand(self.path.scales(t)[0], x) * self.mean
 
 
 class Posterior(NamedTuple):

@@ -1,16 +1,17 @@
-"""From a network F to a denoiser D(x, sigma) or a consistency function f(x, sigma).
+"""From a network F to a denoiser D(x, t), a consistency function f(x, t), or a flow map X(x, t, r).
 
-Both have EDM's form (Karras et al. 2022, Eq. 7): c_skip x + c_out F(c_in x, c_noise).
+All have EDM's form (Karras et al. 2022, Eq. 7): c_skip x + c_out F(c_in x, c_noise).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.func import jvp
 
 from cm_lightning.core.noise import SIGMA_DATA, SIGMA_MIN, expand
 from cm_lightning.domains import NON_NEGATIVE, POSITIVE
@@ -21,7 +22,7 @@ Network = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
 
 class Coefficients(NamedTuple):
-    """Each (B,), of at least float32 precision."""
+    """Each (B,), of at least float32 precision; c_noise is (B, 2) where the network is told two times."""
 
     c_skip: Tensor
     c_out: Tensor
@@ -43,21 +44,43 @@ class Parameterization(Recorded, ABC):
         self.noise_scale = noise_scale
 
     @abstractmethod
-    def coefficients(self, sigma: Tensor) -> Coefficients:
-        """The four scalings at noise levels sigma (B,)."""
+    def coefficients(self, t: Tensor, r: Tensor | None = None) -> Coefficients:
+        """The four scalings at levels t (B,), and r (B,) for a flow map."""
 
-    def __call__(self, network: Network, x: Tensor, sigma: Tensor, class_label: Tensor | None = None) -> Tensor:
-        """X (B, ...), sigma (B,) -> (B, ...) in the dtype of x."""
-        c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
-        F = network(expand(c_in, x).to(x.dtype) * x, c_noise.to(x.dtype), class_label)
+    def output(
+        self, network: Network, x: Tensor, t: Tensor, class_label: Tensor | None = None, r: Tensor | None = None
+    ) -> Tensor:
+        """F(c_in x, c_noise) at x (B, ...), t (B,): what the network says, (B, ...)."""
+        c = self.coefficients(t, r)
+        return network(expand(c.c_in, x).to(x.dtype) * x, c.c_noise.to(x.dtype), class_label)
+
+    def __call__(
+        self, network: Network, x: Tensor, t: Tensor, class_label: Tensor | None = None, r: Tensor | None = None
+    ) -> Tensor:
+        """X (B, ...), t (B,) -> (B, ...) in the dtype of x."""
+        return self.combine(x, self.output(network, x, t, class_label, r), t, r)
+
+    def combine(self, x: Tensor, F: Tensor, t: Tensor, r: Tensor | None = None) -> Tensor:
+        """c_skip x + c_out F."""
+        c_skip, c_out, _, _ = self.coefficients(t, r)
         return expand(c_skip, x).to(x.dtype) * x + expand(c_out, x).to(x.dtype) * F.to(x.dtype)
+
+    def slopes(self, t: Tensor, r: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(d c_skip / dt, d c_out / dt) at t (B,), each (B,)."""
+
+        def pair(t: Tensor) -> tuple[Tensor, Tensor]:
+            c_skip, c_out, _, _ = self.coefficients(t, r)
+            return c_skip, c_out
+
+        slopes: tuple[Tensor, Tensor] = jvp(pair, (t,), (torch.ones_like(t),))[1]
+        return slopes
 
 
 class EDM(Parameterization):
     """The denoiser of Karras et al. 2022, Table 1: unit variance of input and training target at every sigma."""
 
-    def coefficients(self, sigma: Tensor) -> Coefficients:
-        t, sd = _at_least_float32(sigma), self.sigma_data
+    def coefficients(self, t: Tensor, r: Tensor | None = None) -> Coefficients:
+        t, sd = _at_least_float32(t), self.sigma_data
         norm = (t**2 + sd**2).sqrt()
         return Coefficients(sd**2 / norm**2, sd * t / norm, 1 / norm, self.noise_scale * t.log())
 
@@ -65,7 +88,7 @@ class EDM(Parameterization):
 class BoundaryShifted(Parameterization):
     """The consistency function of CM, Appendix C: EDM's scalings shifted so that f(x, sigma) = x at sigma_min.
 
-    Below sigma_min the function is the identity too, so r = 0 makes the clean image the target (ECT, section 3).
+    Below sigma_min the function is the identity too, so q = 0 makes the clean image the target (ECT, section 3).
     With sigma_min = 0 it is EDM's denoiser.
     """
 
@@ -74,15 +97,82 @@ class BoundaryShifted(Parameterization):
         NON_NEGATIVE.check(self, sigma_min=sigma_min)
         self.sigma_min = sigma_min
 
-    def coefficients(self, sigma: Tensor) -> Coefficients:
-        # sigma_min is rounded to the dtype of sigma first: only so is the shift exactly 0 at the boundary in bfloat16.
-        eps = torch.tensor(self.sigma_min, dtype=sigma.dtype, device=sigma.device)
-        t, eps = _at_least_float32(torch.maximum(sigma, eps)), _at_least_float32(eps)
+    def coefficients(self, t: Tensor, r: Tensor | None = None) -> Coefficients:
+        # sigma_min is rounded to the dtype of t first: only so is the shift exactly 0 at the boundary in bfloat16.
+        eps = torch.tensor(self.sigma_min, dtype=t.dtype, device=t.device)
+        t, eps = _at_least_float32(torch.maximum(t, eps)), _at_least_float32(eps)
         sd, norm = self.sigma_data, (t**2 + self.sigma_data**2).sqrt()
         c_skip = sd**2 / ((t - eps) ** 2 + sd**2)
         # a floor keeps the logarithm finite where sigma_min is 0; c_out is 0 there, so its value does not matter
         c_noise = self.noise_scale * t.clamp(min=1e-8).log()
         return Coefficients(c_skip, sd * (t - eps) / norm, 1 / norm, c_noise)
+
+
+class Trigonometric(Parameterization):
+    """The consistency function of sCM on the TrigFlow path: cos(t) x + sin(t) sigma_data F(x / sigma_data, c_noise).
+
+    The paper's F is minus this one, whose sign is EDM's: in units of VE this is EDM's denoiser, so the weights of a
+    diffusion model start it (sCM, Eq. 6).
+
+    Args:
+        sigma_data: standard deviation of the data, as the path's.
+        noise_scale: c_noise = noise_scale * ln sigma with sigma = sigma_data tan t, as the network of an EDM teacher
+            expects; None: c_noise = t, as the paper has it for networks of its own.
+    """
+
+    def __init__(self, sigma_data: float = SIGMA_DATA, noise_scale: float | None = None) -> None:
+        super().__init__(sigma_data, 1.0 if noise_scale is None else noise_scale)
+        self.told_t = noise_scale is None
+
+    def coefficients(self, t: Tensor, r: Tensor | None = None) -> Coefficients:
+        t, sd = _at_least_float32(t), self.sigma_data
+        # the floor is far below any level that is drawn; c_out is 0 at t = 0, where only the logarithm needs it
+        c_noise = t if self.told_t else self.noise_scale * (sd * t.clamp(min=1e-8).tan()).log()
+        return Coefficients(t.cos(), sd * t.sin(), torch.full_like(t, 1 / sd), c_noise)
+
+
+class AverageVelocity(Parameterization):
+    """The flow map of MeanFlow on the linear path: X(x, t, r) = x - (t - r) u(x, t, r), u the network itself.
+
+    The network is told two times, c_noise = (t, t - r) (B, 2), times a scale: give it a
+    :class:`~cm_lightning.backbones.embedding.TwoTimesEmbedding`.
+
+    Args:
+        noise_scale: of both times.
+    """
+
+    def __init__(self, noise_scale: float = 1.0) -> None:
+        super().__init__(1.0, noise_scale)
+
+    def coefficients(self, t: Tensor, r: Tensor | None = None) -> Coefficients:
+        t = _at_least_float32(t)
+        gap = t if r is None else t - r
+        c_noise = self.noise_scale * torch.stack([t, gap], 1)
+        return Coefficients(torch.ones_like(t), -gap, torch.ones_like(t), c_noise)
+
+
+class Map:
+    """A network with its parameterization: X(x, t, r, c), which a consistency function takes r to be the end for.
+
+    Args:
+        parameterization: the scalings.
+        network: the backbone, or a copy of it.
+    """
+
+    def __init__(self, parameterization: Parameterization, network: Network) -> None:
+        self.parameterization, self.network = parameterization, network
+
+    def __call__(self, x: Tensor, t: Tensor, r: Tensor, c: Any = None) -> Tensor:
+        """The point at r (B,) of the trajectory through x (B, ...) at t (B,); c (B,) are class labels, or None."""
+        return self.parameterization(self.network, x, t, c, r)
+
+    def output(self, x: Tensor, t: Tensor, r: Tensor, c: Any = None) -> Tensor:
+        """What the network says there: F."""
+        return self.parameterization.output(self.network, x, t, c, r)
+
+    def velocity(self, x: Tensor, t: Tensor, c: Any = None) -> Tensor:
+        """dX/dr where r = t, that of an average velocity: u(x, t, t)."""
+        return self.output(x, t, t, c)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

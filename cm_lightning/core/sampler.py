@@ -1,8 +1,9 @@
-"""From noise to images: one-step and multistep sampling of a consistency function."""
+"""From noise to images: one-step and multistep sampling of a consistency function or a flow map."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -10,8 +11,11 @@ from torch import Tensor
 from cm_lightning.core.noise import SIGMA_MAX, SIGMA_MIN, karras_sigmas
 from cm_lightning.domains import COUNT
 
-#: x (B, ...), sigma (B,) -> the clean end point of the trajectory through x, (B, ...).
+#: x (B, ...), t (B,) -> the clean end point of the trajectory through x, (B, ...).
 ConsistencyFunction = Callable[[Tensor, Tensor], Tensor]
+
+#: x (B, ...), t (B,), r (B,) -> the point at level r of the trajectory through x, (B, ...).
+FlowMap = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def spread_sigmas(steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX) -> list[float]:
@@ -41,8 +45,39 @@ def multistep(
         sigma_min: f is the identity there.
         renoise: draws fresh unit noise of the shape of its argument.
     """
-    x = one_step(f, z, sigmas[0])
-    for tau in sigmas[1:]:
-        noisy = x + max(tau**2 - sigma_min**2, 0.0) ** 0.5 * renoise(x)
-        x = f(noisy, z.new_full((len(z),), tau))
+
+    def noised(x: Tensor, tau: float) -> Tensor:
+        scale: float = max(tau**2 - sigma_min**2, 0.0) ** 0.5
+        return x + scale * renoise(x)
+
+    return denoise_and_noise(f, sigmas[0] * z, sigmas, noised)
+
+
+def denoise_and_noise(
+    f: ConsistencyFunction, x: Tensor, levels: Sequence[float], noised: Callable[[Tensor, float], Tensor]
+) -> Tensor:
+    """The loop of :func:`multistep` on any path: CM, Algorithm 1; LCM, Algorithm 3.
+
+    Args:
+        f: the consistency function; it is called len(levels) times.
+        x: the start (B, ...), at the first level.
+        levels: falling; whole numbers are timesteps, int64.
+        noised: a clean x and a level -> the point at that level, under fresh noise.
+    """
+    for i, level in enumerate(levels):
+        dtype = torch.long if isinstance(level, int) else x.dtype
+        x = f(noised(x, level) if i else x, x.new_full((len(x),), level, dtype=dtype))
+    return x
+
+
+def follow(flow_map: FlowMap, x: Tensor, levels: Sequence[float]) -> Tensor:
+    """A flow map from level to level: len(levels) - 1 evaluations, without fresh noise (MeanFlow, section 4.3).
+
+    Args:
+        flow_map: X(x, t, r).
+        x: the start (B, ...), at the first level.
+        levels: falling; the last is where the result lies, 0 for images.
+    """
+    for t, r in pairwise(levels):
+        x = flow_map(x, x.new_full((len(x),), t), x.new_full((len(x),), r))
     return x

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 
 from cm_lightning.domains import COUNT, FRACTION, NON_NEGATIVE
+from cm_lightning.errors import ConfigError
 from cm_lightning.recording import Recorded
 
 
@@ -39,3 +40,25 @@ class HoldThenCosine(RateSchedule):
         if step < held or self.hold == 1:
             return min(1.0, (step + 1) / self.rise)
         return self.drop * (1 + math.cos(math.pi * min(1.0, (step - held) / (total - held)))) / 2
+
+
+class Ramp(Recorded):
+    """A straight rise from 0 to 1 between two parts of the run; 1 throughout by default.
+
+    Args:
+        begin: fraction of the run up to which it is 0, in [0, 1].
+        end: fraction of the run from which it is 1, in [begin, 1].
+    """
+
+    def __init__(self, begin: float = 0.0, end: float = 0.0) -> None:
+        FRACTION.check(self, begin=begin, end=end)
+        if end < begin:
+            raise ConfigError(f"Ramp: begin must be at most end, got {begin:g} and {end:g}")
+        self.begin, self.end = begin, end
+
+    def __call__(self, step: int, total: int) -> float:
+        """The factor at step ``step`` of ``total``."""
+        done = step / total
+        if done >= self.end:
+            return 1.0
+        return max(0.0, (done - self.begin) / (self.end - self.begin))

@@ -1,51 +1,121 @@
-"""Trajectories of the probability-flow ODE to nearly the precision of float64, by an adaptive solver."""
+"""Who says how a trajectory goes on from x_t: its noise, a teacher, or the model. CT and CD differ in this alone.
+
+A trajectory answers two questions: where the point at level q lies, for methods that take steps; and the velocity
+dx_t/dt, for those that take their limit.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from itertools import pairwise
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from cm_lightning.core.solver import Denoiser
+from cm_lightning.core.noise import expand
+from cm_lightning.core.path import VE, Path
+from cm_lightning.core.solver import euler_step, heun_step
+from cm_lightning.domains import NON_NEGATIVE
+from cm_lightning.recording import Recorded
+
+#: x_t (B, ...), t (B,), condition -> the estimate of the clean image, (B, ...).
+ConditionalDenoiser: TypeAlias = Callable[[Tensor, Tensor, Any], Tensor]
+
+_SOLVERS = {"euler": euler_step, "heun": heun_step}
 
 
-def trajectory(
-    denoiser: Denoiser, x: Tensor, sigmas: Sequence[float], rtol: float = 1e-10, atol: float = 1e-12
-) -> Tensor:
-    """The points at each level of the trajectories through x at sigmas[0]: dx/du = x - D(x, e^u) with u = ln sigma.
+class Trajectory(Recorded, ABC):
+    """The trajectory through x_t = ``path.point(x, z, t)``. Points are (B, ...), levels (B,), c is the condition."""
 
-    Every piece between two levels is solved by itself (DOP853, Hairer et al. 1993), so levels may rise, fall and turn.
+    path: Path
+
+    @abstractmethod
+    def advance(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, q: Tensor, c: Any = None) -> Tensor:
+        """The point at level q <= t."""
+
+    @abstractmethod
+    def velocity(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, c: Any = None) -> Tensor:
+        """dx_t/dt at x_t."""
+
+
+class SameNoise(Trajectory):
+    """The same image and the same noise at every level, right in the mean over both (CM, Theorem 2).
 
     Args:
-        denoiser: x (B, ...), sigma (B,) -> (B, ...), in float64.
-        x: (B, ...) float64.
-        sigmas: N levels above 0, in any order.
-        rtol: relative tolerance of a step.
-        atol: absolute tolerance of a step.
-
-    Returns:
-        (N, B, ...) float64; the first entry is x.
-
-    Raises:
-        ArithmeticError: the solver found no step small enough.
+        path: VE if None.
     """
 
-    def dx_du(u: float, flat: NDArray[np.float64]) -> NDArray[np.float64]:
-        point = torch.from_numpy(flat).view_as(x)
-        slope: NDArray[np.float64] = (point - denoiser(point, x.new_full((len(x),), math.exp(u)))).flatten().numpy()
-        return slope
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or VE()
 
-    points = [x]
-    for sigma, sigma_next in pairwise(sigmas):
-        span = math.log(sigma), math.log(sigma_next)
-        solution = solve_ivp(dx_du, span, points[-1].flatten().numpy(), method="DOP853", rtol=rtol, atol=atol)
-        if not solution.success:
-            raise ArithmeticError(f"no trajectory from sigma {sigma:g} to {sigma_next:g}: {solution.message}")
-        points.append(torch.from_numpy(solution.y[:, -1].copy()).view_as(x))
-    return torch.stack(points)
+    def advance(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, q: Tensor, c: Any = None) -> Tensor:
+        return self.path.point(x, z, q)
+
+    def velocity(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, c: Any = None) -> Tensor:
+        return self.path.velocity(x, z, t)
+
+
+class Teacher(Trajectory):
+    """The probability-flow ODE of a diffusion model (CM, Algorithm 2; sCM, Eq. 8; LCM, Eq. 11).
+
+    Args:
+        denoiser: E[x | x_t] on the path's own levels; :func:`of_ve` makes one of EDM's.
+        path: VE if None.
+        solver: ``heun``, or ``euler``, which is DDIM.
+        lowest: the level at which the ODE ends; a q below it is raised to it.
+    """
+
+    def __init__(
+        self,
+        denoiser: ConditionalDenoiser,
+        path: Path | None = None,
+        solver: Literal["euler", "heun"] = "heun",
+        lowest: float = 0.0,
+    ) -> None:
+        NON_NEGATIVE.check(self, lowest=lowest)
+        self.denoiser, self.path, self.solver, self.lowest = denoiser, path or VE(), _SOLVERS[solver], lowest
+
+    def advance(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, q: Tensor, c: Any = None) -> Tensor:
+        denoiser = partial(_under, self.denoiser, c)
+        return self.solver(denoiser, x_t, t, q.clamp(min=self.lowest), self.path)
+
+    def velocity(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, c: Any = None) -> Tensor:
+        clean = self.denoiser(x_t, t, c)
+        return self.path.velocity(clean, self.path.noise(x_t, clean, t), t)
+
+
+def _under(denoiser: ConditionalDenoiser, c: Any, x: Tensor, t: Tensor) -> Tensor:
+    return denoiser(x, t, c)
+
+
+def of_ve(denoiser: ConditionalDenoiser, path: Path) -> ConditionalDenoiser:
+    """A denoiser D(x, sigma) of the VE path on another path: D(x_t / alpha, sigma / alpha)."""
+
+    def on_path(x_t: Tensor, t: Tensor, c: Any) -> Tensor:
+        alpha, sigma = path.scales(t)
+        return denoiser(x_t / expand(alpha, x_t), sigma / alpha, c)
+
+    return denoiser if isinstance(path, VE) else on_path
+
+
+class Itself(Trajectory):
+    """The flow map that is being trained, whose instantaneous velocity is its slope in r where r = t.
+
+    Args:
+        flow_map: X(x_t, t, r, c), and ``velocity(x_t, t, c)``; see :class:`~cm_lightning.core.parameterization.Map`.
+        path: of its levels.
+    """
+
+    def __init__(self, flow_map: Any, path: Path) -> None:
+        self.flow_map, self.path = flow_map, path
+
+    def advance(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, q: Tensor, c: Any = None) -> Tensor:
+        advanced: Tensor = self.flow_map(x_t, t, q, c)
+        return advanced
+
+    def velocity(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, c: Any = None) -> Tensor:
+        with torch.no_grad():
+            velocity: Tensor = self.flow_map.velocity(x_t, t, c)
+        return velocity

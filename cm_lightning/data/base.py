@@ -15,6 +15,7 @@ from cm_lightning.data.images import to_unit_range
 from cm_lightning.data.stream import Stream
 from cm_lightning.domains import COUNT, NATURAL, SEED
 from cm_lightning.errors import ConfigError
+from cm_lightning.steps import steps_taken
 
 
 class InMemory(Dataset[tuple[Tensor, Tensor]]):
@@ -133,7 +134,7 @@ class GenerativeDataModule(L.LightningDataModule):
             self.seed,
             rank,
             ranks,
-            start=lambda: (trainer.global_step - step) * accumulate if trainer else 0,
+            start=lambda: (steps_taken(trainer) - step) * accumulate if trainer else 0,
             multiple=accumulate,
             offset=images,
         )
@@ -147,7 +148,7 @@ class GenerativeDataModule(L.LightningDataModule):
         self._origin = (state_dict["step"], state_dict["images"])
 
     def _step(self) -> int:
-        return self.trainer.global_step if self.trainer else 0
+        return steps_taken(self.trainer) if self.trainer else 0
 
     def _images(self) -> int:
         """That the run has trained on."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cm_lightning.core.latent import guidance_embedding
+from cm_lightning.core.guidance import guidance_embedding
 from cm_lightning.domains import COUNT, POSITIVE, Domain
 from cm_lightning.latent.base import Conditioning, TextToImageBase, UNet
 from cm_lightning.latent.lora import TARGETS, adapter_off, add_lora
@@ -148,9 +146,3 @@ class Adapter(nn.Module):
     def by_name(self) -> dict[str, Tensor]:
         """The parameters by their names in the network."""
         return {name.replace("/", "."): parameter for name, parameter in self.named_parameters()}
-
-
-def frozen_copy(weights: nn.Module) -> nn.Module:
-    """A copy of trained weights that no gradient reaches: a target network."""
-    with torch.no_grad():
-        return copy.deepcopy(weights).requires_grad_(False)

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from cm_lightning.core.noise import unit_noise
+from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.domains import COUNT, NON_NEGATIVE, multiple_of
 from cm_lightning.modules.trained import TrainedModule
 
@@ -28,7 +30,7 @@ class AutoencoderModule(TrainedModule):
         latent_channels: of the latents.
         kl_weight: of the latents' divergence from N(0, 1), a mean over their elements (Rombach et al. 2022: 1e-6 of
             the sum).
-        options: see :class:`TrainedModule`.
+        optimizer, lr_scheduler, start_from: see :class:`TrainedModule`.
     """
 
     backbone: AutoencoderKL | AutoencoderTiny
@@ -40,12 +42,16 @@ class AutoencoderModule(TrainedModule):
         layers: int = 1,
         latent_channels: int = 4,
         kl_weight: float = 1e-3,
-        **options: Any,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: RateSchedule | LRSchedulerCallable | None = None,
+        start_from: str | None = None,
     ) -> None:
         multiple_of(8).check_each(self, widths=widths)
         COUNT.check(self, layers=layers, latent_channels=latent_channels)
         NON_NEGATIVE.check(self, kl_weight=kl_weight)
-        super().__init__(autoencoder or _autoencoder(widths, layers, latent_channels), **options)
+        super().__init__(
+            autoencoder or _autoencoder(widths, layers, latent_channels), optimizer, lr_scheduler, start_from
+        )
         self.kl_weight = kl_weight
         self.variance: Tensor
         self.register_buffer("variance", torch.ones(()))

@@ -9,10 +9,12 @@ from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from cm_lightning.core.noise import unit_noise
-from cm_lightning.domains import COUNT, FRACTION, POSITIVE
+from cm_lightning.core.schedule import RateSchedule
+from cm_lightning.domains import COUNT, FINITE, FRACTION, POSITIVE
 from cm_lightning.errors import ConfigError
 from cm_lightning.modules.batch import images_and_labels
 from cm_lightning.modules.trained import TrainedModule
@@ -39,8 +41,8 @@ class GenerativeModule(TrainedModule):
         backbone: any network with ``forward(x, noise_label, class_label=None)``. With a ``num_classes`` attribute above
             0 it is class-conditional.
         image_shape: (C, H, W) of the data; any shape for other data, (2,) for points in the plane.
-        label_dropout: probability of training a sample with the null class.
-        options: optimizer, lr_scheduler and start_from, see :class:`TrainedModule`.
+        label_dropout: probability of training a sample with the null class, which guidance needs.
+        optimizer, lr_scheduler, start_from: see :class:`TrainedModule`.
     """
 
     #: Evaluations of the network for a sample, where their number is not given.
@@ -51,10 +53,12 @@ class GenerativeModule(TrainedModule):
         backbone: nn.Module,
         image_shape: Sequence[int] | None,
         label_dropout: float = 0.0,
-        **options: Any,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: RateSchedule | LRSchedulerCallable | None = None,
+        start_from: str | None = None,
     ) -> None:
         FRACTION.check(self, label_dropout=label_dropout)
-        super().__init__(backbone, **options)
+        super().__init__(backbone, optimizer, lr_scheduler, start_from)
         if image_shape is None:  # the command line asks a folder of images
             raise ConfigError("image_shape must be given: (C, H, W) of the data")
         COUNT.check_each(self, image_shape=image_shape)
@@ -69,7 +73,9 @@ class GenerativeModule(TrainedModule):
         """The training loss on images x (B, ...) and labels (B,): a scalar."""
 
     @abstractmethod
-    def generate(self, z: Tensor, labels: Tensor | None, sigmas: Sequence[float], generator: Generators) -> Tensor:
+    def generate(
+        self, z: Tensor, labels: Tensor | None, sigmas: Sequence[float], generator: Generators, guidance: float = 0.0
+    ) -> Tensor:
         """Images from unit noise z (B, ...) through the given noise levels."""
 
     @abstractmethod
@@ -104,6 +110,7 @@ class GenerativeModule(TrainedModule):
         labels: Tensor | Sequence[int] | int | None = None,
         generator: Generators = None,
         sigmas: Sequence[float] | None = None,
+        guidance: float = 0.0,
     ) -> Tensor:
         """Draw n images with the weights the module holds.
 
@@ -114,15 +121,18 @@ class GenerativeModule(TrainedModule):
             generator: of the noise; torch's global one if None; or one for each image, which then does not depend on
                 the others (:func:`cm_lightning.core.noise.generators`).
             sigmas: noise levels from the highest down, in place of ``steps``.
+            guidance: w of c + w (c - u), classifier-free guidance (Ho & Salimans 2022), for a network that was trained
+                with ``label_dropout``: 0 is none, and any other doubles the evaluations.
 
         Returns:
-            (n, C, H, W) in [-1, 1].
+            (n, C, H, W) in [-1, 1]; data of another rank, points say, are not cut.
 
         Raises:
             ConfigError: n or steps below 1, labels that do not fit, or noise levels that do not descend, or lie where
                 the network was not trained.
         """
         COUNT.check(n=n)
+        self._check_guidance(guidance)
         levels = self._levels(steps, sigmas)
         dtype = next(self.backbone.parameters()).dtype
         z = unit_noise([n, *self.image_shape], generator, self.device, dtype)
@@ -130,9 +140,17 @@ class GenerativeModule(TrainedModule):
         training = self.backbone.training
         self.backbone.eval()
         try:
-            return self.generate(z, classes, levels, generator).clamp(-1, 1)
+            x = self.generate(z, classes, levels, generator, guidance)
+            return x.clamp(-1, 1) if len(self.image_shape) == 3 else x
         finally:
             self.backbone.train(training)
+
+    def _check_guidance(self, guidance: float) -> None:
+        FINITE.check(guidance=guidance)
+        if guidance and not self.num_classes:
+            raise ConfigError("guidance needs a class-conditional network: leave it out")
+        if guidance and not self.label_dropout:
+            raise ConfigError("guidance needs a network that was trained with label_dropout: leave it out")
 
     def trained_levels(self) -> tuple[float, float]:
         """The lowest and the highest noise level at which the network was trained."""

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
+from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.domains import COUNT, at_least
 from cm_lightning.errors import ConfigError
 from cm_lightning.latent.tokenizer import train_tokenizer
@@ -29,7 +31,7 @@ class ContrastiveModule(TrainedModule):
         heads: of their attention.
         vocabulary: at most so many tokens are learnt from the captions.
         length: tokens of a caption, the first and last being start and end.
-        options: see :class:`TrainedModule`.
+        optimizer, lr_scheduler, start_from: see :class:`TrainedModule`.
     """
 
     backbone: CLIPModel
@@ -43,7 +45,9 @@ class ContrastiveModule(TrainedModule):
         heads: int = 4,
         vocabulary: int = 384,
         length: int = 16,
-        **options: Any,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: RateSchedule | LRSchedulerCallable | None = None,
+        start_from: str | None = None,
     ) -> None:
         COUNT.check(self, vision_size=vision_size, patch=patch, width=width, layers=layers, heads=heads)
         COUNT.check(self, vocabulary=vocabulary)
@@ -58,7 +62,12 @@ class ContrastiveModule(TrainedModule):
         text = {**shared, "vocab_size": vocabulary, "max_position_embeddings": length, "bos_token_id": 0,
                 "eos_token_id": 1, "pad_token_id": 1}  # fmt: skip
         vision = {**shared, "image_size": vision_size, "patch_size": patch}
-        super().__init__(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=width)), **options)
+        super().__init__(
+            CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=width)),
+            optimizer,
+            lr_scheduler,
+            start_from,
+        )
         self.vocabulary, self.length = vocabulary, length
         self.tokenizer: CLIPTokenizer | None = None
 

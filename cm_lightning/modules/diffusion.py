@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from cm_lightning.core.guidance import guided_function
 from cm_lightning.core.noise import LogNormal, add_noise, expand, unit_noise
 from cm_lightning.core.ode_sampler import Heun, ODESampler
 from cm_lightning.core.parameterization import EDM
+from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.core.weighting import edm_weight
 from cm_lightning.modules.base import GenerativeModule, Generators
 
@@ -20,7 +21,7 @@ class DiffusionModule(GenerativeModule):
     """A denoiser D(x, sigma) trained and sampled as by Karras et al. 2022.
 
     Args:
-        backbone, image_shape, options: see :class:`GenerativeModule`.
+        backbone, image_shape, label_dropout, optimizer, lr_scheduler, start_from: see :class:`GenerativeModule`.
         parameterization: makes the denoiser from the network.
         density: of the noise levels; EDM's ln sigma ~ N(-1.2, 1.2^2) if None.
         sampler: the ODE solver of :meth:`sample`; EDM's Heun if None.
@@ -33,9 +34,12 @@ class DiffusionModule(GenerativeModule):
         parameterization: EDM | None = None,
         density: LogNormal | None = None,
         sampler: ODESampler | None = None,
-        **options: Any,
+        label_dropout: float = 0.0,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: RateSchedule | LRSchedulerCallable | None = None,
+        start_from: str | None = None,
     ) -> None:
-        super().__init__(backbone, image_shape, **options)
+        super().__init__(backbone, image_shape, label_dropout, optimizer, lr_scheduler, start_from)
         self.parameterization = parameterization or EDM()
         self.density = density or LogNormal(-1.2, 1.2)
         self.sampler = sampler or Heun()
@@ -53,8 +57,11 @@ class DiffusionModule(GenerativeModule):
         """D(x, sigma) with the weights the module holds: (B, ...), (B,), (B,) or None -> (B, ...)."""
         return self.parameterization(self.backbone, x, sigma, labels)
 
-    def generate(self, z: Tensor, labels: Tensor | None, sigmas: Sequence[float], generator: Generators) -> Tensor:
-        return self.sampler(partial(self.denoiser, labels=labels), z, torch.tensor(sigmas, dtype=torch.float64))
+    def generate(
+        self, z: Tensor, labels: Tensor | None, sigmas: Sequence[float], generator: Generators, guidance: float = 0.0
+    ) -> Tensor:
+        denoiser = guided_function(self.denoiser, labels, self.num_classes, guidance)
+        return self.sampler(denoiser, z, torch.tensor(sigmas, dtype=torch.float64))
 
     def trained_levels(self) -> tuple[float, float]:
         return self.density.sigma_min, self.density.sigma_max

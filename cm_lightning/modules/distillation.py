@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from cm_lightning.core.curriculum import ConstantLevels, Curriculum, GridCurriculum
+from cm_lightning.core.curriculum import ConstantLevels, Curriculum, GridCurriculum, TargetRate
 from cm_lightning.core.distance import L2, Distance
-from cm_lightning.core.noise import SIGMA_MIN
-from cm_lightning.core.solver import euler_step, heun_step
+from cm_lightning.core.noise import SIGMA_MAX, SIGMA_MIN
+from cm_lightning.core.objective import Chord
+from cm_lightning.core.parameterization import BoundaryShifted
+from cm_lightning.core.schedule import RateSchedule
+from cm_lightning.core.trajectory import Teacher
 from cm_lightning.core.weighting import Uniform, Weighting
-from cm_lightning.errors import CheckpointError, ConfigError
-from cm_lightning.interop.foreign import is_foreign
+from cm_lightning.errors import ConfigError
 from cm_lightning.modules.consistency import ConsistencyModule
 from cm_lightning.modules.diffusion import DiffusionModule
-from cm_lightning.modules.foreign import foreign_teacher
-from cm_lightning.modules.loading import load_module
-from cm_lightning.modules.starting import require_noise_scale
-from cm_lightning.states import difference, renamed_like
-
-_STEPS = {"euler": euler_step, "heun": heun_step}
+from cm_lightning.modules.teacher import check_teacher, frozen_teacher, start_as_teacher
 
 
 class ConsistencyDistillation(ConsistencyModule):
@@ -31,16 +27,18 @@ class ConsistencyDistillation(ConsistencyModule):
 
     By default as on CIFAR-10: 18 levels, l2, uniform weights, Heun, target = student.
 
-    The teacher is frozen, in eval mode, and no part of the module's parameters, averages or checkpoints: a checkpoint
-    remembers only the teacher's path, and training needs the file again, while sampling does not.
+    The teacher is frozen: a checkpoint remembers only its path, and training needs the file again, while sampling does
+    not.
 
     Args:
         teacher: a diffusion module that has its weights, or a checkpoint of one, of which the averaged weights are
             taken; or ``openai:FILE``, ``edm:FILE``, ``diffusers:FOLDER``.
         solver: of the teacher's step.
-        trust: packages besides this one that the teacher's checkpoint may take classes from.
         start_from_teacher: whether the student starts with the teacher's weights.
-        backbone, image_shape, curriculum, distance, weighting, options: see :class:`ConsistencyModule`.
+        trust: packages besides this one that the teacher's checkpoint may take classes from.
+        curriculum, distance, weighting: see :class:`~cm_lightning.modules.training.ConsistencyTraining`.
+        backbone, image_shape, parameterization, target_rate, sigma_max, sampling_sigmas: see
+            :class:`ConsistencyModule`; label_dropout, optimizer, lr_scheduler, start_from: see its bases.
     """
 
     def __init__(
@@ -54,70 +52,42 @@ class ConsistencyDistillation(ConsistencyModule):
         curriculum: Curriculum | None = None,
         distance: Distance | None = None,
         weighting: Weighting | None = None,
-        **options: Any,
+        parameterization: BoundaryShifted | None = None,
+        target_rate: TargetRate | None = None,
+        sigma_max: float = SIGMA_MAX,
+        sampling_sigmas: Mapping[int, Sequence[float]] | None = None,
+        label_dropout: float = 0.0,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: RateSchedule | LRSchedulerCallable | None = None,
+        start_from: str | None = None,
     ) -> None:
-        super().__init__(
-            backbone,
-            image_shape,
+        if start_from_teacher and start_from:
+            raise ConfigError("start_from and start_from_teacher exclude each other: set start_from_teacher to false")
+        objective = Chord(
             curriculum or GridCurriculum(ConstantLevels(18)),
+            Teacher(self.denoised, solver=solver, lowest=SIGMA_MIN),
             distance or L2(),
             weighting or Uniform(),
-            **options,
         )
-        if start_from_teacher and self.start_from:
-            raise ConfigError("start_from and start_from_teacher exclude each other: set start_from_teacher to false")
-        self.teacher_path = teacher if isinstance(teacher, str) else None
-        self.trust = tuple(trust)
-        self.step, self.start_from_teacher = _STEPS[solver], start_from_teacher
-        # in a list, where nn.Module does not look for submodules
-        self._teacher: list[DiffusionModule] = [] if isinstance(teacher, str) else [teacher]
+        super().__init__(
+            backbone, image_shape, objective, parameterization, target_rate, sigma_max, sampling_sigmas,
+            label_dropout, optimizer, lr_scheduler, start_from,
+        )  # fmt: skip
+        self.frozen_teacher = frozen_teacher(teacher, trust, backbone)
+        self.start_from_teacher = start_from_teacher
 
     @property
     def teacher(self) -> DiffusionModule:
         """The teacher, read from its file when first asked for. Raises CheckpointError or ConfigError."""
-        if not self._teacher:
-            assert self.teacher_path is not None
-            try:
-                path = self.teacher_path
-                loaded = foreign_teacher(path) if is_foreign(path) else load_module(path, trust=self.trust)
-            except CheckpointError as error:
-                raise CheckpointError(f"{error}: set --model.teacher to a DiffusionModule's checkpoint") from error
-            if not isinstance(loaded, DiffusionModule):
-                raise ConfigError(f"teacher: {self.teacher_path} holds a {type(loaded).__name__}, no DiffusionModule")
-            self._teacher.append(loaded)
-        return self._teacher[0]
+        return self.frozen_teacher.network
 
-    def frozen_networks(self) -> dict[str, nn.Module]:
-        return {"teacher": copy.deepcopy(self.backbone).requires_grad_(False)}  # as large, and not read yet
+    def denoised(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        """The teacher's estimate of the clean image at x (B, ...), sigma (B,)."""
+        return self.teacher.denoiser(x, sigma, labels)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if stage not in ("fit", "validate"):
-            return  # sampling needs no teacher
-        self.teacher.requires_grad_(False).eval()
-        theirs, ours = ((m.num_classes or "no", m.image_shape) for m in (self.teacher, self))
-        if theirs != ours:
-            raise ConfigError(
-                f"the teacher draws {theirs[0]} classes of shape {theirs[1]}, the student {ours[0]} of {ours[1]}: "
-                "set the student's image_shape and num_classes to the teacher's"
-            )
+        if stage in ("fit", "validate"):  # sampling needs no teacher
+            check_teacher(self, self.teacher)
         if stage == "fit" and self.start_from_teacher:
-            require_noise_scale(self, self.teacher.parameterization.noise_scale, "the teacher")
-            state = renamed_like(self.teacher.backbone.state_dict(), own := self.backbone.state_dict())
-            if differing := difference(state, own):
-                raise ConfigError(
-                    "the student's backbone differs from the teacher's: set start_from_teacher to false "
-                    f"({differing.replace('file', 'teacher').replace('network', 'student')})"
-                )
-            self.load_backbone(state)
-
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        self.teacher.to(self.device, self.dtype)
-
-    def on_validation_start(self) -> None:
-        self.teacher.to(self.device, self.dtype)
-
-    def earlier_point(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, r: Tensor, labels: Tensor | None) -> Tensor:
-        """One step of dx/dt = (x - D(x, t)) / t by the teacher, from t down to r, or to sigma_min where r is 0."""
-        return self.step(partial(self.teacher.denoiser, labels=labels), x_t, t, r.clamp(min=SIGMA_MIN))
+            start_as_teacher(self, self.teacher)

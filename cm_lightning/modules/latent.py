@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.data.base import GenerativeDataModule
 from cm_lightning.errors import ConfigError
 from cm_lightning.latent.base import TOKENS, Conditioning, TextToImageBase
@@ -22,7 +24,7 @@ class LatentModule(TrainedModule):
 
     Args:
         base: the text-to-image model whose encoders are used; it stays outside of the module and its checkpoints.
-        backbone, options: see :class:`TrainedModule`.
+        backbone, optimizer, lr_scheduler, start_from: see :class:`TrainedModule`.
         cache: a folder in which latents and text conditions are kept, computed once for a model and data; None: they
             are computed at every step.
         offload_encoders: whether autoencoder and text encoders stay on the CPU, where a GPU is short of memory; with a
@@ -35,9 +37,11 @@ class LatentModule(TrainedModule):
         backbone: nn.Module,
         cache: str | None = None,
         offload_encoders: bool = False,
-        **options: Any,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: RateSchedule | LRSchedulerCallable | None = None,
+        start_from: str | None = None,
     ) -> None:
-        super().__init__(backbone, **options)
+        super().__init__(backbone, optimizer, lr_scheduler, start_from)
         self.base, self.cache, self.offload_encoders = base, cache, offload_encoders
         self._nothing: dict[tuple[int, int], Conditioning] = {}
 

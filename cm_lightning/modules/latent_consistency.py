@@ -4,25 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline, LCMScheduler
-from torch import Tensor, nn
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
 
-from cm_lightning.core.curriculum import TargetRate
-from cm_lightning.core.latent import boundary, ddim_timesteps, guided, huber
-from cm_lightning.core.noise import expand, unit_noise
+from cm_lightning.core.curriculum import Clock, TargetRate
+from cm_lightning.core.distance import ElementwiseHuber
+from cm_lightning.core.guidance import guided
+from cm_lightning.core.latent import ScaledBoundary, Timesteps
+from cm_lightning.core.objective import Chord
+from cm_lightning.core.schedule import RateSchedule
+from cm_lightning.core.trajectory import Teacher
+from cm_lightning.core.weighting import Uniform
 from cm_lightning.domains import COUNT, NON_NEGATIVE, POSITIVE
 from cm_lightning.errors import ConfigError
 from cm_lightning.latent.base import Conditioning, TextToImageBase
-from cm_lightning.latent.student import Student, frozen_copy
+from cm_lightning.latent.student import Student
+from cm_lightning.modules.frozen import Frozen
 from cm_lightning.modules.latent import LatentModule
-from cm_lightning.modules.target import move_target
+from cm_lightning.modules.target import TargetNetwork
+
+
+class Guided(NamedTuple):
+    """What a latent consistency function is conditioned on: B captions, and the guidance w (B,)."""
+
+    captions: Conditioning
+    w: Tensor
 
 
 class LatentConsistencyDistillation(LatentModule):
     """LCM (Luo et al. 2023, Algorithm 1) and, by its student, LCM-LoRA (Luo et al. 2023b).
+
+    The chord of :class:`ConsistencyDistillation` in latents: on the path of Stable Diffusion, with a teacher under
+    guidance that takes DDIM steps.
 
     Args:
         base: the teacher. Its autoencoder and text encoders are the student's, too.
@@ -33,7 +50,8 @@ class LatentConsistencyDistillation(LatentModule):
         target_rate: of a target network, a running average of the student; None: the student itself.
         scaling: of timesteps in the boundary condition.
         gradient_checkpointing: whether to trade time for memory.
-        options: see :class:`LatentModule`.
+        cache, offload_encoders: see :class:`LatentModule`; optimizer, lr_scheduler, start_from: see
+            :class:`TrainedModule`.
     """
 
     def __init__(
@@ -46,88 +64,73 @@ class LatentConsistencyDistillation(LatentModule):
         target_rate: TargetRate | None = None,
         scaling: float = 10.0,
         gradient_checkpointing: bool = False,
-        **options: Any,
+        cache: str | None = None,
+        offload_encoders: bool = False,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: RateSchedule | LRSchedulerCallable | None = None,
+        start_from: str | None = None,
     ) -> None:
         if len(guidance) != 2 or any(w not in NON_NEGATIVE for w in guidance) or guidance[0] > guidance[1]:
             raise ConfigError(f"--model.guidance must be two numbers, 0 <= low <= high; got {list(guidance)}")
         COUNT.check(self, timesteps=timesteps)
         POSITIVE.check(self, huber_c=huber_c, scaling=scaling)
+        frozen = Frozen(base.unet)
         student.attach(base)
-        super().__init__(base, student.weights, **options)
-        self.student, self.guidance, self.huber_c, self.scaling = student, guidance, huber_c, scaling
-        self.target_rate = target_rate
-        self.target = frozen_copy(student.weights) if target_rate else None
-        self.grid = ddim_timesteps(timesteps, len(base.schedule))
+        super().__init__(base, student.weights, cache, offload_encoders, optimizer, lr_scheduler, start_from)
+        self.frozen_base, self.student, self.guidance = frozen, student, guidance
+        self.boundary, self.timesteps = ScaledBoundary(scaling), Timesteps(timesteps, len(base.schedule))
+        self.objective = Chord(
+            self.timesteps, Teacher(self.denoised, base.schedule, "euler"), ElementwiseHuber(huber_c), Uniform()
+        )
+        self.target_network = TargetNetwork(student.weights, target_rate, self.timesteps) if target_rate else None
+        self.target = self.target_network.network if self.target_network else None
         if gradient_checkpointing:
             student.unet.enable_gradient_checkpointing()  # type: ignore[operator]
 
     def batch_loss(self, batch: Any, batch_idx: int, generator: torch.Generator | None = None) -> Tensor:
-        """Mean Huber d(f(z_t, t, w, c), f_target(z_r, r, w, c)), z_r one guided DDIM step of the teacher from z_t."""
-        z_0, c = self.latents_and_conditions(batch)
-        device, n = z_0.device, len(z_0)
-        t = self.grid.to(device)[torch.randint(len(self.grid), (n,), device=device, generator=generator)]
-        r = (t - len(self.base.schedule) // len(self.grid)).clamp(min=0)
+        z_0, captions = self.latents_and_conditions(batch)
         low, high = self.guidance
-        w = low + (high - low) * torch.rand(n, device=device, generator=generator)
-        epsilon = unit_noise(z_0.shape, generator, device, z_0.dtype)
-        z_t = self.base.schedule.add_noise(z_0, t, epsilon)
+        w = low + (high - low) * torch.rand(len(z_0), device=z_0.device, generator=generator)
+        target = self.map if self.target is None else self.target_map
+        return self.objective.loss(self.map, target, z_0, Guided(captions, w), self.clock, generator)
 
-        f_t = self.consistency_function(z_t, t, c, w)
-        with torch.no_grad():
-            z_r = self.earlier_point(z_t, t, r, c, w)
-            f_r = self.consistency_function(z_r, r, c, w, target=True)
-        return huber(f_t, f_r, self.huber_c).mean()
-
-    def earlier_point(self, z_t: Tensor, t: Tensor, r: Tensor, c: Conditioning, w: Tensor) -> Tensor:
-        """The teacher's guided DDIM step from t down to r, its two evaluations in one batch. t, r, w (B,)."""
+    def denoised(self, z_t: Tensor, t: Tensor, c: Guided) -> Tensor:
+        """The teacher's guided estimate of z_0 at t (B,), its two evaluations in one batch."""
         both = self.student.teacher(
-            self.base, torch.cat([z_t, z_t]), torch.cat([t, t]), c.followed_by(self.no_prompt(z_t))
+            self.base, torch.cat([z_t, z_t]), torch.cat([t, t]), c.captions.followed_by(self.no_prompt(z_t))
         )
         conditional, unconditional = both.chunk(2)
-        return self.base.schedule.ddim_step(guided(conditional, unconditional, w), z_t, t, r)
+        return self.base.schedule.clean(guided(conditional, unconditional, c.w), z_t, t)
 
-    def consistency_function(self, z: Tensor, t: Tensor, c: Conditioning, w: Tensor, target: bool = False) -> Tensor:
-        """f(z, t, w, c) = c_skip z + c_out x0 with the weights the module holds, or those of the target network."""
-        if target and self.target is not None:
-            output = self.student.target(self.base, self.target, z, t, c, self.student.embed(w))
-        else:
-            output = self.network_output(z, t, c, w)
-        x0, _ = self.base.schedule.x0_and_epsilon(output, z, t)
-        c_skip, c_out = boundary(t, self.scaling)
-        return expand(c_skip, z) * z + expand(c_out, z) * x0
+    def map(self, z_t: Tensor, t: Tensor, r: Tensor, c: Guided) -> Tensor:
+        """f(z_t, t, w, c) with the weights the module holds; r is the clean end."""
+        return self.consistency_function(z_t, t, c.captions, c.w)
+
+    def target_map(self, z_t: Tensor, t: Tensor, r: Tensor, c: Guided) -> Tensor:
+        """The same with those of the target network."""
+        assert self.target is not None
+        output = self.student.target(self.base, self.target, z_t, t, c.captions, self.student.embed(c.w))
+        return self.boundary(z_t, t, self.base.schedule.clean(output, z_t, t))
+
+    def consistency_function(self, z: Tensor, t: Tensor, c: Conditioning, w: Tensor) -> Tensor:
+        """f(z, t, w, c) = c_skip z + c_out z_0 (LCM, section 4.1): z (B, C, h, w), t and w (B,)."""
+        output = self.network_output(z, t, c, w)
+        return self.boundary(z, t, self.base.schedule.clean(output, z, t))
 
     def network_output(self, x: Tensor, t: Tensor, c: Conditioning, w: Tensor) -> Tensor:
         return self.base.output(self.student.unet, x, t, c, self.student.embed(w))
 
-    def frozen_networks(self) -> dict[str, nn.Module]:
-        return {"frozen network": self.base.unet}
+    def progress(self, clock: Clock) -> dict[str, float]:
+        return {"mu": self.target_network.mu(clock)} if self.target_network else {}
 
-    def progress(self, step: int, total: int) -> dict[str, float]:
-        return {"mu": self.target_rate(step, total)} if self.target_rate else {}
+    def after_step(self, clock: Clock) -> None:
+        if self.target_network:
+            self.target_network.follow(clock)
 
     def load_backbone(self, state: Mapping[str, Tensor]) -> None:
         super().load_backbone(state)
-        if self.target is not None:
-            self.target.load_state_dict(state)
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        clock = self.clock
-        super().optimizer_step(*args, **kwargs)
-        if self.target is not None and self.target_rate is not None:
-            move_target(self.target, self.backbone, self.target_rate(*clock))
-
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        self._move_networks()
-
-    def on_validation_start(self) -> None:
-        super().on_validation_start()
-        self._move_networks()
-
-    def _move_networks(self) -> None:
-        """The teacher, and a network that only its adapter is trained of, are outside of the module."""
-        self.base.unet.to(self.device)
-        self.student.unet.to(self.device)
+        if self.target_network:
+            self.target_network.restart()
 
     def pipeline(self) -> DiffusionPipeline:
         parts = {**self.base.pipe.components, "unet": self.student.unet, "scheduler": self.scheduler()}
@@ -139,8 +142,8 @@ class LatentConsistencyDistillation(LatentModule):
         """The diffusers scheduler of this model."""
         return LCMScheduler.from_config(
             self.base.pipe.scheduler.config,
-            original_inference_steps=len(self.grid),
-            timestep_scaling=self.scaling,
+            original_inference_steps=len(self.timesteps.grid),
+            timestep_scaling=self.boundary.scaling,
             clip_sample=False,
         )
 

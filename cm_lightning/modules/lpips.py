@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,15 +13,15 @@ from torchmetrics.functional.image.lpips import _NoTrainLpips
 
 from cm_lightning.core.distance import Distance
 from cm_lightning.errors import CheckpointError, ConfigError
+from cm_lightning.modules.frozen import Frozen
 
 _FILE = "vgg16-397923af.pth"
 
 
-class LPIPS(Distance):
+class LPIPS(Distance, nn.Module):
     """Learned perceptual distance (Zhang et al. 2018, VGG-16) as in CM: images below 256 pixels are enlarged to 224.
 
-    The networks are no part of the module: not of its parameters, its averages, or its checkpoints. Their linear heads
-    come with torchmetrics.
+    The networks are frozen, and read when first asked for. Their linear heads come with torchmetrics.
 
     Args:
         weights: torchvision's VGG-16 file, ``vgg16-397923af.pth``; downloaded, or found in torch's cache, if None.
@@ -28,20 +29,14 @@ class LPIPS(Distance):
     """
 
     def __init__(self, weights: str | None = None, pooling: Literal["max", "avg"] = "max") -> None:
-        self.weights, self.pooling = weights, pooling
-        self._network: nn.Module | None = None
+        super().__init__()
+        self.network = Frozen(load=partial(_load, weights, pooling))
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        if self._network is None:
-            # loading draws weights that are overwritten: no number of the training's; nor are they inference's tensors
-            with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
-                self._network = _load(self.weights)
-                if self.pooling == "avg":
-                    _average(self._network)
         if x.ndim != 4 or x.shape[1] not in (1, 3):
             raise ConfigError(f"LPIPS compares grey or colour images, got samples of shape {tuple(x.shape[1:])}")
         with torch.autocast(x.device.type, enabled=False):  # two nearly equal images differ by less than 16 bits tell
-            distance: Tensor = self._network.to(x.device)(_enlarge(x), _enlarge(y))
+            distance: Tensor = self.network(_enlarge(x), _enlarge(y))
         return distance.flatten()
 
 
@@ -59,7 +54,14 @@ def _average(network: nn.Module) -> None:
                 setattr(parent, name, nn.AvgPool2d(child.kernel_size, child.stride))
 
 
-def _load(path: str | None) -> nn.Module:
+def _load(path: str | None, pooling: str) -> nn.Module:
+    network = _with_weights(path)
+    if pooling == "avg":
+        _average(network)
+    return network
+
+
+def _with_weights(path: str | None) -> nn.Module:
     if path is None:
         try:
             return _NoTrainLpips(net="vgg")

@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 
+from cm_lightning.core.curriculum import Clock, Curriculum, TargetRate
 
-@torch.no_grad()
-def move_target(target: nn.Module, student: nn.Module, mu: float) -> None:
-    """Target <- mu target + (1 - mu) student (CM, Eq. 8); buffers are copied."""
-    torch._foreach_lerp_(list(target.parameters()), list(student.parameters()), 1 - mu)
-    for ours, theirs in zip(target.buffers(), student.buffers(), strict=True):
-        ours.copy_(theirs)
+
+class TargetNetwork:
+    """A copy of the student's weights that follows them: target <- mu target + (1 - mu) student (CM, Eq. 8).
+
+    Args:
+        student: what is trained.
+        rate: mu(k).
+        curriculum: whose N(k) and warm-up the rate keeps to.
+    """
+
+    def __init__(self, student: nn.Module, rate: TargetRate, curriculum: Curriculum) -> None:
+        rate.check(curriculum)
+        with torch.no_grad():
+            self.network = copy.deepcopy(student).requires_grad_(False)
+        self.student, self.rate, self.curriculum = student, rate, curriculum
+
+    def mu(self, clock: Clock) -> float:
+        """The rate at a step."""
+        return self.rate(self.curriculum, clock)
+
+    @torch.no_grad()
+    def follow(self, clock: Clock) -> None:
+        """Move after the student's step; buffers are copied."""
+        torch._foreach_lerp_(list(self.network.parameters()), list(self.student.parameters()), 1 - self.mu(clock))
+        for ours, theirs in zip(self.network.buffers(), self.student.buffers(), strict=True):
+            ours.copy_(theirs)
+
+    def restart(self) -> None:
+        """Equal the student again."""
+        self.network.load_state_dict(self.student.state_dict())

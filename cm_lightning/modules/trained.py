@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from cm_lightning.checkpoint import CONFIG_KEY
+from cm_lightning.core.curriculum import Clock
 from cm_lightning.core.noise import derived_seed
+from cm_lightning.core.random import gather_states, set_state
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
-from cm_lightning.modules import randomness
 from cm_lightning.modules.batch import number_of_samples
+from cm_lightning.modules.frozen import Frozen
 from cm_lightning.modules.starting import first_weights
 from cm_lightning.recording import Recorded, describe
 from cm_lightning.states import difference, renamed_like
@@ -54,8 +56,11 @@ class TrainedModule(Recorded, L.LightningModule):
         self.backbone = backbone
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.start_from = start_from
+        #: Optimizer steps that the weights have seen, in this run or in those whose checkpoint it goes on from.
+        #: ``global_step`` counts each optimizer's, and starts anew with each Trainer.
+        self.trained_steps = 0
+        self._resumed = False
         self._random_states: list[dict[str, Tensor]] | None = None
-        self._loaded_step = 0
         self._start_failure: CheckpointError | None = None
         self._failed_step: Tensor | None = None
 
@@ -69,10 +74,15 @@ class TrainedModule(Recorded, L.LightningModule):
 
     def frozen_networks(self) -> dict[str, nn.Module]:
         """Networks that training needs besides the trained one and its copies, by what they are."""
-        return {}
+        found = {
+            name.rpartition(".")[2].removeprefix("frozen_"): part.outline()
+            for name, part in self.named_modules()
+            if isinstance(part, Frozen)
+        }
+        return {name: network for name, network in found.items() if network is not None}
 
-    def progress(self, step: int, total: int) -> dict[str, float]:
-        """The method's schedules at step ``step`` of ``total``, by the papers' names: what to log."""
+    def progress(self, clock: Clock) -> dict[str, float]:
+        """The method's schedules at a step, by the papers' names: what to log."""
         return {}
 
     @property
@@ -84,16 +94,11 @@ class TrainedModule(Recorded, L.LightningModule):
         return int(total)
 
     @property
-    def clock(self) -> tuple[int, int]:
-        """(step, total) for the schedules: of the run while it trains, and else their end."""
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            return self.global_step, self.total_steps
-        return _SCHEDULES_END, _SCHEDULES_END
-
-    @property
-    def trained_steps(self) -> int:
-        """Optimizer steps that the weights have seen: of this run, or of the checkpoint they come from."""
-        return self.global_step or self._loaded_step
+    def clock(self) -> Clock:
+        """Of the schedules: that of the run while a Trainer fits, and else their end."""
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            return Clock(self.trained_steps, self.total_steps)
+        return Clock(_SCHEDULES_END, _SCHEDULES_END)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         parameters = [p for p in self.parameters() if p.requires_grad]
@@ -111,7 +116,10 @@ class TrainedModule(Recorded, L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def setup(self, stage: str) -> None:
-        if stage != "fit" or not self.start_from:
+        if stage != "fit":
+            return
+        self.trained_steps, self._resumed = 0, False  # a checkpoint that the run goes on from is read after this
+        if not self.start_from:
             return
         try:
             found = first_weights(self, self.start_from)
@@ -124,7 +132,7 @@ class TrainedModule(Recorded, L.LightningModule):
         self.load_backbone(state)
 
     def on_fit_start(self) -> None:
-        if self._start_failure and not self._loaded_step:
+        if self._start_failure and not self._resumed:
             raise self._start_failure
         self._say_what_a_rank_does()
 
@@ -137,13 +145,22 @@ class TrainedModule(Recorded, L.LightningModule):
         self._note_failure(loss.detach())
         # Lightning's loggers take what is logged on these very steps; on all others logging would be wasted time
         n = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if n and (self.global_step + 1) % n == 0:
+        if n and (self.trained_steps + 1) % n == 0:
             self._stop_if_failed()
             self.log("train/loss", loss, prog_bar=True)
-            for name, value in self.progress(*self.clock).items():
+            for name, value in self.progress(self.clock).items():
                 self.log(f"train/{name}", value, prog_bar=True)
             self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        clock = self.clock
+        super().optimizer_step(*args, **kwargs)
+        self.trained_steps += 1
+        self.after_step(clock)
+
+    def after_step(self, clock: Clock) -> None:
+        """Called right after the optimizer's step at ``clock``: a checkpoint of the step has what is done here."""
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         generator = torch.Generator(self.device).manual_seed(self._number(batch_idx))
@@ -173,7 +190,7 @@ class TrainedModule(Recorded, L.LightningModule):
         if self._failed_step is None:
             self._failed_step = torch.full((), -1, device=loss.device)
         first = (self._failed_step < 0) & ~torch.isfinite(loss)
-        self._failed_step = torch.where(first, self.global_step, self._failed_step)
+        self._failed_step = torch.where(first, self.trained_steps, self._failed_step)
 
     def _stop_if_failed(self) -> None:
         """Raise on all ranks if the loss has failed on any."""
@@ -200,21 +217,23 @@ class TrainedModule(Recorded, L.LightningModule):
         norms = torch._foreach_norm([p.detach() for p in self.backbone.parameters()])
         if not bool(torch.stack(norms).isfinite().all()):
             raise NonFiniteLossError(
-                f"the weights are not finite at step {self.global_step}, so no checkpoint of them is written: "
+                f"the weights are not finite at step {self.trained_steps}, so no checkpoint of them is written: "
                 "lower the learning rate, or set --trainer.gradient_clip_val=1"
             )
-        checkpoint["random_states"] = randomness.gather_states(self.device)
+        checkpoint["trained_steps"] = self.trained_steps
+        checkpoint["random_states"] = gather_states(self.device)
         checkpoint[CONFIG_KEY] = self.config or describe(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._random_states = checkpoint.get("random_states")
-        self._loaded_step = checkpoint.get("global_step", 0)
+        self.trained_steps = checkpoint.get("trained_steps", checkpoint.get("global_step", 0))
+        self._resumed = True
 
     def on_train_start(self) -> None:
         self._failed_step = None
         if self._random_states is not None and len(self._random_states) != self.trainer.world_size:
             self._random_states = None  # a run that goes on with other ranks cannot draw what it would have drawn
-            torch.manual_seed(derived_seed(torch.initial_seed(), self.global_step))
+            torch.manual_seed(derived_seed(torch.initial_seed(), self.trained_steps))
         # Lightning seeds all ranks alike, for equal initial weights; noise and dropout must differ from rank to rank
         if self._random_states is None and self.global_rank > 0:
             torch.manual_seed(derived_seed(torch.initial_seed(), self.global_rank))
@@ -222,5 +241,5 @@ class TrainedModule(Recorded, L.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # put back as late as this, for data loaders draw from the global generators when they start
         if self._random_states is not None:
-            randomness.set_state(self._random_states[self.global_rank], self.device)
+            set_state(self._random_states[self.global_rank], self.device)
             self._random_states = None

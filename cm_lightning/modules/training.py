@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from torch import Tensor, nn
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import nn
 
-from cm_lightning.core.curriculum import ContinuousCurriculum, Curriculum
+from cm_lightning.core.curriculum import ContinuousCurriculum, Curriculum, TargetRate
 from cm_lightning.core.distance import Distance, PseudoHuber
-from cm_lightning.core.noise import add_noise
+from cm_lightning.core.noise import SIGMA_MAX
+from cm_lightning.core.objective import Chord
+from cm_lightning.core.parameterization import BoundaryShifted
+from cm_lightning.core.schedule import RateSchedule
+from cm_lightning.core.trajectory import SameNoise
 from cm_lightning.core.weighting import InverseGap, Weighting
 from cm_lightning.modules.consistency import ConsistencyModule
 
@@ -17,11 +21,15 @@ from cm_lightning.modules.consistency import ConsistencyModule
 class ConsistencyTraining(ConsistencyModule):
     """CT (CM, Algorithm 3), iCT and ECT, by the curriculum, weighting and distance they are given.
 
-    By default ECT's: continuous noise levels, a gap that halves from stage to stage of eight, 1/(t - r); and
-    pseudo-Huber with iCT's constant.
+    The same image and the same noise stand for the trajectory. By default ECT's: continuous noise levels, a gap that
+    halves from stage to stage of eight, 1/(t - q); and pseudo-Huber with iCT's constant.
 
     Args:
-        backbone, image_shape, curriculum, distance, weighting, options: see :class:`ConsistencyModule`.
+        curriculum: draws the noise levels t > q.
+        distance: between the two outputs.
+        weighting: of the pair of noise levels.
+        backbone, image_shape, parameterization, target_rate, sigma_max, sampling_sigmas: see
+            :class:`ConsistencyModule`; label_dropout, optimizer, lr_scheduler, start_from: see its bases.
     """
 
     def __init__(
@@ -31,17 +39,19 @@ class ConsistencyTraining(ConsistencyModule):
         curriculum: Curriculum | None = None,
         distance: Distance | None = None,
         weighting: Weighting | None = None,
-        **options: Any,
+        parameterization: BoundaryShifted | None = None,
+        target_rate: TargetRate | None = None,
+        sigma_max: float = SIGMA_MAX,
+        sampling_sigmas: Mapping[int, Sequence[float]] | None = None,
+        label_dropout: float = 0.0,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: RateSchedule | LRSchedulerCallable | None = None,
+        start_from: str | None = None,
     ) -> None:
-        super().__init__(
-            backbone,
-            image_shape,
-            curriculum or ContinuousCurriculum(),
-            distance or PseudoHuber(),
-            weighting or InverseGap(),
-            **options,
+        objective = Chord(
+            curriculum or ContinuousCurriculum(), SameNoise(), distance or PseudoHuber(), weighting or InverseGap()
         )
-
-    def earlier_point(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, r: Tensor, labels: Tensor | None) -> Tensor:
-        """X + r z: the same image and the same noise stand for the trajectory (CM, Theorem 2)."""
-        return add_noise(x, r, z)
+        super().__init__(
+            backbone, image_shape, objective, parameterization, target_rate, sigma_max, sampling_sigmas,
+            label_dropout, optimizer, lr_scheduler, start_from,
+        )  # fmt: skip

@@ -10,9 +10,9 @@ from torch import Tensor
 from cm_lightning.core.ideal import distilled, trained
 from cm_lightning.core.noise import SIGMA_MAX, SIGMA_MIN, karras_sigmas
 from cm_lightning.core.oracle import MixtureOracle
-from cm_lightning.core.trajectory import trajectory
 from cm_lightning.modules.consistency import ConsistencyModule
 from cm_lightning.self_consistency.claim import Claim
+from cm_lightning.self_consistency.ode import trajectory
 from cm_lightning.self_consistency.plane import mixture
 from cm_lightning.self_consistency.students import train
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from cm_lightning.core.lipschitz import separation_bounds
 from cm_lightning.core.noise import SIGMA_DATA, SIGMA_MAX, SIGMA_MIN, add_noise
 from cm_lightning.core.oracle import GaussianOracle, MixtureOracle
-from cm_lightning.core.trajectory import trajectory
 from cm_lightning.self_consistency.claim import Claim
+from cm_lightning.self_consistency.ode import trajectory
 from cm_lightning.self_consistency.plane import RADIUS, STD, mixture
 from cm_lightning.self_consistency.right_side import ATTAINED
 

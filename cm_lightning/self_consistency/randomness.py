@@ -12,8 +12,8 @@ from cm_lightning.core.noise import SIGMA_DATA, SIGMA_MAX, SIGMA_MIN, karras_sig
 from cm_lightning.core.oracle import MixtureOracle
 from cm_lightning.core.parameterization import BoundaryShifted
 from cm_lightning.core.solver import euler_step
-from cm_lightning.core.trajectory import trajectory
 from cm_lightning.self_consistency.claim import Claim
+from cm_lightning.self_consistency.ode import trajectory
 from cm_lightning.self_consistency.plane import mixture
 
 #: A point from which every Gaussian of the mixture can still be reached, and its level.

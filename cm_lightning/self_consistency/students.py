@@ -69,8 +69,8 @@ class Stages(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, ConsistencyModule)
-        assert isinstance(pl_module.curriculum, GridCurriculum)
-        levels, step, total = pl_module.curriculum.levels, trainer.global_step, pl_module.total_steps
+        levels, step, total = pl_module.objective.curriculum.levels, pl_module.trained_steps, pl_module.total_steps
+        assert levels is not None
         n = levels(step - 1, total)
         if step < total and levels(step, total) == n:
             return

@@ -13,8 +13,8 @@ from cm_lightning.core.ideal import reverse_sde
 from cm_lightning.core.lipschitz import ball_bound, smooth_bound
 from cm_lightning.core.noise import SIGMA_MIN, karras_sigmas
 from cm_lightning.core.oracle import MixtureOracle
-from cm_lightning.core.trajectory import trajectory
 from cm_lightning.self_consistency.drawing import colours, save
+from cm_lightning.self_consistency.ode import trajectory
 from cm_lightning.self_consistency.plane import RADIUS, STD, line
 from cm_lightning.self_consistency.right_side import steepness_curves
 

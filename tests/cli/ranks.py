@@ -11,7 +11,7 @@ import torch
 from cm_lightning.backbones.unet import UNet
 from cm_lightning.callbacks.ema import EMA
 from cm_lightning.callbacks.quality import Quality
-from cm_lightning.core.curriculum import ConstantRate, Curriculum, GridCurriculum, ProgressiveLevels
+from cm_lightning.core.curriculum import ConstantRate, Curriculum, GridCurriculum, ProgressiveLevels, Times
 from cm_lightning.core.schedule import HoldThenCosine
 from cm_lightning.data.mnist import MNIST
 from cm_lightning.modules import consistency
@@ -35,14 +35,14 @@ class OfTheWholeBatch(Curriculum):
     def __init__(self):
         self.inner = GridCurriculum(ProgressiveLevels(4, 8))
 
-    def pairs(self, n, step, total, device="cpu", generator=None):
+    def draw(self, n, clock, device="cpu", generator=None):
         if generator is not None:  # validation
-            return self.inner.pairs(n, step, total, device, generator)
-        whole = self.inner.pairs(BATCH, step, total, device, torch.Generator().manual_seed(step))
-        return tuple(part[RANK * n : (RANK + 1) * n] for part in whole)
+            return self.inner.draw(n, clock, device, generator)
+        whole = self.inner.draw(BATCH, clock, device, torch.Generator().manual_seed(clock.step))
+        return Times(*(part[RANK * n : (RANK + 1) * n] for part in whole))
 
-    def progress(self, step, total):
-        return self.inner.progress(step, total)
+    def progress(self, clock):
+        return self.inner.progress(clock)
 
 
 def noise_of_the_whole_batch(shape, generator=None, device="cpu", dtype=torch.float32):

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from cm_lightning.core.curriculum import (
+    Clock,
     ConstantLevels,
     ConstantRate,
     ContinuousCurriculum,
@@ -26,12 +27,23 @@ def test_progressive_levels():
 
 
 def test_target_rate_in_both_variants():
-    levels = ProgressiveLevels(2, 150)
-    assert ProgressiveRate(levels, 0.9)(0, K) == pytest.approx(0.9)
-    assert ProgressiveRate(levels, 0.9, released_code=True)(0, K) == pytest.approx(0.81)
-    assert ProgressiveRate(levels, 0.9)(K // 2, K) == pytest.approx(0.9980325825, abs=1e-10)
-    assert ProgressiveRate(levels, 0.9, released_code=True)(K // 2, K) == pytest.approx(0.9980140404, abs=1e-10)
-    assert ConstantRate(0.95)(7, K) == 0.95
+    curriculum, start, half = GridCurriculum(ProgressiveLevels(2, 150)), Clock(0, K), Clock(K // 2, K)
+    assert ProgressiveRate(mu0=0.9)(curriculum, start) == pytest.approx(0.9)
+    assert ProgressiveRate(mu0=0.9, released_code=True)(curriculum, start) == pytest.approx(0.81)
+    assert ProgressiveRate(mu0=0.9)(curriculum, half) == pytest.approx(0.9980325825, abs=1e-10)
+    assert ProgressiveRate(mu0=0.9, released_code=True)(curriculum, half) == pytest.approx(0.9980140404, abs=1e-10)
+    assert ConstantRate(0.95)(curriculum, Clock(7, K)) == 0.95
+
+
+def test_mu_and_n_cannot_part():
+    curriculum = GridCurriculum(ProgressiveLevels(2, 150))
+    ProgressiveRate(ProgressiveLevels(2, 150)).check(curriculum)
+    with pytest.raises(ConfigError, match="not those of the curriculum"):
+        ProgressiveRate(ProgressiveLevels(2, 100)).check(curriculum)
+    for without in (ContinuousCurriculum(), GridCurriculum(ConstantLevels(18)), WarmUp(ContinuousCurriculum())):
+        with pytest.raises(ConfigError, match="ProgressiveLevels"):
+            ProgressiveRate().check(without)
+        ConstantRate().check(without)
 
 
 def test_doubling_levels():
@@ -69,35 +81,36 @@ def test_ect_stages_are_of_equal_length_and_end_with_the_last():
 )
 @pytest.mark.parametrize("step", [0, 499, 999])
 def test_pairs_descend_within_the_domain_and_follow_the_generator(curriculum, step):
-    t, r = curriculum.pairs(512, step, 1000, generator=torch.Generator().manual_seed(3))
-    assert t.shape == r.shape == (512,)
-    assert t.dtype == r.dtype == torch.float32
-    assert (t > r).all()
-    assert r.min() >= 0
+    t, q, r = curriculum.draw(512, Clock(step, 1000), generator=torch.Generator().manual_seed(3))
+    assert t.shape == q.shape == r.shape == (512,)
+    assert not r.any()
+    assert t.dtype == q.dtype == torch.float32
+    assert (t > q).all()
+    assert q.min() >= 0
     assert t.max() <= 80
-    again = curriculum.pairs(512, step, 1000, generator=torch.Generator().manual_seed(3))
+    again = curriculum.draw(512, Clock(step, 1000), generator=torch.Generator().manual_seed(3))
     assert torch.equal(t, again[0])
-    assert torch.equal(r, again[1])
+    assert torch.equal(q, again[1])
 
 
 def test_grid_pairs_are_neighbours_and_all_occur():
     sigmas = karras_sigmas(5).float()
-    t, r = GridCurriculum(ConstantLevels(5)).pairs(1000, 0, 1)
+    t, q, _ = GridCurriculum(ConstantLevels(5)).draw(1000, Clock(0, 1))
     i = (t[:, None] - sigmas).abs().argmin(1)
     assert torch.equal(t, sigmas[i])
-    assert torch.equal(r, sigmas[i + 1])
+    assert torch.equal(q, sigmas[i + 1])
     assert set(i.tolist()) == {0, 1, 2, 3}
 
 
 def test_warm_up_has_the_clean_image_as_target_and_then_hands_its_own_clock_on():
     curriculum = WarmUp(ContinuousCurriculum(stages=4), fraction=0.2, density=LogNormal(-0.4, 1.6))
-    t, r = curriculum.pairs(100, 199, 1000)
-    assert curriculum.target_is_data(199, 1000)
-    assert not r.any()
+    t, q, _ = curriculum.draw(100, Clock(199, 1000))
+    assert curriculum.target_is_data(Clock(199, 1000))
+    assert not q.any()
     assert t.all()
-    assert not curriculum.target_is_data(200, 1000)
-    assert curriculum.progress(0, 1000) == {"warm-up": 1.0}
-    assert [curriculum.progress(200 + 200 * i, 1000)["stage"] for i in range(4)] == [0, 1, 2, 3]
+    assert not curriculum.target_is_data(Clock(200, 1000))
+    assert curriculum.progress(Clock(0, 1000)) == {"warm-up": 1.0}
+    assert [curriculum.progress(Clock(200 + 200 * i, 1000))["stage"] for i in range(4)] == [0, 1, 2, 3]
 
 
 def test_weightings():
@@ -116,17 +129,27 @@ def test_learning_rate_rises_holds_drops_and_falls_to_nothing():
 
 def test_a_warm_up_of_the_whole_run_and_a_rate_that_only_holds():
     curriculum = WarmUp(ContinuousCurriculum(), fraction=1)
-    assert curriculum.target_is_data(100, 100)
-    assert not curriculum.pairs(4, 100, 100)[1].any()
+    assert curriculum.target_is_data(Clock(100, 100))
+    assert not curriculum.draw(4, Clock(100, 100)).q.any()
     assert HoldThenCosine(rise=1, hold=1)(100, 100) == 1
 
 
 def test_the_warm_up_shifts_one_clock_for_n_and_mu():
-    levels = ProgressiveLevels(2, 150)
-    curriculum = WarmUp(GridCurriculum(levels), fraction=0.5)
-    rate = ProgressiveRate(levels, 0.9)
-    assert rate(*curriculum.clock(100, 1000)) == rate(*curriculum.clock(500, 1000)) == pytest.approx(0.9)
-    assert curriculum.progress(1000, 1000)["N"] == 151
+    curriculum = WarmUp(GridCurriculum(ProgressiveLevels(2, 150)), fraction=0.5)
+    rate = ProgressiveRate(mu0=0.9)
+    assert rate(curriculum, Clock(100, 1000)) == rate(curriculum, Clock(500, 1000)) == pytest.approx(0.9)
+    assert curriculum.progress(Clock(1000, 1000))["N"] == 151
+
+
+def test_warm_ups_within_each_other_shift_the_clock_once_each():
+    inner = WarmUp(ContinuousCurriculum(stages=4), fraction=0.5)
+    outer = WarmUp(inner, fraction=0.2)
+    shown = [outer.progress(Clock(step, 1000)) for step in (100, 300, 600, 999)]
+    assert shown == [{"warm-up": 1.0}, {"warm-up": 1.0}, {"stage": 0}, {"stage": 3}]
+    assert outer.own_clock(Clock(700, 1000)) == Clock(100, 400)
+    q = outer.draw(1000, Clock(999, 1000), generator=torch.Generator().manual_seed(0)).q
+    t = inner.then.draw(1000, Clock(399, 400), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(q, t.q)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from cm_lightning.core.lipschitz import ball_bound, jacobian, separation_bounds,
 from cm_lightning.core.noise import karras_sigmas
 from cm_lightning.core.oracle import GaussianOracle, MixtureOracle
 from cm_lightning.core.solver import euler_step, slope
-from cm_lightning.core.trajectory import trajectory
+from cm_lightning.self_consistency.ode import trajectory
 
 
 def doubles(*rows):

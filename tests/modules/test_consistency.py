@@ -2,13 +2,13 @@ import math
 
 import pytest
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from cm_lightning.backbones.mlp import ResidualMLP
 from cm_lightning.callbacks.ema import EMA
 from cm_lightning.core.curriculum import (
+    Clock,
     ConstantLevels,
     ConstantRate,
     ContinuousCurriculum,
@@ -16,15 +16,16 @@ from cm_lightning.core.curriculum import (
     GridCurriculum,
     WarmUp,
     ect_r,
+    to_the_end,
 )
 from cm_lightning.core.distance import L2
 from cm_lightning.core.noise import LogNormal
 from cm_lightning.core.oracle import GaussianOracle
 from cm_lightning.core.parameterization import BoundaryShifted
+from cm_lightning.core.random import Replay
 from cm_lightning.core.schedule import HoldThenCosine
 from cm_lightning.core.weighting import Uniform
 from cm_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
-from cm_lightning.modules.randomness import Replay
 from tests.helpers import Dropout, module, points, trainer
 
 
@@ -34,8 +35,8 @@ class Fixed(Curriculum):
     def __init__(self, t: float, r: float) -> None:
         self.t, self.r = t, r
 
-    def pairs(self, n, step, total, device="cpu", generator=None):
-        return torch.full((n,), self.t), torch.full((n,), self.r)
+    def draw(self, n, clock, device="cpu", generator=None):
+        return to_the_end(torch.full((n,), self.t), torch.full((n,), self.r))
 
 
 class ExactGaussian(nn.Module):
@@ -54,14 +55,10 @@ class ExactGaussian(nn.Module):
         return (exact - c.c_skip[:, None] * noisy) / c.c_out[:, None].clamp(min=1e-12) + 0 * self.unused
 
 
-def attached(m, tmp_path, step=0):
-    """The module as a Trainer leaves it after a run that did nothing: with a clock at ``step``."""
-    t = trainer(tmp_path, max_steps=100, max_epochs=-1)
-    t.strategy._lightning_module = m
-    m.trainer = t
-    t.state.fn = TrainerFn.FITTING
-    t.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = step
-    return m
+def loss_at(m, step, x, seed=0):
+    """Of the module at step ``step`` of 100, without a Trainer."""
+    generator = torch.Generator().manual_seed(seed)
+    return m.objective.loss(m.map(), m.map(m.target), x, None, Clock(step, 100), generator)
 
 
 def test_loss_at_the_oracle_vanishes_with_the_square_of_the_gap(tmp_path):
@@ -73,14 +70,14 @@ def test_loss_at_the_oracle_vanishes_with_the_square_of_the_gap(tmp_path):
             backbone=ExactGaussian(p, oracle), curriculum=GridCurriculum(ConstantLevels(n)),
             distance=L2(), weighting=Uniform(), parameterization=p,
         )  # fmt: skip
-        losses.append(attached(m, tmp_path).loss(x, None, torch.Generator().manual_seed(0)).item())
+        losses.append(loss_at(m, 0, x).item())
     assert math.log2(losses[0] / losses[1]) == pytest.approx(2, abs=0.2)
     assert math.log2(losses[1] / losses[2]) == pytest.approx(2, abs=0.2)
     assert losses[2] < 1e-3
 
 
 def test_loss_is_the_papers_formula(tmp_path):
-    m = attached(module(curriculum=Fixed(2.0, 1.5)), tmp_path)
+    m = module(curriculum=Fixed(2.0, 1.5))
     for parameter in m.parameters():
         nn.init.normal_(parameter)
     x = torch.randn(8, 2)
@@ -101,7 +98,7 @@ def test_loss_is_the_papers_formula(tmp_path):
 
 def test_the_two_passes_share_their_dropout_mask_and_steps_do_not(tmp_path):
     net = Dropout()
-    m = attached(module(backbone=net, curriculum=Fixed(2.0, 1.0)), tmp_path).train()
+    m = module(backbone=net, curriculum=Fixed(2.0, 1.0)).train()
     m.loss(torch.randn(4, 2), None)
     m.loss(torch.randn(4, 2), None)
     assert torch.equal(net.masks[0], net.masks[1])
@@ -131,27 +128,22 @@ def test_replay_covers_the_generator_of_an_accelerator(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_dropout_masks_are_shared_on_a_gpu(tmp_path):
     net = Dropout()
-    m = attached(module(backbone=net, curriculum=Fixed(2.0, 1.0)), tmp_path).train().cuda()
+    m = module(backbone=net, curriculum=Fixed(2.0, 1.0)).train().cuda()
     m.loss(torch.randn(4, 2, device="cuda"), None)
     assert torch.equal(net.masks[0], net.masks[1])
 
 
 def test_where_r_is_zero_skipping_the_target_pass_changes_nothing(tmp_path):
     class Evaluated(WarmUp):
-        def target_is_data(self, step, total):
+        def target_is_data(self, clock):
             return False
 
-        def pairs(self, n, step, total, device="cpu", generator=None):
+        def draw(self, n, clock, device="cpu", generator=None):
             t = self.density.sample(n, device, generator)
-            return t, torch.zeros_like(t)
+            return to_the_end(t, torch.zeros_like(t))
 
     x = torch.randn(32, 2)
-    losses = [
-        attached(module(curriculum=kind(ContinuousCurriculum(), 0.5)), tmp_path).loss(
-            x, None, torch.Generator().manual_seed(0)
-        )
-        for kind in (WarmUp, Evaluated)
-    ]
+    losses = [loss_at(module(curriculum=kind(ContinuousCurriculum(), 0.5)), 0, x) for kind in (WarmUp, Evaluated)]
     assert losses[0].item() == losses[1].item()
 
 
@@ -236,9 +228,9 @@ def test_validation_alone_is_at_the_end_of_the_schedules(tmp_path):
     seen = []
 
     class Spy(ContinuousCurriculum):
-        def pairs(self, n, step, total, device="cpu", generator=None):
-            seen.append(self.stage(step, total))
-            return super().pairs(n, step, total, device, generator)
+        def draw(self, n, clock, device="cpu", generator=None):
+            seen.append(self.stage(*clock))
+            return super().draw(n, clock, device, generator)
 
     t = trainer(tmp_path, max_steps=-1)
     t.validate(module(curriculum=WarmUp(Spy(stages=5), 0.7)), points(), verbose=False)

@@ -15,7 +15,7 @@ from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.distillation import ConsistencyDistillation
 from tests.helpers import module, points, trainer
-from tests.modules.test_consistency import ExactGaussian, Fixed, attached
+from tests.modules.test_consistency import ExactGaussian, Fixed, loss_at
 
 
 class ExactDenoiser(torch.nn.Module):
@@ -57,7 +57,7 @@ def test_with_the_exact_teacher_the_loss_of_the_exact_function_vanishes_at_the_s
             start_from_teacher=False,
             curriculum=GridCurriculum(ConstantLevels(n)),
         )
-        losses.append(attached(m, tmp_path).loss(x, None, torch.Generator().manual_seed(0)).item())
+        losses.append(loss_at(m, 0, x).item())
     assert math.log2(losses[0] / losses[1]) == pytest.approx(order, abs=0.6)
 
 
@@ -68,9 +68,10 @@ def test_ct_s_gradient_approaches_cd_s_as_the_steps_shrink(tmp_path):
     torch.nn.init.normal_(network.head.weight, std=0.3)
 
     def gradient(m, r):
-        m.curriculum, m.distance, m.weighting = Fixed(1.0, r), L2(), Uniform()
+        o = m.objective
+        o.curriculum, o.distance, o.weighting = Fixed(1.0, r), L2(), Uniform()
         m.backbone.load_state_dict(network.state_dict())
-        attached(m, tmp_path).loss(x, None, torch.Generator().manual_seed(0)).backward()
+        loss_at(m, 0, x).backward()
         return torch.cat([p.grad.flatten() for p in m.backbone.parameters()])
 
     def difference(r):
@@ -85,11 +86,11 @@ def test_levels_may_come_down_to_zero(tmp_path, solver):
     curriculum = WarmUp(ContinuousCurriculum(stages=2))
     m = student(teacher(), solver=solver, start_from_teacher=False, curriculum=curriculum)
     for step in (0, 40, 90):
-        assert torch.isfinite(attached(m, tmp_path, step).loss(torch.randn(64, 2), None))
+        assert torch.isfinite(loss_at(m, step, torch.randn(64, 2)))
 
 
 def test_diffusion_loss_is_edm_s(tmp_path):
-    m = attached(teacher(), tmp_path)
+    m = teacher()
     torch.nn.init.normal_(m.backbone.head.weight)
     x = torch.randn(8, 2)
     loss = m.loss(x, None, torch.Generator().manual_seed(0))

@@ -12,13 +12,15 @@ from diffusers import DiffusionPipeline, LCMScheduler
 from cm_lightning.callbacks.ema import EMA
 from cm_lightning.checkpoint import read_checkpoint
 from cm_lightning.core.curriculum import ConstantRate
-from cm_lightning.core.latent import LatentSchedule, huber, lcm_sample, lcm_timesteps
+from cm_lightning.core.distance import elementwise_huber
+from cm_lightning.core.latent import LatentSchedule, lcm_sample, lcm_timesteps
+from cm_lightning.core.noise import expand
 from cm_lightning.errors import ConfigError
 from cm_lightning.latent.base import Conditioning, TextToImageBase
 from cm_lightning.latent.draw import draw
 from cm_lightning.latent.encoded import Encoded
 from cm_lightning.latent.student import LoRA, WholeUNet
-from cm_lightning.modules.latent_consistency import LatentConsistencyDistillation
+from cm_lightning.modules.latent_consistency import Guided, LatentConsistencyDistillation
 from cm_lightning.modules.latent_diffusion import LatentDiffusionModule
 from tests.helpers import trainer
 from tests.latent.tiny import tiny_sd, tiny_sdxl
@@ -61,7 +63,7 @@ def test_diffusion_s_loss_is_the_error_of_the_prediction(prediction):
     epsilon = torch.randn(z.shape, generator=g)
     schedule = m.base.schedule
     target = schedule.target(z, t, epsilon)
-    output = m.base.output(m.backbone, schedule.add_noise(z, t, epsilon), t, c)
+    output = m.base.output(m.backbone, schedule.point(z, epsilon, t), t, c)
     assert loss.item() == pytest.approx((output - target).square().mean().item(), rel=1e-5)
     assert schedule.prediction == ("v_prediction" if prediction == "sd21" else "epsilon")
 
@@ -118,8 +120,8 @@ def test_the_loss_is_lcm_s(structure, student):
     loss = m.batch_loss((z_0, c), 0, torch.Generator().manual_seed(5))
 
     g = torch.Generator().manual_seed(5)
-    t = torch.arange(19, 1000, 20)[torch.randint(50, (6,), generator=g)]
     w = 2 * torch.rand(6, generator=g)
+    t = torch.arange(19, 1000, 20)[torch.randint(50, (6,), generator=g)]
     epsilon = torch.randn(z_0.shape, generator=g)
     alphas, v = m.base.pipe.scheduler.alphas_cumprod, structure == "sd21"
 
@@ -159,11 +161,11 @@ class Exact(nn.Module):
         self.config = {"sample_size": 2}
 
     def variance(self, t, x):
-        a, b = self.schedule.scales(t, x)
+        a, b = (expand(scale, x) for scale in self.schedule.scales(t))
         return a**2 * self.s**2 + b**2
 
     def forward(self, sample, timestep, **_):
-        a, b = self.schedule.scales(timestep, sample)
+        a, b = (expand(scale, sample) for scale in self.schedule.scales(timestep))
         if not self.student:
             return (sample * b / self.variance(timestep, sample) + 0 * self.unused,)
         end = sample * (self.variance(torch.zeros_like(timestep), sample) / self.variance(timestep, sample)).sqrt()
@@ -206,7 +208,7 @@ def test_with_the_exact_teacher_the_loss_of_the_exact_map_vanishes(guidance):
         z = 0.5 * torch.randn(2000, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         c = Conditioning(torch.zeros(2000, 1, 1, dtype=torch.float64))
         losses[steps] = m.batch_loss((z, c), 0, torch.Generator().manual_seed(1)).item()
-    wrong = huber(z, 1.1 * z).mean().item()
+    wrong = elementwise_huber(z, 1.1 * z).mean().item()
     assert losses[50] < 0.01 * wrong
     assert losses[100] < losses[50] / 4
     assert losses[500] < losses[50] / 500
@@ -243,7 +245,7 @@ def test_the_target_is_the_running_average_of_the_student(student, tmp_path):
     z, c = batch(m)
     t, w = torch.full((6,), 519), torch.zeros(6)
     shake(m, 0.1)
-    by_target = m.consistency_function(z, t, c, w, target=True)
+    by_target = m.target_map(z, t, torch.zeros_like(t), Guided(c, w))
     assert (by_target - m.consistency_function(z, t, c, w)).abs().max() > 1e-3
     m.backbone.load_state_dict(m.target.state_dict())
     torch.testing.assert_close(m.consistency_function(z, t, c, w), by_target)

@@ -43,14 +43,14 @@ def test_its_gradient_reaches_the_image_and_nothing_else(vgg):
     assert distance(x, x.detach()).item() == 0
     distance(x, -x.detach()).sum().backward()
     assert x.grad.abs().sum() > 0
-    assert not any(p.requires_grad for p in distance._network.parameters())
+    assert not any(p.requires_grad for p in distance.network.network.parameters())
 
 
 def test_average_pooling_as_in_cm_s_code(vgg):
     x, y = (torch.rand(2, 3, 16, 16) * 2 - 1 for _ in range(2))
     average = LPIPS(str(vgg), pooling="avg")
     assert not torch.allclose(average(x, y), LPIPS(str(vgg))(x, y), rtol=1e-2)
-    assert not any(isinstance(layer, torch.nn.MaxPool2d) for layer in average._network.modules())
+    assert not any(isinstance(layer, torch.nn.MaxPool2d) for layer in average.network.network.modules())
 
 
 def test_loading_leaves_the_training_s_numbers_alone(vgg):

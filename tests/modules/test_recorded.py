@@ -139,4 +139,6 @@ def test_latent_consistency_s_first_steps_are_as_recorded(structure, student, tm
     from tests.modules.test_latent import captioned
 
     found = followed(latent(structure, student), captioned(10, 16, 2), tmp_path)
-    assert found == pytest.approx(json.loads(RECORDED.read_text())[f"LCM, {structure}, {student}"], rel=1e-4)
+    *losses, moved = json.loads(RECORDED.read_text())[f"LCM, {structure}, {student}"]
+    assert found[:-1] == pytest.approx(losses, rel=1e-4)
+    assert found[-1] == pytest.approx(moved, rel=2e-3)  # a sum of steps that nearly cancel

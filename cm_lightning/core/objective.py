@@ -1,0 +1,262 @@
+"""The losses of flow maps: going straight from t to r must end where going by way of q does.
+
+:class:`Chord` says so as it stands, :class:`Tangent` is its limit q -> t, and :class:`Lagrangian` differentiates in r.
+An objective is pure: its loss is a function of a map, a batch and the clock, in a Trainer or in a loop of your own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import jvp
+
+from cm_lightning.core.curriculum import Clock, Curriculum
+from cm_lightning.core.distance import Distance
+from cm_lightning.core.noise import expand, unit_noise
+from cm_lightning.core.parameterization import Parameterization
+from cm_lightning.core.random import Replay
+from cm_lightning.core.residual import Residual, SquaredError
+from cm_lightning.core.schedule import Ramp
+from cm_lightning.core.trajectory import Trajectory
+from cm_lightning.core.weighting import Weighting
+from cm_lightning.domains import NON_NEGATIVE, POSITIVE
+from cm_lightning.recording import Recorded
+
+#: x_t (B, ...), t (B,), r (B,), condition -> the point at level r of the trajectory through x_t.
+FlowMap: TypeAlias = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
+
+
+class Objective(Recorded, nn.Module, ABC):
+    """Base of the losses. It is a module for what it may hold: learned weights, a teacher, the networks of a distance.
+
+    After :meth:`loss`, ``shown`` has what else is worth logging, on the device.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def loss(
+        self, map: Any, target: Any, x: Tensor, c: Any, clock: Clock, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The loss on a batch, a scalar.
+
+        Args:
+            map: what is trained, see :class:`~cm_lightning.core.parameterization.Map`.
+            target: the map that answers for the rest of the way; ``map`` itself where there is no target network.
+            x: data (B, ...).
+            c: condition, class labels (B,) or None.
+            clock: of the schedules.
+            generator: of levels and noise; torch's global one if None.
+        """
+
+
+class Chord(Objective):
+    """Mean w(t, q) d(X(x_t, t, r), sg X_target(x_q, q, r)), x_q on the trajectory through x_t (CM, Algorithms 2 and 3).
+
+    Both passes draw the same dropout mask.
+
+    Args:
+        curriculum: draws the levels.
+        trajectory: how to get from t to q, and the path.
+        distance: between the two ends.
+        weighting: of t and q.
+    """
+
+    def __init__(
+        self, curriculum: Curriculum, trajectory: Trajectory, distance: Distance, weighting: Weighting
+    ) -> None:
+        super().__init__()
+        self.curriculum, self.trajectory, self.distance, self.weighting = curriculum, trajectory, distance, weighting
+
+    def loss(
+        self, map: FlowMap, target: FlowMap, x: Tensor, c: Any, clock: Clock, generator: torch.Generator | None = None
+    ) -> Tensor:
+        t, q, r = self.curriculum.draw(len(x), clock, x.device, generator)
+        z = unit_noise(x.shape, generator, x.device, x.dtype)
+        x_t = self.trajectory.path.point(x, z, t)
+
+        same_dropout = Replay(x.device)
+        here = map(x_t, t, r, c)
+        with torch.no_grad(), same_dropout:
+            if self.curriculum.target_is_data(clock):
+                there = x  # X is the identity at q = r = 0: no need to evaluate the network
+            else:
+                x_q = self.trajectory.advance(x, z, x_t, t, q, c)
+                there = target(x_q, q, r, c)
+        return (self.weighting(t, q) * self.distance(here, there)).mean()
+
+
+class Differentiable(Protocol):
+    """What :class:`Tangent` and :class:`Lagrangian` need: the network's output F, and how a map is made of it."""
+
+    parameterization: Parameterization
+
+    def __call__(self, x: Tensor, t: Tensor, r: Tensor, c: Any = None) -> Tensor: ...
+
+    def output(self, x: Tensor, t: Tensor, r: Tensor, c: Any = None) -> Tensor: ...
+
+    def velocity(self, x: Tensor, t: Tensor, c: Any = None) -> Tensor: ...
+
+
+class Tangent(Objective):
+    """The limit q -> t of the chord: the network's output F learns F + g, g along the map's derivative (sCM, Eq. 8).
+
+    With X = a x + b F, v = dx_t/dt on the trajectory, dF/dt along it, and s the parameterization's sigma_data,
+
+        g = -b'/s [a v + b' F + warm (a' x_t + b dF/dt)],
+
+    which vanishes where X is constant along trajectories. On the TrigFlow path it is sCM's; on the linear one, where
+    a = 1 and b = r - t, it is MeanFlow's v - u - (t - r) du/dt.
+
+    The derivative is taken without gradients, in float32 whatever the autocast, under the dropout mask of F.
+
+    Args:
+        curriculum: draws t and r; its q is not used.
+        trajectory: the velocity v, and the path.
+        residual: what becomes of F - sg(F + g): a weight, and a norm.
+        warm_up: of the factor ``warm``, 0 being regression to the velocity; 1 throughout if None.
+        normalize: g / (||g|| + c): ``l2``, the norm of a sample as in the paper; ``rms``, that of its elements; None.
+        c: of the normalisation.
+        derivative: ``forward_mode``, exact, for networks that have it; ``difference``, central differences along
+            the trajectory, for those that do not.
+        h: half the distance in t of the two points of a difference.
+    """
+
+    def __init__(
+        self,
+        curriculum: Curriculum,
+        trajectory: Trajectory,
+        residual: Residual | None = None,
+        warm_up: Ramp | None = None,
+        normalize: Literal["l2", "rms"] | None = None,
+        c: float = 0.1,
+        derivative: Literal["forward_mode", "difference"] = "forward_mode",
+        h: float = 0.005,
+    ) -> None:
+        NON_NEGATIVE.check(self, c=c)
+        POSITIVE.check(self, h=h)
+        super().__init__()
+        self.curriculum, self.trajectory, self.residual = curriculum, trajectory, residual or SquaredError()
+        self.warm_up, self.normalize, self.c = warm_up or Ramp(), normalize, c
+        self.derivative, self.h = derivative, h
+
+    def loss(
+        self,
+        map: Differentiable,
+        target: Differentiable,
+        x: Tensor,
+        c: Any,
+        clock: Clock,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        t, _, r = self.curriculum.draw(len(x), clock, x.device, generator)
+        z = unit_noise(x.shape, generator, x.device, x.dtype)
+        x_t = self.trajectory.path.point(x, z, t)
+
+        same_dropout = Replay(x.device)
+        F = map.output(x_t, t, r, c)
+        with torch.no_grad():
+            v = self.trajectory.velocity(x, z, x_t, t, c)
+            with same_dropout, torch.autocast(x.device.type, enabled=False):
+                g = self.tangent(target, x_t.float(), t, r, v.float(), c, self.warm_up(*clock))
+            g = self._normalized(g)
+        difference = F.to(g.dtype) - (F.detach().to(g.dtype) + g)
+        self.shown = {"raw": difference.detach().square().flatten(1).mean()}
+        return cast(Tensor, self.residual(difference, t, r))
+
+    def tangent(
+        self, map: Differentiable, x_t: Tensor, t: Tensor, r: Tensor, v: Tensor, c: Any = None, warm: float = 1.0
+    ) -> Tensor:
+        """G before its normalisation, at x_t (B, ...), for the velocity v (B, ...) there."""
+        a, b, _, _ = map.parameterization.coefficients(t, r)
+        a_rate, b_rate = map.parameterization.slopes(t, r)
+        scale = -b_rate / map.parameterization.sigma_data
+
+        def by(factor: Tensor) -> Tensor:
+            return expand(scale * factor, x_t)
+
+        # dF/dt itself may grow without bound where its factor goes to 0, so the direction carries the factor
+        F, factor_dF = self._derivative(map, x_t, t, r, c, expand(v_factor := scale * b, x_t) * v, v_factor)
+        return by(a) * v + by(b_rate) * F + warm * (by(a_rate) * x_t + factor_dF)
+
+    def _derivative(
+        self, map: Differentiable, x: Tensor, t: Tensor, r: Tensor, c: Any, dx: Tensor, dt: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """F and its derivative along (dx, dt, 0)."""
+
+        def F(x: Tensor, t: Tensor) -> Tensor:
+            return map.output(x, t, r, c).to(x.dtype)
+
+        if self.derivative == "forward_mode":
+            value, along = cast(tuple[Tensor, Tensor], jvp(F, (x, t), (dx, dt)))
+            return value, along
+        same_dropout = Replay(x.device)
+        value = F(x, t)
+        ends = []
+        for h in (self.h, -self.h):
+            with same_dropout:
+                ends.append(F(x + h * dx, t + h * dt))
+        return value, (ends[0] - ends[1]) / (2 * self.h)
+
+    def _normalized(self, g: Tensor) -> Tensor:
+        if self.normalize is None:
+            return g
+        norm = torch.linalg.vector_norm(g.flatten(1), dim=1)
+        if self.normalize == "rms":
+            norm = norm / g[0].numel() ** 0.5
+        return g / expand(norm + self.c, g)
+
+
+class Lagrangian(Objective):
+    """dX/dr at r must be the velocity there: the map's end moves as the trajectory does (Boffi et al. 2025, Eq. 13).
+
+    The gradient passes through the derivative in r. Beside it, on the diagonal r = t, where X is the identity, the
+    network learns the velocity itself, by flow matching. For average velocities alone.
+
+    Args:
+        curriculum: draws t and r; its q is not used.
+        trajectory: the path, and the velocity of the data.
+        residual: what becomes of both differences.
+        diagonal: weight of flow matching.
+    """
+
+    def __init__(
+        self, curriculum: Curriculum, trajectory: Trajectory, residual: Residual | None = None, diagonal: float = 1.0
+    ) -> None:
+        NON_NEGATIVE.check(self, diagonal=diagonal)
+        super().__init__()
+        self.curriculum, self.trajectory, self.residual = curriculum, trajectory, residual or SquaredError()
+        self.diagonal = diagonal
+
+    def loss(
+        self,
+        map: Differentiable,
+        target: Differentiable,
+        x: Tensor,
+        c: Any,
+        clock: Clock,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        t, _, r = self.curriculum.draw(len(x), clock, x.device, generator)
+        z = unit_noise(x.shape, generator, x.device, x.dtype)
+        x_t = self.trajectory.path.point(x, z, t)
+        with torch.autocast(x.device.type, enabled=False):
+            difference = self.difference(map, target, x_t, t, r, c)
+        straight = map.velocity(x_t, t, c) - self.trajectory.velocity(x, z, x_t, t, c)
+        self.shown = {"raw": difference.detach().square().mean(), "raw_diagonal": straight.detach().square().mean()}
+        return cast(Tensor, self.residual(difference, t, r) + self.diagonal * self.residual(straight, t, t))
+
+    def difference(
+        self, map: Differentiable, target: Differentiable, x_t: Tensor, t: Tensor, r: Tensor, c: Any = None
+    ) -> Tensor:
+        """dX(x_t, t, r)/dr - sg v(X, r), (B, ...)."""
+        end, along = cast(tuple[Tensor, Tensor], jvp(lambda r: map(x_t, t, r, c), (r,), (torch.ones_like(r),)))
+        with torch.no_grad():
+            velocity = target.velocity(end.detach(), r, c)
+        return along - velocity
