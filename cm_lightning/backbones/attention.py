@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cm_lightning.backbones.layers import group_norm, zero
 from cm_lightning.backbones.sizes import heads
 from cm_lightning.domains import COUNT, POSITIVE
+from cm_lightning.errors import ConfigError
 
 
 class DotProduct(nn.Module):
@@ -38,10 +39,19 @@ class DotProduct(nn.Module):
 
 
 def set_forward_mode(network: nn.Module, forward_mode: bool) -> None:
-    """Choose the kernel of all attention of a network that is already built."""
+    """Choose the kernel of all attention of a network that is already built.
+
+    Raises:
+        ConfigError: it has attention of diffusers with a fused kernel, which is chosen when the network is built.
+    """
     for module in network.modules():
         if isinstance(module, DotProduct):
             module.forward_mode = forward_mode
+        elif forward_mode and type(getattr(module, "processor", None)).__name__.startswith("AttnProcessor2"):
+            raise ConfigError(
+                "diffusers' attention has no forward-mode derivative here: build the network with forward_mode true, "
+                "or set the method's derivative to difference"
+            )
 
 
 class SelfAttention(nn.Module):

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from cm_lightning.domains import POSITIVE, at_least, multiple_of
+from cm_lightning.domains import POSITIVE, at_least, check_ascending, multiple_of
 from cm_lightning.recording import Recorded
 
 
@@ -54,6 +54,55 @@ class FourierEmbedding(Recorded, nn.Module):
         """(B,) -> (B, width)."""
         angles = torch.outer(label, 2 * math.pi * self.frequencies.to(label.dtype))
         return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class SinusoidEmbedding(Recorded, nn.Module):
+    """Cosines and sines at geometrically spaced frequencies between two bounds: for continuous-time methods.
+
+    The derivative in t is bounded by the highest frequency, which is why it is low.
+
+    Args:
+        width: of the output, even, at least 4.
+        low: the lowest frequency, in radians for a unit of the label.
+        high: the highest one.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, low: float = 0.25, high: float = 8.0) -> None:
+        multiple_of(2).check(self, width=width)
+        at_least(4).check(self, width=width)
+        POSITIVE.check(self, low=low, high=high)
+        check_ascending(self, low=low, high=high)
+        super().__init__()
+        exponents = torch.linspace(math.log(low), math.log(high), width // 2, dtype=torch.float32)
+        self.register_buffer("frequencies", exponents.exp(), persistent=False)
+
+    def forward(self, label: Tensor) -> Tensor:
+        """(B,) -> (B, width)."""
+        angles = torch.outer(label, self.frequencies.to(label.dtype))
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class TwoTimesEmbedding(Recorded, nn.Module):
+    """The embedding of two labels, each by half of the width: what makes a flow map of any network of the zoo.
+
+    Args:
+        width: of the output, a multiple of 4, at least 8.
+        low: see :class:`SinusoidEmbedding`.
+        high: see :class:`SinusoidEmbedding`.
+    """
+
+    def __init__(self, width: int, low: float = 0.25, high: float = 8.0) -> None:
+        multiple_of(4).check(self, width=width)
+        at_least(8).check(self, width=width)
+        super().__init__()
+        self.each = SinusoidEmbedding(width // 2, low, high)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """(B, 2) -> (B, width)."""
+        first, second = labels.unbind(1)
+        return torch.cat([self.each(first), self.each(second)], dim=1)
 
 
 def one_hot(class_label: Tensor | None, num_classes: int, like: Tensor) -> Tensor:

@@ -19,15 +19,25 @@ class ResidualMLP(Recorded, nn.Module):
         width: of the hidden layers, even.
         depth: number of residual layers.
         num_classes: 0 for an unconditional network. Label num_classes is the null class.
+        noise_embedding: (B,) -> (B, width), or (B, 2) for two times; Fourier features of scale 0.5 if None.
     """
 
-    def __init__(self, dim: int = 2, width: int = 128, depth: int = 4, num_classes: int = 0) -> None:
+    def __init__(
+        self,
+        dim: int = 2,
+        width: int = 128,
+        depth: int = 4,
+        num_classes: int = 0,
+        noise_embedding: nn.Module | None = None,
+    ) -> None:
         COUNT.check(self, dim=dim, depth=depth)
         multiple_of(2).check(self, width=width)
         NATURAL.check(self, num_classes=num_classes)
         super().__init__()
         self.num_classes = num_classes
-        self.conditioning = Conditioning(width, num_classes, width, FourierEmbedding(width, scale=0.5))
+        self.conditioning = Conditioning(
+            width, num_classes, width, noise_embedding or FourierEmbedding(width, scale=0.5)
+        )
         self.stem, self.head = nn.Linear(dim, width), nn.Linear(width, dim)
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.shifts = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))

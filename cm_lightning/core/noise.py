@@ -106,6 +106,23 @@ class LogNormal(Recorded):
         return (self.mean + self.std * normal).exp().clamp(self.sigma_min, self.sigma_max)
 
 
+class LogitNormal(Recorded):
+    """ln(t / (1 - t)) ~ N(mean, std^2), on the linear path: MeanFlow trains with (-0.4, 1.0).
+
+    In units of VE ln sigma is normal, for sigma = t / (1 - t).
+    """
+
+    def __init__(self, mean: float = -0.4, std: float = 1.0) -> None:
+        FINITE.check(self, mean=mean)
+        POSITIVE.check(self, std=std)
+        self.mean, self.std = mean, std
+
+    def sample(self, n: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None) -> Tensor:
+        """N levels in (0, 1), (n,) float32."""
+        normal = torch.randn(n, dtype=torch.float32, device=device, generator=generator)
+        return (self.mean + self.std * normal).sigmoid()
+
+
 class IntervalDensity(Recorded, ABC):
     """Which of the N-1 intervals of a descending grid a training step looks at."""
 

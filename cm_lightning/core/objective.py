@@ -36,6 +36,9 @@ class Objective(Recorded, nn.Module, ABC):
     After :meth:`loss`, ``shown`` has what else is worth logging, on the device.
     """
 
+    curriculum: Curriculum
+    trajectory: Trajectory
+
     def __init__(self) -> None:
         super().__init__()
         self.shown: dict[str, Tensor] = {}

@@ -38,6 +38,9 @@ class Parameterization(Recorded, ABC):
         noise_scale: c_noise = noise_scale * ln sigma. EDM uses 0.25; OpenAI's networks expect 250.
     """
 
+    #: Noise level at and below which a map is the identity.
+    sigma_min = 0.0
+
     def __init__(self, sigma_data: float = SIGMA_DATA, noise_scale: float = 0.25) -> None:
         POSITIVE.check(self, sigma_data=sigma_data, noise_scale=noise_scale)
         self.sigma_data = sigma_data
@@ -120,7 +123,7 @@ class Trigonometric(Parameterization):
             expects; None: c_noise = t, as the paper has it for networks of its own.
     """
 
-    def __init__(self, sigma_data: float = SIGMA_DATA, noise_scale: float | None = None) -> None:
+    def __init__(self, sigma_data: float = SIGMA_DATA, noise_scale: float | None = 0.25) -> None:
         super().__init__(sigma_data, 1.0 if noise_scale is None else noise_scale)
         self.told_t = noise_scale is None
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from cm_lightning.backbones.attention import set_forward_mode
 from cm_lightning.core.noise import unit_noise
+from cm_lightning.core.objective import Objective, Tangent
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.domains import COUNT, FINITE, FRACTION, POSITIVE
 from cm_lightning.errors import ConfigError
@@ -32,6 +34,16 @@ def check_descending(sigmas: Sequence[float], option: str = "sigmas") -> None:
     descend = all(level in POSITIVE for level in levels) and all(high > low for high, low in pairwise(levels))
     if not levels or not descend:
         raise ConfigError(f"{option} must be positive, finite noise levels that descend, got {sigmas!r}")
+
+
+_O = TypeVar("_O", bound=Objective)
+
+
+def ready(objective: _O, backbone: nn.Module) -> _O:
+    """The objective, after the network's attention was switched to what its derivative passes through."""
+    if isinstance(objective, Tangent) and objective.derivative == "forward_mode":
+        set_forward_mode(backbone, True)
+    return objective
 
 
 class GenerativeModule(TrainedModule):
@@ -85,6 +97,10 @@ class GenerativeModule(TrainedModule):
     def forward_one(self) -> None:
         labels = torch.zeros(1, dtype=torch.long) if self.num_classes else None
         self.backbone(torch.zeros(1, *self.image_shape), torch.zeros(1), labels)
+
+    def shown(self) -> Mapping[str, Tensor]:
+        objective = getattr(self, "objective", None)
+        return objective.shown if isinstance(objective, Objective) else {}
 
     def batch_loss(self, batch: Any, batch_idx: int, generator: torch.Generator | None = None) -> Tensor:
         x, labels = self._images_and_labels(batch, batch_idx)

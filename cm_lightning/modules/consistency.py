@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from cm_lightning.core.curriculum import Clock, TargetRate
 from cm_lightning.core.guidance import guided_function
-from cm_lightning.core.noise import SIGMA_MAX, SIGMA_MIN, unit_noise
-from cm_lightning.core.objective import Chord
-from cm_lightning.core.parameterization import BoundaryShifted, Map
+from cm_lightning.core.noise import SIGMA_MAX, SIGMA_MIN, expand, unit_noise
+from cm_lightning.core.objective import Chord, Tangent
+from cm_lightning.core.parameterization import BoundaryShifted, Map, Trigonometric
 from cm_lightning.core.sampler import multistep, spread_sigmas
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.domains import COUNT, POSITIVE, check_ascending
 from cm_lightning.errors import ConfigError
-from cm_lightning.modules.base import GenerativeModule, Generators, check_descending
+from cm_lightning.modules.base import GenerativeModule, Generators, check_descending, ready
 from cm_lightning.modules.target import TargetNetwork
 
 
@@ -34,14 +34,15 @@ class ConsistencyModule(GenerativeModule):
         sampling_sigmas: noise levels for a number of steps, ``{2: [80, 0.821]}``; else on the Karras grid.
     """
 
+    objective: Chord | Tangent
     target: nn.Module | None
 
     def __init__(
         self,
         backbone: nn.Module,
         image_shape: Sequence[int] | None,
-        objective: Chord,
-        parameterization: BoundaryShifted | None = None,
+        objective: Chord | Tangent,
+        parameterization: BoundaryShifted | Trigonometric | None = None,
         target_rate: TargetRate | None = None,
         sigma_max: float = SIGMA_MAX,
         sampling_sigmas: Mapping[int, Sequence[float]] | None = None,
@@ -53,7 +54,7 @@ class ConsistencyModule(GenerativeModule):
         POSITIVE.check(self, sigma_max=sigma_max)
         levels = checked_levels(sampling_sigmas or {})
         super().__init__(backbone, image_shape, label_dropout, optimizer, lr_scheduler, start_from)
-        self.objective = objective
+        self.objective = ready(objective, backbone)
         self.parameterization = parameterization or BoundaryShifted()
         self.target_network = TargetNetwork(backbone, target_rate, objective.curriculum) if target_rate else None
         self.target = self.target_network.network if self.target_network else None
@@ -81,9 +82,22 @@ class ConsistencyModule(GenerativeModule):
         if self.target_network:
             self.target_network.restart()
 
-    def consistency_function(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """f(x, sigma) with the weights the module holds: (B, ...), (B,), (B,) or None -> (B, ...)."""
-        return self.parameterization(self.backbone, x, sigma, labels)
+    def consistency_function(
+        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, network: nn.Module | None = None
+    ) -> Tensor:
+        """f(x, sigma) with the weights the module holds: (B, ...), (B,), (B,) or None -> (B, ...).
+
+        x = x_0 + sigma z, whatever the path that the module trains on. The network is the backbone if None.
+        """
+        path = self.objective.trajectory.path
+        t = path.level(sigma)
+        alpha, _ = path.scales(t)
+        return self.parameterization(network or self.backbone, expand(alpha, x) * x, t, labels)
+
+    def one_step(self, z: Tensor, labels: Tensor | None, network: nn.Module | None = None) -> Tensor:
+        """Images from unit noise z (B, ...) in one evaluation of a network, the backbone if None."""
+        sigma = self.sigma_max * torch.ones_like(z.flatten(1)[:, 0])
+        return self.consistency_function(self.sigma_max * z, sigma, labels, network)
 
     def generate(
         self, z: Tensor, labels: Tensor | None, sigmas: Sequence[float], generator: Generators, guidance: float = 0.0

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor, nn
+from torch import nn
 
 from cm_lightning.core.curriculum import ConstantLevels, Curriculum, GridCurriculum, TargetRate
 from cm_lightning.core.distance import L2, Distance
@@ -16,13 +16,12 @@ from cm_lightning.core.parameterization import BoundaryShifted
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.core.trajectory import Teacher
 from cm_lightning.core.weighting import Uniform, Weighting
-from cm_lightning.errors import ConfigError
 from cm_lightning.modules.consistency import ConsistencyModule
 from cm_lightning.modules.diffusion import DiffusionModule
-from cm_lightning.modules.teacher import check_teacher, frozen_teacher, start_as_teacher
+from cm_lightning.modules.teacher import Distilled
 
 
-class ConsistencyDistillation(ConsistencyModule):
+class ConsistencyDistillation(Distilled, ConsistencyModule):
     """CD (CM, Algorithm 2): the earlier point is one step of the teacher's probability-flow ODE from x_t.
 
     By default as on CIFAR-10: 18 levels, l2, uniform weights, Heun, target = student.
@@ -61,8 +60,6 @@ class ConsistencyDistillation(ConsistencyModule):
         lr_scheduler: RateSchedule | LRSchedulerCallable | None = None,
         start_from: str | None = None,
     ) -> None:
-        if start_from_teacher and start_from:
-            raise ConfigError("start_from and start_from_teacher exclude each other: set start_from_teacher to false")
         objective = Chord(
             curriculum or GridCurriculum(ConstantLevels(18)),
             Teacher(self.denoised, solver=solver, lowest=SIGMA_MIN),
@@ -73,21 +70,4 @@ class ConsistencyDistillation(ConsistencyModule):
             backbone, image_shape, objective, parameterization, target_rate, sigma_max, sampling_sigmas,
             label_dropout, optimizer, lr_scheduler, start_from,
         )  # fmt: skip
-        self.frozen_teacher = frozen_teacher(teacher, trust, backbone)
-        self.start_from_teacher = start_from_teacher
-
-    @property
-    def teacher(self) -> DiffusionModule:
-        """The teacher, read from its file when first asked for. Raises CheckpointError or ConfigError."""
-        return self.frozen_teacher.network
-
-    def denoised(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        """The teacher's estimate of the clean image at x (B, ...), sigma (B,)."""
-        return self.teacher.denoiser(x, sigma, labels)
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if stage in ("fit", "validate"):  # sampling needs no teacher
-            check_teacher(self, self.teacher)
-        if stage == "fit" and self.start_from_teacher:
-            start_as_teacher(self, self.teacher)
+        self.hold_teacher(teacher, trust, start_from_teacher)

@@ -43,7 +43,13 @@ def _noise_scale(config: object) -> float:
 
 def require_noise_scale(module: nn.Module, scale: float, origin: str) -> None:
     """Raise ConfigError if the module's network is given another noise label than the one at ``origin`` was."""
-    own = getattr(getattr(module, "parameterization", None), "noise_scale", scale)
+    parameterization = getattr(module, "parameterization", None)
+    if getattr(parameterization, "told_t", False):
+        raise ConfigError(
+            f"the network of {origin} was given {scale:g} ln sigma, this one t: set noise_scale={scale:g} of the "
+            "parameterization, or start from nothing"
+        )
+    own = getattr(parameterization, "noise_scale", scale)
     if own != scale:
         raise ConfigError(
             f"the network of {origin} was given {scale:g} ln sigma, this one {own:g}: "

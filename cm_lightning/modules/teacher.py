@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from torch import nn
+from torch import Tensor
 
 from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.interop.foreign import is_foreign
@@ -18,11 +18,45 @@ from cm_lightning.modules.starting import require_noise_scale
 from cm_lightning.states import difference, renamed_like
 
 
-def frozen_teacher(teacher: str | DiffusionModule, trust: Sequence[str], student: nn.Module) -> Frozen[DiffusionModule]:
-    """A teacher that is given, or read from its file when training asks for it; the student's network is as large."""
-    if isinstance(teacher, DiffusionModule):
-        return Frozen(teacher, follows_dtype=True)
-    return Frozen(load=partial(_read, teacher, tuple(trust)), like=student, follows_dtype=True)
+class Distilled(GenerativeModule):
+    """What distillations share: a frozen teacher that supplies the trajectory, and the weights to start with.
+
+    A checkpoint remembers only the teacher's path: training needs the file again, while sampling does not.
+    """
+
+    frozen_teacher: Frozen[DiffusionModule]
+    start_from_teacher: bool
+
+    def hold_teacher(self, teacher: str | DiffusionModule, trust: Sequence[str], start_from_teacher: bool) -> None:
+        """Keep a teacher that is given, or the way to read it when training asks for it.
+
+        Raises:
+            ConfigError: the student is to start from the teacher and from another file.
+        """
+        if start_from_teacher and self.start_from:
+            raise ConfigError("start_from and start_from_teacher exclude each other: set start_from_teacher to false")
+        self.start_from_teacher = start_from_teacher
+        if isinstance(teacher, DiffusionModule):
+            self.frozen_teacher = Frozen(teacher, follows_dtype=True)
+        else:  # the student's network is as large
+            read = partial(_read, teacher, tuple(trust))
+            self.frozen_teacher = Frozen(load=read, like=self.backbone, follows_dtype=True)
+
+    @property
+    def teacher(self) -> DiffusionModule:
+        """The teacher, read from its file when first asked for. Raises CheckpointError or ConfigError."""
+        return self.frozen_teacher.network
+
+    def denoised(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        """The teacher's estimate of the clean image at x (B, ...), sigma (B,)."""
+        return self.teacher.denoiser(x, sigma, labels)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage in ("fit", "validate"):  # sampling needs no teacher
+            check_teacher(self, self.teacher)
+        if stage == "fit" and self.start_from_teacher:
+            start_as_teacher(self, self.teacher)
 
 
 def _read(path: str, trust: Sequence[str]) -> DiffusionModule:

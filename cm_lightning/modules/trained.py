@@ -81,8 +81,12 @@ class TrainedModule(Recorded, L.LightningModule):
         }
         return {name: network for name, network in found.items() if network is not None}
 
-    def progress(self, clock: Clock) -> dict[str, float]:
+    def progress(self, clock: Clock) -> Mapping[str, float]:
         """The method's schedules at a step, by the papers' names: what to log."""
+        return {}
+
+    def shown(self) -> Mapping[str, Any]:
+        """What else of the last loss is worth logging, by name."""
         return {}
 
     @property
@@ -148,7 +152,7 @@ class TrainedModule(Recorded, L.LightningModule):
         if n and (self.trained_steps + 1) % n == 0:
             self._stop_if_failed()
             self.log("train/loss", loss, prog_bar=True)
-            for name, value in self.progress(self.clock).items():
+            for name, value in [*self.progress(self.clock).items(), *self.shown().items()]:
                 self.log(f"train/{name}", value, prog_bar=True)
             self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss

@@ -11,10 +11,10 @@ import torch
 from cm_lightning.backbones.unet import UNet
 from cm_lightning.callbacks.ema import EMA
 from cm_lightning.callbacks.quality import Quality
+from cm_lightning.core import objective
 from cm_lightning.core.curriculum import ConstantRate, Curriculum, GridCurriculum, ProgressiveLevels, Times
 from cm_lightning.core.schedule import HoldThenCosine
 from cm_lightning.data.mnist import MNIST
-from cm_lightning.modules import consistency
 from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.distillation import ConsistencyDistillation
 from tests.helpers import trainer
@@ -58,7 +58,7 @@ class Watch(L.Callback):
     def on_train_batch_end(self, trainer, pl_module, *_):
         parts = [pl_module.backbone, pl_module.target, pl_module.teacher.backbone]
         held = torch.cat([p.detach().flatten() for part in parts for p in part.parameters()])
-        schedules = torch.tensor([*pl_module.progress(*pl_module.clock).values()])
+        schedules = torch.tensor([*pl_module.progress(pl_module.clock).values()])
         for tensor in (held, schedules):
             first, *others = trainer.strategy.all_gather(tensor).reshape(RANKS, -1)
             assert all(torch.equal(first, other) for other in others)
@@ -72,7 +72,7 @@ class NoteScores(L.Callback):
 if __name__ == "__main__":
     RANKS, output = int(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
-    consistency.unit_noise, seen = noise_of_the_whole_batch, NoteScores()
+    objective.unit_noise, seen = noise_of_the_whole_batch, NoteScores()
     teacher = DiffusionModule(network(2), (1, 28, 28))
     module = ConsistencyDistillation(
         network(1), (1, 28, 28), teacher, start_from_teacher=False, curriculum=OfTheWholeBatch(),

@@ -1,0 +1,104 @@
+"""What flow maps X(x, t, r) share: two times, and sampling along a grid of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from cm_lightning.core.curriculum import Clock
+from cm_lightning.core.guidance import guided_function
+from cm_lightning.core.noise import expand
+from cm_lightning.core.objective import Lagrangian, Tangent
+from cm_lightning.core.parameterization import AverageVelocity, Map
+from cm_lightning.core.sampler import follow
+from cm_lightning.core.schedule import RateSchedule
+from cm_lightning.domains import COUNT
+from cm_lightning.modules.base import GenerativeModule, Generators, ready
+from cm_lightning.modules.consistency import checked_levels
+
+
+class FlowMapModule(GenerativeModule):
+    """A network that maps a point at t of a trajectory to its point at any r <= t, on the linear path.
+
+    A level is t in (0, 1], 1 being pure noise, wherever the other modules have sigma = t / (1 - t): in ``sample``, in
+    ``sampling_sigmas``, and in what they print.
+
+    Args:
+        backbone, image_shape, label_dropout, optimizer, lr_scheduler, start_from: see :class:`GenerativeModule`. The
+            network takes two noise labels (B, 2): its ``noise_embedding`` is a
+            :class:`~cm_lightning.backbones.embedding.TwoTimesEmbedding`.
+        objective: the loss.
+        parameterization: makes the flow map from the network.
+        sampling_sigmas: levels for a number of steps, ``{2: [1.0, 0.5]}``; else evenly spaced.
+    """
+
+    objective: Tangent | Lagrangian
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        image_shape: Sequence[int] | None,
+        objective: Tangent | Lagrangian,
+        parameterization: AverageVelocity | None = None,
+        sampling_sigmas: Mapping[int, Sequence[float]] | None = None,
+        label_dropout: float = 0.0,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: RateSchedule | LRSchedulerCallable | None = None,
+        start_from: str | None = None,
+    ) -> None:
+        levels = checked_levels(sampling_sigmas or {})
+        super().__init__(backbone, image_shape, label_dropout, optimizer, lr_scheduler, start_from)
+        self.objective = ready(objective, backbone)
+        self.parameterization = parameterization or AverageVelocity()
+        self.sampling_sigmas = levels
+
+    def map(self, network: nn.Module | None = None) -> Map:
+        """The flow map as the objective takes it, of the backbone if no other network is given."""
+        return Map(self.parameterization, network or self.backbone)
+
+    def loss(self, x: Tensor, labels: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
+        return self.objective.loss(self.map(), self.map(), x, labels, self.clock, generator)
+
+    def progress(self, clock: Clock) -> dict[str, float]:
+        return self.objective.curriculum.progress(clock)
+
+    def forward_one(self) -> None:
+        labels = torch.zeros(1, dtype=torch.long) if self.num_classes else None
+        self.backbone(torch.zeros(1, *self.image_shape), torch.zeros(1, 2), labels)
+
+    def flow_map(self, x: Tensor, t: Tensor, r: Tensor, labels: Tensor | None = None) -> Tensor:
+        """X(x, t, r) with the weights the module holds: (B, ...), (B,), (B,), (B,) or None -> (B, ...)."""
+        return self.parameterization(self.backbone, x, t, labels, r)
+
+    def consistency_function(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """X at r = 0 for x = x_0 + sigma z, as consistency models have it: (B, ...), (B,), (B,) or None -> (B, ...)."""
+        path = self.objective.trajectory.path
+        t = path.level(sigma)
+        return self.flow_map(expand(path.scales(t)[0], x) * x, t, torch.zeros_like(t), labels)
+
+    def one_step(self, z: Tensor, labels: Tensor | None, network: nn.Module | None = None) -> Tensor:
+        """Images from unit noise z (B, ...) in one evaluation of a network, the backbone if None."""
+        t = torch.ones_like(z.flatten(1)[:, 0])
+        return self.map(network)(z, t, torch.zeros_like(t), labels)
+
+    def generate(
+        self, z: Tensor, labels: Tensor | None, sigmas: Sequence[float], generator: Generators, guidance: float = 0.0
+    ) -> Tensor:
+        def to(x: Tensor, t: Tensor, r: Tensor) -> Tensor:
+            def f(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+                return self.flow_map(x, t, r[:1].expand(len(x)), labels)
+
+            return guided_function(f, labels, self.num_classes, guidance)(x, t)
+
+        _, sigma = self.objective.trajectory.path.scales(z.new_tensor(sigmas[0]))
+        return follow(to, sigma * z, [*sigmas, 0.0])
+
+    def trained_levels(self) -> tuple[float, float]:
+        return 0.0, 1.0
+
+    def default_sigmas(self, steps: int) -> list[float]:
+        COUNT.check(steps=steps)
+        return self.sampling_sigmas.get(steps) or [1 - i / steps for i in range(steps)]
