@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from cm_lightning.adapt import adapt_to_data
 from cm_lightning.allocator import keep_freed_memory
-from cm_lightning.callbacks.run_directory import RunDirectory
+from cm_lightning.callbacks.run_directory import RunDirectory, run_directory
 from cm_lightning.complaints import complaint, short_lists
 from cm_lightning.errors import ConfigError, what_yaml_says
 from cm_lightning.failures import error_of_the_suite, reported, take_debug
@@ -30,7 +30,7 @@ from cm_lightning.modules.trained import TrainedModule
 from cm_lightning.plan import plan_of
 from cm_lightning.quiet import silence
 from cm_lightning.registry import make_known
-from cm_lightning.run import RunNote, run_directory
+from cm_lightning.run import RunNote
 from cm_lightning.start import Start, name_checkpoints, trainer_options
 from cm_lightning.trainer_options import check_trainer
 
