@@ -59,7 +59,7 @@ def _say(line: str) -> None:
 
 def _hint(path: str | Path) -> str:
     """What to give instead, if the file is of another program."""
-    from cm_lightning.interop.origin import origin
+    from cm_lightning.interop.foreign import origin
 
     program = origin(path)
     return f"; it looks like {_PROGRAMS[program]}: give {program}:{path}" if program else ""

@@ -7,7 +7,7 @@ import re
 import sys
 from argparse import ArgumentParser, _SubParsersAction
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -19,12 +19,9 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
-import cm_lightning.callbacks.all
-import cm_lightning.data.all
-import cm_lightning.modules.all  # noqa: F401
 from cm_lightning.adapt import adapt_to_data
 from cm_lightning.allocator import keep_freed_memory
-from cm_lightning.callbacks.run_directory import RunDirectory
+from cm_lightning.callbacks.run_directory import RunDirectory, run_directory
 from cm_lightning.complaints import complaint, short_lists
 from cm_lightning.errors import ConfigError, what_yaml_says
 from cm_lightning.failures import error_of_the_suite, reported, take_debug
@@ -32,7 +29,8 @@ from cm_lightning.files import replacing
 from cm_lightning.modules.trained import TrainedModule
 from cm_lightning.plan import plan_of
 from cm_lightning.quiet import silence
-from cm_lightning.run import RunNote, run_directory
+from cm_lightning.registry import make_known
+from cm_lightning.run import RunNote
 from cm_lightning.start import Start, name_checkpoints, trainer_options
 from cm_lightning.trainer_options import check_trainer
 
@@ -77,6 +75,8 @@ class _ConfigFile(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         for path in _lineage(Path(values)):
+            with suppress(OSError):  # the parser says what is wrong with it
+                make_known(path.read_text())
             super().__call__(parser, cfg, str(path), option_string)  # type: ignore[no-untyped-call]
         cfg["base"] = None  # what is saved of a run is whole
 
@@ -226,6 +226,8 @@ def main(args: Sequence[str] | None = None) -> None:
     set_parsing_settings(add_print_completion_argument=True)
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
     arguments = [_null(argument) for argument in take_debug(sys.argv[1:] if args is None else args)]
+    make_known()
+    make_known(" ".join(arguments))
     sys.argv[1:] = arguments  # DDP starts its other ranks with this very command
     with reported():
         _CLI(

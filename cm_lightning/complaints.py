@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-import cm_lightning
-from cm_lightning.errors import flat, near
+from cm_lightning.errors import ConfigError, flat, near
+from cm_lightning.registry import HOMES, SLOW, find
 
 #: Keys of YAML that stand between the names of options.
 _BETWEEN = ("init_args", "class_path", "dict_kwargs")
@@ -126,10 +126,24 @@ def _about_a_class(path: Path_, reason: str) -> str:
     match = re.search(r"Expected a dot import path string: ([^\n]*)", reason)
     if not match or re.search(r"Expected a <class '(int|float|str)'>", reason):
         return ""
+    name = match[1].strip()
+    if extra := _missing_extra(name):
+        return extra
     bases = re.findall(r"[a-z]\w*(?:\.\w+)*\.[A-Z]\w*", reason.partition("Given value")[0])
     known = sorted(set().union(*(_choices(path, base) for base in ["", *bases])))
     choice = f"; choose one of {_listed(known)}" if len(known) > 1 else "".join(f"; give {name}" for name in known)
-    return f"no class {match[1].strip()!r}{near(match[1], known)}{choice}"
+    return f"no class {name!r}{near(name, [*known, *SLOW])}{choice}"
+
+
+def _missing_extra(name: str) -> str:
+    """How to get what a public name needs; nothing where nothing is missing, or there is no such name."""
+    try:
+        find(name)
+    except AttributeError:
+        return ""
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def _refusal(reason: str) -> str:
@@ -163,7 +177,8 @@ def _choices(path: Path_, base: str) -> set[str]:
 
 
 def _backbones() -> set[str]:
-    return {name for name, home in cm_lightning._HOME.items() if home.startswith("backbones.")} - {"Backbone"}
+    others = {"Backbone", "FourierEmbedding", "PositionalEmbedding", "UnitFourier"}
+    return {name for name, home in HOMES.items() if home.startswith("cm_lightning.backbones.")} - others
 
 
 def _is_abstract(cls: type) -> bool:

@@ -12,36 +12,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cm_lightning.errors import CheckpointError
 from cm_lightning.files import replacing
-
-if TYPE_CHECKING:
-    import lightning as L
 
 #: Environment variable that names a file in which a run says where it lies: who starts a run learns it so.
 RUN_FILE = "CM_LIGHTNING_RUN_FILE"
 #: The mark of a version whose training came to its end.
 FINISHED = "finished.json"
-
-
-def run_directory(trainer: L.Trainer) -> Path:
-    """Where this run writes; unlike ``trainer.log_dir`` it does not synchronise ranks.
-
-    It is the version that the command line made, else the CSV logger's directory, else the trainer's root.
-    """
-    from lightning.pytorch.loggers import CSVLogger
-
-    from cm_lightning.callbacks.run_directory import RunDirectory
-
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, RunDirectory) and callback.path is not None:
-            return callback.path
-    for logger in trainer.loggers:
-        if isinstance(logger, CSVLogger):
-            return Path(logger.log_dir)
-    return Path(trainer.default_root_dir)
 
 
 def version_name(version: int | str) -> str:

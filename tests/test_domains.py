@@ -37,7 +37,7 @@ from cm_lightning.data.toy import Toy
 from cm_lightning.device import chosen_device
 from cm_lightning.domains import BELOW_ONE, COUNT, INNER, POSITIVE, SEED, SHARE, check_ascending, multiple_of
 from cm_lightning.errors import ConfigError
-from cm_lightning.grid import sheet
+from cm_lightning.images import sheet
 from cm_lightning.latent.student import LoRA, WholeUNet
 from cm_lightning.modules.autoencoder import AutoencoderModule
 from cm_lightning.modules.contrastive import ContrastiveModule

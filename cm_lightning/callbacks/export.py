@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from cm_lightning.callbacks.ema import EMA
+from cm_lightning.callbacks.run_directory import run_directory
 from cm_lightning.errors import ConfigError
-from cm_lightning.run import run_directory
 
 
 class Export(Callback):

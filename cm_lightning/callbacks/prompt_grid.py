@@ -9,13 +9,12 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from cm_lightning.callbacks.run_directory import run_directory
 from cm_lightning.callbacks.sample_grid import to_wandb
 from cm_lightning.data.captions import CaptionedDataModule
-from cm_lightning.data.images import to_unit_range
 from cm_lightning.domains import COUNT, NON_NEGATIVE, SEED, Domain
 from cm_lightning.errors import ConfigError
-from cm_lightning.grid import sheet, write_png
-from cm_lightning.run import run_directory
+from cm_lightning.images import sheet, to_unit_range, write_png
 
 _SHOWN = 100
 _SCORED = Domain("0, or a whole number of at least 2", lambda value: value == 0 or value >= 2, whole=True)
@@ -61,12 +60,12 @@ class PromptGrid(Callback):
 
     def _draw(self, trainer: L.Trainer, pl_module: Any) -> None:
         from cm_lightning.latent.draw import draw_all
-        from cm_lightning.latent.scores import PromptScores
+        from cm_lightning.metrics.prompts import PromptScores
 
         data: CaptionedDataModule = trainer.datamodule  # type: ignore[attr-defined]
         prompts, labels = data.prompts(max(self.num_samples, _SHOWN))
-        if self._scores is None and self.num_samples and data.extractor() is not None:
-            self._scores = PromptScores.of_captions(data, device=pl_module.device)
+        if self._scores is None and self.num_samples and data.digits:
+            self._scores = PromptScores.of_digits(data.digits, data.labelled("train")[0], device=pl_module.device)
         size = (data.image_shape[1], data.image_shape[2])
         pl_module.base.encoders_to(pl_module.device)
         pipe = pl_module.pipeline()

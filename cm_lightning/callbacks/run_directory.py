@@ -1,4 +1,4 @@
-"""The directory of a run, made when the training has taken its first step."""
+"""The directory of a run: where it is, and that it is made when the training has taken its first step."""
 
 from __future__ import annotations
 
@@ -129,6 +129,20 @@ class RunDirectory(Callback):
         if self.path is not None and trainer.fast_dev_run and trainer.is_global_zero:  # type: ignore[attr-defined]
             shutil.rmtree(self.path, ignore_errors=True)
             rank_zero_info("fast_dev_run: nothing was kept")
+
+
+def run_directory(trainer: L.Trainer) -> Path:
+    """Where this run writes; unlike ``trainer.log_dir`` it does not synchronise ranks.
+
+    It is the version that the command line made, else the CSV logger's directory, else the trainer's root.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, RunDirectory) and callback.path is not None:
+            return callback.path
+    for logger in trainer.loggers:
+        if isinstance(logger, CSVLogger):
+            return Path(logger.log_dir)
+    return Path(trainer.default_root_dir)
 
 
 class _Waiting:

@@ -12,12 +12,12 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
+from cm_lightning.callbacks.run_directory import run_directory
 from cm_lightning.core.noise import generators
 from cm_lightning.domains import COUNT, SEED
 from cm_lightning.errors import ConfigError
-from cm_lightning.grid import sheet, write_png
+from cm_lightning.images import sheet, write_png
 from cm_lightning.modules.base import GenerativeModule
-from cm_lightning.run import run_directory
 from cm_lightning.steps import steps_taken
 
 

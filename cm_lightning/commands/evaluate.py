@@ -21,7 +21,7 @@ from cm_lightning.run import RunNote, find_export
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cm_lightning.latent.scores import PromptScores
+    from cm_lightning.metrics.prompts import PromptScores
     from cm_lightning.report.cells import Cell
 
 _END = 2**20  # bytes of a file's beginning and end that tell it from another
@@ -148,9 +148,11 @@ class _Subject:
     @classmethod
     def make(cls, args: argparse.Namespace) -> _Subject:
         from cm_lightning.data import captions
+        from cm_lightning.data.captioned_folder import CaptionedFolder
         from cm_lightning.device import chosen_device
-        from cm_lightning.latent.clip_score import ClipScore
-        from cm_lightning.latent.scores import PromptScores
+        from cm_lightning.metrics.clip_score import ClipScore
+        from cm_lightning.metrics.extractor import Inception
+        from cm_lightning.metrics.prompts import PromptScores
 
         known = {"CaptionedMNIST": captions.CaptionedMNIST, "CaptionedPairs": captions.CaptionedPairs}
         if args.data not in known and not Path(args.data).is_dir():
@@ -160,9 +162,13 @@ class _Subject:
         if args.data in known:
             data = known[args.data]()
             prompts, labels = data.prompts(args.num_samples)
-            return cls(prompts, labels, PromptScores.of_captions(data, clip, device), data.image_shape[1:])
-        prompts, scores = PromptScores.of_folder(args.data, args.num_samples, args.inception, clip, device)
-        return cls(prompts, None, scores, None)
+            scores = PromptScores.of_digits(data.digits, data.labelled("train")[0], clip, device)
+            return cls(prompts, labels, scores, data.image_shape[1:])
+        folder = CaptionedFolder(args.data)
+        held_out = [caption for _, texts in folder.in_order("val") for caption in texts]
+        prompts = [held_out[i % len(held_out)] for i in range(args.num_samples)]
+        real = (images for split in ("train", "val") for images, _ in folder.in_order(split))
+        return cls(prompts, None, PromptScores(Inception(args.inception), real, clip, device), None)
 
     def way(self, args: argparse.Namespace) -> dict[str, Any]:
         """All that cells must share to be compared."""
@@ -209,8 +215,7 @@ def _measure_cell(
 
 
 def _write_sheet(folder: Path, cell: Cell, pixels: Tensor) -> None:
-    from cm_lightning.data.images import to_unit_range
-    from cm_lightning.grid import sheet, write_png
+    from cm_lightning.images import sheet, to_unit_range, write_png
 
     write_png(folder / "samples" / Path(cell.path).with_suffix(".png"), sheet(to_unit_range(pixels[:50]), 10))
 

@@ -39,8 +39,8 @@ def main(argv: Sequence[str]) -> None:
     args = _parser().parse_args(argv)
     _check_folder(args.output, args.overwrite)
 
+    from cm_lightning.export.card import model_card
     from cm_lightning.files import replacing
-    from cm_lightning.interop.card import model_card
     from cm_lightning.modules.loading import load_module
 
     module = load_module(args.ckpt_path, args.weights, args.trust)
@@ -85,33 +85,24 @@ def _origin(path: str, which: str | None) -> tuple[int, str]:
 def _write(module: GenerativeModule, kind: str, folder: Path, steps: int, weights: str) -> None:
     from cm_lightning.errors import ConfigError
     from cm_lightning.modules.consistency import ConsistencyModule
+    from cm_lightning.modules.flow_map import FlowMapModule
 
     if kind == "safetensors":
-        from cm_lightning.interop.folder import write_export
+        from cm_lightning.export.folder import write_export
 
         write_export(module, folder, steps, weights)
-    elif not isinstance(module, ConsistencyModule):
-        raise ConfigError(f"--format {kind} takes a consistency model, and this is a {type(module).__name__}")
+    elif not isinstance(module, ConsistencyModule | FlowMapModule):
+        raise ConfigError(f"--format {kind} takes a one-step model, and this is a {type(module).__name__}")
     elif kind == "onnx":
-        from cm_lightning.interop.onnx import write_onnx
+        from cm_lightning.export.onnx import write_onnx
 
         write_onnx(module, folder / "generator.onnx")
-    else:
-        _write_pipeline(module, folder)
-
-
-def _write_pipeline(module: GenerativeModule, folder: Path) -> None:
-    from cm_lightning.core.noise import SIGMA_MIN
-    from cm_lightning.errors import ConfigError
-    from cm_lightning.interop.diffusers import unet2d_from, write_pipeline
-    from cm_lightning.modules.consistency import ConsistencyModule
-
-    assert isinstance(module, ConsistencyModule)
-    own, shape = module.parameterization, module.image_shape
-    if len(shape) != 3 or shape[1] != shape[2]:
+    elif not isinstance(module, ConsistencyModule) or getattr(module.parameterization, "told_t", False):
         raise ConfigError(
-            f"--format diffusers: its pipeline draws squares, and this module {shape}: give --format onnx"
+            "--format diffusers: its pipeline tells a network ln sigma, and this one is told another time: "
+            "give --format onnx"
         )
-    levels = (max(own.sigma_min, SIGMA_MIN), module.sigma_max)
-    unet = unet2d_from(module.backbone, shape[-1], own.noise_scale, levels)
-    write_pipeline(unet, own.sigma_data, own.sigma_min, module.sigma_max, folder)
+    else:
+        from cm_lightning.export.diffusers import write_pipeline
+
+        write_pipeline(module, folder)

@@ -77,9 +77,8 @@ def main(argv: Sequence[str]) -> None:
     weights = _weights(args.lora)
     n = args.num_samples or len(args.prompt)
 
-    from cm_lightning.data.images import to_unit_range
     from cm_lightning.device import chosen_device
-    from cm_lightning.grid import sheet, write_png
+    from cm_lightning.images import sheet, to_unit_range, write_png
     from cm_lightning.latent.draw import draw_all, evaluations
     from cm_lightning.latent.pipelines import few_step_pipeline, image_to_image
 

@@ -112,9 +112,8 @@ def main(argv: Sequence[str]) -> None:
 def _write(output: Path, images: Tensor, labels: Tensor | None, columns: int) -> None:
     import numpy as np
 
-    from cm_lightning.data.images import to_pixels
     from cm_lightning.files import replacing
-    from cm_lightning.grid import sheet, write_png
+    from cm_lightning.images import sheet, to_pixels, write_png
 
     if output.suffix == ".png":
         write_png(output, sheet(images, columns))

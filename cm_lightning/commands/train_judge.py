@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     from safetensors.torch import save_file
 
     from cm_lightning.data.digits import embedded_digits
-    from cm_lightning.data.images import to_unit_range
+    from cm_lightning.images import to_unit_range
     from cm_lightning.metrics.judge import train_judge
 
     images, labels = embedded_digits("train")

@@ -117,7 +117,7 @@ class Tangent(Objective):
     which vanishes where X is constant along trajectories. On the TrigFlow path it is sCM's; on the linear one, where
     a = 1 and b = r - t, it is MeanFlow's v - u - (t - r) du/dt.
 
-    The derivative is taken without gradients, in float32 whatever the autocast, under the dropout mask of F.
+    The derivative is taken without gradients, without autocast, under the dropout mask of F.
 
     Args:
         curriculum: draws t and r; its q is not used.
@@ -167,9 +167,10 @@ class Tangent(Objective):
         with torch.no_grad():
             v = self.trajectory.velocity(x, z, x_t, t, c)
             with same_dropout, torch.autocast(x.device.type, enabled=False):
-                g = self.tangent(target, x_t.float(), t, r, v.float(), c, self.warm_up(*clock))
+                g = self.tangent(target, x_t, t, r, v.to(x_t.dtype), c, self.warm_up(*clock))
             g = self._normalized(g)
-        difference = F.to(g.dtype) - (F.detach().to(g.dtype) + g)
+        F = F.to(torch.promote_types(F.dtype, torch.float32))
+        difference = F - (F.detach() + g)
         self.shown = {"raw": difference.detach().square().flatten(1).mean()}
         return cast(Tensor, self.residual(difference, t, r))
 
@@ -182,10 +183,10 @@ class Tangent(Objective):
         scale = -b_rate / map.parameterization.sigma_data
 
         def by(factor: Tensor) -> Tensor:
-            return expand(scale * factor, x_t)
+            return expand(scale * factor, x_t).to(x_t.dtype)
 
         # dF/dt itself may grow without bound where its factor goes to 0, so the direction carries the factor
-        F, factor_dF = self._derivative(map, x_t, t, r, c, expand(v_factor := scale * b, x_t) * v, v_factor)
+        F, factor_dF = self._derivative(map, x_t, t, r, c, by(b) * v, scale * b)
         return by(a) * v + by(b_rate) * F + warm * (by(a_rate) * x_t + factor_dF)
 
     def _derivative(

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from cm_lightning.data.images import to_unit_range
 from cm_lightning.data.stream import Stream
 from cm_lightning.domains import COUNT, NATURAL, SEED
 from cm_lightning.errors import ConfigError
+from cm_lightning.images import to_unit_range
 from cm_lightning.steps import steps_taken
 
 

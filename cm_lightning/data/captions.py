@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cm_lightning.data.base import GenerativeDataModule
-from cm_lightning.data.images import to_unit_range
 from cm_lightning.data.mnist import MNIST, FashionMNIST
-from cm_lightning.metrics.extractor import CaptionedDigits, Extractor
+from cm_lightning.images import to_unit_range
 
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _CLOTHES = (
@@ -75,6 +74,8 @@ class CaptionedDataModule(GenerativeDataModule):
     names: Sequence[str]
     phrases: Sequence[str]
     held_out_phrases: Sequence[str]
+    #: Digits of 32 x 32 side by side in an image, for their judge; 0: the images are none of digits.
+    digits = 0
 
     @abstractmethod
     def labelled(self, split: str) -> tuple[Tensor, Tensor]:
@@ -83,10 +84,6 @@ class CaptionedDataModule(GenerativeDataModule):
     def load(self, split: str) -> Captioned:
         phrases = self.phrases if split == "train" else self.held_out_phrases
         return Captioned(*self.labelled(split), self.names, phrases)
-
-    def extractor(self) -> Extractor | None:
-        """What judges images of this data; None if nothing here does."""
-        return None
 
     def prompts(self, n: int) -> tuple[list[str], Tensor]:
         """N prompts in held-out phrasings, and the labels (n,) or (n, K) they ask for; the classes in turn."""
@@ -116,6 +113,7 @@ class CaptionedMNIST(CaptionedDataModule):
     """
 
     image_shape = (3, 32, 32)
+    digits = 1
     names: Sequence[str] = _DIGITS
     phrases: Sequence[str] = _PHRASES
     held_out_phrases: Sequence[str] = _HELD_OUT_PHRASES
@@ -135,9 +133,6 @@ class CaptionedMNIST(CaptionedDataModule):
     def prepare_data(self) -> None:
         self._digits.prepare_data()
 
-    def extractor(self) -> Extractor:
-        return CaptionedDigits(self.image_shape[2] // self.image_shape[1])
-
     def labelled(self, split: str) -> tuple[Tensor, Tensor]:
         digits = self._digits.load(split)
         return _colour(digits.samples), digits.labels
@@ -153,6 +148,7 @@ class CaptionedPairs(CaptionedMNIST):
     """
 
     image_shape = (3, 32, 64)
+    digits = 2
     phrases: Sequence[str] = _PAIR_PHRASES
     held_out_phrases: Sequence[str] = _HELD_OUT_PAIR_PHRASES
 

@@ -11,8 +11,8 @@ from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from cm_lightning.data.images import to_unit_range
 from cm_lightning.errors import ConfigError, DataError
+from cm_lightning.images import to_unit_range
 
 #: Endings of still pictures; what this Pillow cannot open is left out of :data:`ENDINGS`.
 _PICTURES = {

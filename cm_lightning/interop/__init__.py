@@ -1,1 +1,1 @@
-"""Weights in and out: OpenAI's and EDM's networks, diffusers, ONNX. Nothing from a file is executed."""
+"""Reading others' files: OpenAI's, EDM's and diffusers' networks. Nothing from a file is executed."""

@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterator, Mapping
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from cm_lightning.backbones.adm import ADM
 from cm_lightning.backbones.ddpmpp import DDPMpp
 from cm_lightning.backbones.ncsnpp import NCSNpp
 from cm_lightning.errors import CheckpointError
-from cm_lightning.interop.blocks import block_modules, heads_last, own_blocks
-from cm_lightning.interop.weights import filled, renamed
+from cm_lightning.interop.weights import block_modules, filled, own_blocks, renamed
 
 _PARTS = {
     "norm0": "norm1",
@@ -109,7 +109,7 @@ def _reordered(state: dict[str, Tensor], adm: bool) -> dict[str, Tensor]:
     result = dict(state)
     for name, tensor in state.items():
         if ".qkv." in name:
-            result[name] = heads_last(tensor, max(1, len(tensor) // 3 // _HEAD_WIDTH) if adm else 1)
+            result[name] = _heads_last(tensor, max(1, len(tensor) // 3 // _HEAD_WIDTH) if adm else 1)
     if adm:
         return result
     result["conditioning.mlp.0.weight"] = _halves_swapped(result["conditioning.mlp.0.weight"].T).T
@@ -117,6 +117,11 @@ def _reordered(state: dict[str, Tensor], adm: bool) -> dict[str, Tensor]:
         if name in result:
             result[name] = _halves_swapped(result[name])
     return result
+
+
+def _heads_last(qkv: Tensor, heads: int) -> Tensor:
+    """Rows ordered (head, d, q/k/v), as EDM has them, -> (q/k/v, head, d), as ours."""
+    return rearrange(qkv, "(n c three) ... -> (three n c) ...", three=3, n=heads)
 
 
 def _halves_swapped(rows: Tensor) -> Tensor:

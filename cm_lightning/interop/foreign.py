@@ -1,9 +1,10 @@
-"""``openai:FILE``, ``edm:FILE``, ``diffusers:FOLDER``: other programs' networks where a checkpoint is asked for."""
+"""Other programs' networks where a checkpoint is asked for: ``openai:FILE``, ``edm:FILE``, ``diffusers:FOLDER``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import nn
 
@@ -73,3 +74,28 @@ def read_foreign(path: object) -> Foreign:
         raise CheckpointError(message if file in message else f"{file}: {message}") from error
     except Exception as error:  # whatever tensors of odd names and shapes lead to
         raise CheckpointError(f"{file} does not hold a whole network of that kind") from error
+
+
+#: Programs by how the names of their tensors begin.
+_STARTS = {"openai": ("input_blocks.0.", "time_embed.0."), "edm": ("map_layer0.", "enc.")}
+
+
+def origin(path: str | Path) -> str | None:
+    """The program whose file or folder a path is, by its names: ``openai``, ``edm`` or ``diffusers``; else None."""
+    path = Path(path)
+    if path.is_dir():
+        return "diffusers" if _of_diffusers(path) else None
+    try:
+        return _by_names(read_tensors(path)) if path.is_file() else None
+    except CheckpointError:
+        return None
+
+
+def _by_names(names: Iterable[str]) -> str | None:
+    known = list(names)
+    return next((program for program, starts in _STARTS.items() if any(n.startswith(starts) for n in known)), None)
+
+
+def _of_diffusers(folder: Path) -> bool:
+    index = next((folder / name for name in ("model_index.json", "config.json") if (folder / name).is_file()), None)
+    return index is not None and '"_class_name"' in index.read_text(errors="replace")

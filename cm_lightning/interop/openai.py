@@ -13,8 +13,7 @@ from torch import Tensor
 
 from cm_lightning.backbones.adm import ADM
 from cm_lightning.errors import CheckpointError
-from cm_lightning.interop.blocks import block_modules, own_blocks
-from cm_lightning.interop.weights import filled, renamed
+from cm_lightning.interop.weights import block_modules, filled, own_blocks, renamed
 
 #: Their networks are given 250 ln sigma.
 NOISE_SCALE = 250.0

@@ -1,8 +1,8 @@
-"""Plain tensors from files of others, and networks filled with them."""
+"""Plain tensors from files of others, their names as ours, and networks filled with them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -91,6 +91,30 @@ def renamed(state: Mapping[str, Tensor], modules: Mapping[str, str]) -> dict[str
             raise CheckpointError(f"it has {name}, which is no part of that network")
         result[f"{modules[module]}.{parameter}"] = tensor
     return result
+
+
+def block_modules(
+    ours: Iterable[str], theirs: Iterable[tuple[str, str]], parts: Mapping[str, str], attention: Mapping[str, str]
+) -> dict[str, str]:
+    """Names of modules, theirs -> ours.
+
+    Args:
+        ours: prefix of each block.
+        theirs: prefixes of the same block and of its attention.
+        parts: of a block, theirs -> ours.
+        attention: of an attention, theirs -> ours.
+    """
+    result: dict[str, str] = {}
+    for own, (block, attends) in zip(ours, theirs, strict=True):
+        result |= {f"{block}.{part}": f"{own}.{name}" for part, name in parts.items()}
+        result |= {f"{attends}.{part}": f"{own}.attention.{name}" for part, name in attention.items()}
+    return result
+
+
+def own_blocks(levels: int, blocks: int) -> Iterator[str]:
+    """The prefixes of a pyramid's blocks: the encoder's, then the decoder's."""
+    yield from (f"pyramid.encoder.{i}" for i in range(levels * blocks + levels - 1))
+    yield from (f"pyramid.decoder.{i}" for i in range(2 + levels * (blocks + 1) + levels - 1))
 
 
 def filled(network: Network, state: Mapping[str, Tensor]) -> Network:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from cm_lightning.core.noise import generators
-from cm_lightning.data.images import to_pixels
 from cm_lightning.domains import COUNT, INTEGER, NON_NEGATIVE
 from cm_lightning.errors import ConfigError
+from cm_lightning.images import to_pixels
 
 
 def draw(

@@ -13,8 +13,8 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from cm_lightning.domains import FINITE
 from cm_lightning.errors import CheckpointError, ConfigError
+from cm_lightning.hub import on_hub, out_of_reach, silence
 from cm_lightning.latent.base import load_pipeline
-from cm_lightning.latent.hub import on_hub, out_of_reach, silence
 from cm_lightning.latent.lora import combine, merge
 from cm_lightning.latent.lora_files import load_lora
 from cm_lightning.latent.lora_source import CONFIG, NAMES

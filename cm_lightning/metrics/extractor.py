@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from cm_lightning.data.images import to_pixels
 from cm_lightning.domains import COUNT
 from cm_lightning.errors import ConfigError
+from cm_lightning.images import to_pixels
 from cm_lightning.metrics.judge import WEIGHTS, DigitRow, Judge, load_judge
 
 

@@ -33,25 +33,25 @@ def first_weights(module: nn.Module, path: str) -> Mapping[str, Tensor]:
     return cast(Mapping[str, Tensor], foreign.backbone.state_dict())
 
 
-def _noise_scale(config: object) -> float:
-    """That a network was given, as its module's configuration says; 0.25 if it says nothing."""
+def _noise_scale(config: object) -> float | None:
+    """That a network was given, as its module's configuration says: None for t itself, 0.25 if it says nothing."""
     options = config.get("init_args", {}) if isinstance(config, dict) else {}
     parameterization = options.get("parameterization")
     chosen = parameterization.get("init_args", {}) if isinstance(parameterization, dict) else {}
-    return float(chosen.get("noise_scale", 0.25))
+    scale = chosen.get("noise_scale", 0.25)
+    return None if scale is None else float(scale)
 
 
-def require_noise_scale(module: nn.Module, scale: float, origin: str) -> None:
+def require_noise_scale(module: nn.Module, scale: float | None, origin: str) -> None:
     """Raise ConfigError if the module's network is given another noise label than the one at ``origin`` was."""
     parameterization = getattr(module, "parameterization", None)
-    if getattr(parameterization, "told_t", False):
-        raise ConfigError(
-            f"the network of {origin} was given {scale:g} ln sigma, this one t: set noise_scale={scale:g} of the "
-            "parameterization, or start from nothing"
-        )
-    own = getattr(parameterization, "noise_scale", scale)
+    own = None if getattr(parameterization, "told_t", False) else getattr(parameterization, "noise_scale", scale)
     if own != scale:
         raise ConfigError(
-            f"the network of {origin} was given {scale:g} ln sigma, this one {own:g}: "
-            f"set noise_scale of the parameterization to {scale:g}"
+            f"the network of {origin} was given {_label(scale)}, this one {_label(own)}: "
+            f"set noise_scale of the parameterization to {'null' if scale is None else f'{scale:g}'}"
         )
+
+
+def _label(scale: float | None) -> str:
+    return "t" if scale is None else f"{scale:g} ln sigma"

@@ -4,8 +4,8 @@ import torch
 
 from cm_lightning.data.cifar import CIFAR10
 from cm_lightning.data.imagenet import ImageNet64
-from cm_lightning.data.images import to_pixels
 from cm_lightning.errors import DataError
+from cm_lightning.images import to_pixels
 from tests.data.files import write_cifar10, write_imagenet64
 
 

@@ -3,8 +3,8 @@ import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from cm_lightning.data.digits import embedded_digits
-from cm_lightning.data.images import to_unit_range
 from cm_lightning.errors import CheckpointError, ConfigError
+from cm_lightning.images import to_unit_range
 from cm_lightning.metrics.extractor import Inception, MnistJudge
 from cm_lightning.metrics.frechet import FrechetScores
 from cm_lightning.metrics.judge import load_judge

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from cm_lightning.data.digits import embedded_digits
-from cm_lightning.data.images import to_unit_range
 from cm_lightning.errors import CheckpointError
+from cm_lightning.images import to_unit_range
 from cm_lightning.metrics.judge import WEIGHTS, load_judge, train_judge
 
 

@@ -3,8 +3,8 @@ import torch
 from torchmetrics.image.kid import poly_mmd
 
 from cm_lightning.data.digits import embedded_digits
-from cm_lightning.data.images import to_unit_range
 from cm_lightning.errors import CheckpointError
+from cm_lightning.images import to_unit_range
 from cm_lightning.metrics.extractor import MnistJudge
 from cm_lightning.metrics.frechet import FrechetScores
 from cm_lightning.metrics.judge import load_judge

@@ -13,9 +13,9 @@ from cm_lightning.callbacks.export import Export
 from cm_lightning.data.captions import CaptionedMNIST
 from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.latent.base import PretrainedBase
-from cm_lightning.latent.clip_score import ClipScore
 from cm_lightning.latent.small import SmallBase
 from cm_lightning.latent.tokenizer import train_tokenizer
+from cm_lightning.metrics.clip_score import ClipScore
 from cm_lightning.modules.autoencoder import AutoencoderModule
 from cm_lightning.modules.contrastive import ContrastiveModule
 from cm_lightning.modules.latent_diffusion import LatentDiffusionModule

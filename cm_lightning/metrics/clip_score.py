@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from cm_lightning.errors import CheckpointError
-from cm_lightning.latent.hub import out_of_reach, silence
+from cm_lightning.hub import out_of_reach, silence
 from cm_lightning.libraries import quiet
 
 

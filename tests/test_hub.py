@@ -21,13 +21,13 @@ pytest.importorskip("transformers")
 
 from huggingface_hub import close_session, constants
 
+from cm_lightning import hub
 from cm_lightning.commands import prompt
 from cm_lightning.errors import CheckpointError
-from cm_lightning.latent import hub
 from cm_lightning.latent.base import PretrainedBase, load_pipeline
-from cm_lightning.latent.clip_score import ClipScore
 from cm_lightning.latent.lora_files import save_lora
 from cm_lightning.latent.pipelines import few_step_pipeline
+from cm_lightning.metrics.clip_score import ClipScore
 from tests.latent.test_lora import output, same, trained
 from tests.latent.tiny import tiny_sd, tiny_sdxl
 

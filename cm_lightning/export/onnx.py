@@ -11,27 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from cm_lightning.backbones.attention import set_forward_mode
-from cm_lightning.core.parameterization import BoundaryShifted
 from cm_lightning.errors import ConfigError
 from cm_lightning.files import replacing
 from cm_lightning.modules.consistency import ConsistencyModule
+from cm_lightning.modules.flow_map import FlowMapModule
 
 
 class OneStep(nn.Module):
-    """Unit noise -> images in [-1, 1]: f(sigma_max z, sigma_max)."""
+    """Unit noise -> images in [-1, 1]: what the module draws in one step with this network."""
 
-    def __init__(self, backbone: nn.Module, parameterization: BoundaryShifted, sigma_max: float) -> None:
+    def __init__(self, backbone: nn.Module, module: ConsistencyModule | FlowMapModule) -> None:
         super().__init__()
-        self.backbone, self.parameterization, self.sigma_max = backbone, parameterization, sigma_max
+        self.backbone, self.one_step = backbone, module.one_step
 
     def forward(self, z: Tensor, class_label: Tensor | None = None) -> Tensor:
         """(B, C, H, W), (B,) or None -> (B, C, H, W)."""
-        sigma = torch.full_like(z[:, 0, 0, 0], self.sigma_max)
-        x = self.parameterization(self.backbone, self.sigma_max * z, sigma, class_label)
-        return x.clamp(-1, 1)
+        return self.one_step(z, class_label, self.backbone).clamp(-1, 1)
 
 
-def write_onnx(module: ConsistencyModule, path: Path) -> None:
+def write_onnx(module: ConsistencyModule | FlowMapModule, path: Path) -> None:
     """Inputs ``noise`` (B, C, H, W) of unit variance and, with classes, ``class_label`` (B,) int64; output ``image``.
 
     Raises ConfigError if onnx is not installed.
@@ -40,7 +38,7 @@ def write_onnx(module: ConsistencyModule, path: Path) -> None:
         raise ConfigError("--format onnx needs onnx: pip install 'cm-lightning[interop]'")
     backbone = copy.deepcopy(module.backbone).eval().cpu()
     set_forward_mode(backbone, True)  # attention as plain products, which every runtime has
-    generator = OneStep(backbone, module.parameterization, module.sigma_max)
+    generator = OneStep(backbone, module)
     names, inputs = ["noise"], [torch.randn(2, *module.image_shape)]
     if module.num_classes:
         names, inputs = [*names, "class_label"], [*inputs, torch.tensor([0, module.num_classes - 1])]

@@ -1,4 +1,4 @@
-"""Images to look at: sheets and single PNG files."""
+"""Images: from bytes to [-1, 1] and back, sheets to look at, and PNG files."""
 
 from __future__ import annotations
 
@@ -8,9 +8,18 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
-from cm_lightning.data.images import to_pixels
 from cm_lightning.domains import COUNT
 from cm_lightning.files import replacing
+
+
+def to_unit_range(pixels: Tensor) -> Tensor:
+    """uint8 in 0 ... 255 -> float32 in [-1, 1]."""
+    return pixels.float().div_(127.5).sub_(1)
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Float in [-1, 1] -> uint8, rounded; values outside are cut."""
+    return (images.detach().float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def sheet(images: Tensor, columns: int = 10, scale: int = 1) -> Tensor:

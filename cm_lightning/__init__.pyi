@@ -1,0 +1,98 @@
+# The public names: the one list of what `from cm_lightning import NAME` gives, what type checkers see, and what the
+# command line and YAML know by its short name. A name is a line, wherever it belongs in the order. The mark "lcm" says
+# that the module needs that extra, whose packages take seconds to import: the command line imports it when it is named.
+
+from .backbones.adm import ADM as ADM
+from .backbones.ddpmpp import DDPMpp as DDPMpp
+from .backbones.dit import DiT as DiT
+from .backbones.edm2 import EDM2 as EDM2
+from .backbones.edm2 import UnitFourier as UnitFourier
+from .backbones.embedding import FourierEmbedding as FourierEmbedding
+from .backbones.embedding import PositionalEmbedding as PositionalEmbedding
+from .backbones.embedding import SinusoidEmbedding as SinusoidEmbedding
+from .backbones.embedding import TwoTimesEmbedding as TwoTimesEmbedding
+from .backbones.mlp import ResidualMLP as ResidualMLP
+from .backbones.ncsnpp import NCSNpp as NCSNpp
+from .backbones.protocol import Backbone as Backbone
+from .backbones.unet import UNet as UNet
+from .backbones.unet2d import DiffusersUNet as DiffusersUNet
+from .callbacks.ema import EMA as EMA
+from .callbacks.export import Export as Export
+from .callbacks.progress import RunProgress as RunProgress
+from .callbacks.prompt_grid import PromptGrid as PromptGrid
+from .callbacks.quality import Quality as Quality
+from .callbacks.sample_grid import SampleGrid as SampleGrid
+from .callbacks.save_last import SaveLast as SaveLast
+from .callbacks.throughput import Throughput as Throughput
+from .core.curriculum import ConstantLevels as ConstantLevels
+from .core.curriculum import ConstantRate as ConstantRate
+from .core.curriculum import ContinuousCurriculum as ContinuousCurriculum
+from .core.curriculum import DoublingLevels as DoublingLevels
+from .core.curriculum import GridCurriculum as GridCurriculum
+from .core.curriculum import OneTime as OneTime
+from .core.curriculum import ProgressiveLevels as ProgressiveLevels
+from .core.curriculum import ProgressiveRate as ProgressiveRate
+from .core.curriculum import TwoTimes as TwoTimes
+from .core.curriculum import WarmUp as WarmUp
+from .core.distance import L1 as L1
+from .core.distance import L2 as L2
+from .core.distance import ElementwiseHuber as ElementwiseHuber
+from .core.distance import PseudoHuber as PseudoHuber
+from .core.noise import LogitNormal as LogitNormal
+from .core.noise import LogNormal as LogNormal
+from .core.noise import LogNormalIntervals as LogNormalIntervals
+from .core.noise import UniformIntervals as UniformIntervals
+from .core.ode_sampler import DDIM as DDIM
+from .core.ode_sampler import Euler as Euler
+from .core.ode_sampler import Heun as Heun
+from .core.parameterization import EDM as EDM
+from .core.parameterization import AverageVelocity as AverageVelocity
+from .core.parameterization import BoundaryShifted as BoundaryShifted
+from .core.parameterization import Trigonometric as Trigonometric
+from .core.path import VE as VE
+from .core.path import Linear as Linear
+from .core.path import TrigFlow as TrigFlow
+from .core.residual import Adaptive as Adaptive
+from .core.residual import Learned as Learned
+from .core.residual import SquaredError as SquaredError
+from .core.schedule import HoldThenCosine as HoldThenCosine
+from .core.schedule import Ramp as Ramp
+from .core.weighting import InverseGap as InverseGap
+from .core.weighting import InverseVariance as InverseVariance
+from .core.weighting import Uniform as Uniform
+from .data.captioned_folder import CaptionedFolder as CaptionedFolder
+from .data.captioned_shards import CaptionedShards as CaptionedShards
+from .data.captions import CaptionedFashionMNIST as CaptionedFashionMNIST
+from .data.captions import CaptionedMNIST as CaptionedMNIST
+from .data.captions import CaptionedPairs as CaptionedPairs
+from .data.cifar import CIFAR10 as CIFAR10
+from .data.folder import ImageFolder as ImageFolder
+from .data.imagenet import ImageNet64 as ImageNet64
+from .data.mnist import MNIST as MNIST
+from .data.mnist import FashionMNIST as FashionMNIST
+from .data.toy import Toy as Toy
+from .latent.base import PretrainedBase as PretrainedBase  # lcm
+from .latent.base import TextToImageBase as TextToImageBase  # lcm
+from .latent.small import SmallBase as SmallBase  # lcm
+from .latent.student import LoRA as LoRA  # lcm
+from .latent.student import WholeUNet as WholeUNet  # lcm
+from .metrics.extractor import CaptionedDigits as CaptionedDigits
+from .metrics.extractor import Inception as Inception
+from .metrics.extractor import MnistJudge as MnistJudge
+from .metrics.features import DINOv2 as DINOv2
+from .metrics.features import TorchvisionFeatures as TorchvisionFeatures
+from .modules.autoencoder import AutoencoderModule as AutoencoderModule  # lcm
+from .modules.continuous import ContinuousConsistencyDistillation as ContinuousConsistencyDistillation
+from .modules.continuous import ContinuousConsistencyTraining as ContinuousConsistencyTraining
+from .modules.contrastive import ContrastiveModule as ContrastiveModule  # lcm
+from .modules.diffusion import DiffusionModule as DiffusionModule
+from .modules.distillation import ConsistencyDistillation as ConsistencyDistillation
+from .modules.latent_consistency import LatentConsistencyDistillation as LatentConsistencyDistillation  # lcm
+from .modules.latent_diffusion import LatentDiffusionModule as LatentDiffusionModule  # lcm
+from .modules.loading import load_module as load_module
+from .modules.loading import load_trained as load_trained
+from .modules.lpips import LPIPS as LPIPS
+from .modules.mean_flow import MeanFlow as MeanFlow
+from .modules.training import ConsistencyTraining as ConsistencyTraining
+
+__version__: str

@@ -1,0 +1,52 @@
+"""The public names and the modules where they are at home, as ``__init__.pyi`` lists them."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from cm_lightning.errors import ConfigError
+from cm_lightning.extras import advice
+
+_LINES = re.findall(
+    r"^from (\.\S+) import (\w+) as \2(?:  # (\w+))?$",
+    Path(__file__).with_name("__init__.pyi").read_text(),
+    re.MULTILINE,
+)
+#: The module of each name.
+HOMES: dict[str, str] = {name: f"cm_lightning{home}" for home, name, _ in _LINES}
+#: Names whose modules need an extra, and seconds to import.
+SLOW = frozenset(name for _, name, extra in _LINES if extra)
+
+
+def find(name: str) -> Any:
+    """What a public name stands for; its module is imported.
+
+    Raises:
+        AttributeError: there is no such name.
+        ConfigError: it needs an extra that is not installed.
+    """
+    if name not in HOMES:
+        raise AttributeError(f"module 'cm_lightning' has no attribute {name!r}")
+    try:
+        return getattr(import_module(HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if (line := advice(error)) is None:
+            raise
+        raise ConfigError(f"{name}: {line}") from error
+
+
+def make_known(text: str | None = None) -> None:
+    """Import classes, so that jsonargparse, which looks among a type's subclasses, knows them by their short names.
+
+    Args:
+        text: whose words are looked up; with one slow name the others, its alternatives, are imported too, unless the
+            extra is missing. None: all names but the slow.
+    """
+    names = HOMES.keys() - SLOW if text is None else HOMES.keys() & set(re.findall(r"\w+", text))
+    for name in names | SLOW if names & SLOW else names:
+        with suppress(ConfigError):
+            find(name)
