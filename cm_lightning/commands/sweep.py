@@ -16,11 +16,9 @@ from cm_lightning.domains import COUNT
 from cm_lightning.errors import ConfigError, near
 from cm_lightning.files import require_writable
 from cm_lightning.sweep.definition import Sweep, read_sweep
-from cm_lightning.sweep.lock import alone
-from cm_lightning.sweep.log import failure_in
-from cm_lightning.sweep.progress import progress
+from cm_lightning.sweep.progress import failure_in, progress
 from cm_lightning.sweep.search import Search, make_search
-from cm_lightning.sweep.trials import Records, Trial, run_trial, search_path
+from cm_lightning.sweep.trials import Records, Trial, alone, run_trial, search_path
 
 _OVER = ("finished", "stopped", "failed")
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from cm_lightning.core.noise import unit_noise
 from cm_lightning.domains import FRACTION
 from cm_lightning.latent.base import TextToImageBase
-from cm_lightning.libraries import quiet
 from cm_lightning.modules.latent import LatentModule
+from cm_lightning.quiet import quiet
 
 
 class LatentDiffusionModule(LatentModule):

@@ -18,9 +18,8 @@ from cm_lightning.commands import sweep as command
 from cm_lightning.commands.sweep import main as sweep
 from cm_lightning.errors import ConfigError, DataError
 from cm_lightning.sweep.definition import read_sweep
-from cm_lightning.sweep.lock import alone
 from cm_lightning.sweep.search import make_search
-from cm_lightning.sweep.trials import Records, Trial, _rank
+from cm_lightning.sweep.trials import Records, Trial, _rank, alone
 
 FAKE = Path(__file__).with_name("fake_run.py")
 ROOT = Path(__file__).parents[2]
@@ -317,7 +316,7 @@ def test_two_sweeps_do_not_share_a_folder():
 
 def test_a_killed_process_leaves_no_lock():
     code = (
-        "import os, pathlib; from cm_lightning.sweep.lock import alone\n"
+        "import os, pathlib; from cm_lightning.sweep.trials import alone\n"
         "with alone(pathlib.Path('shared')): os.kill(os.getpid(), 9)"
     )
     killed = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
