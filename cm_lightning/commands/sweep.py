@@ -33,11 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--count", type=COUNT.parse, help="at most so many trials in all; default: run_cap, or the whole grid"
     )
-    parser.add_argument("--dry-run", "--dry_run", action="store_true", help="print the commands, run nothing")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands, run nothing")
     parser.add_argument("--resume", action="store_true", help="go on with a sweep: finished trials are kept")
-    parser.add_argument(
-        "--retry-failed", "--retry_failed", action="store_true", help="as --resume, and failed trials run again"
-    )
+    parser.add_argument("--retry_failed", action="store_true", help="as --resume, and failed trials run again")
     parser.add_argument("--output", type=Path, help="default: runs/sweeps/NAME")
     return parser
 
@@ -169,7 +167,7 @@ def _of_failures(trials: Sequence[Trial]) -> str | None:
     failed = [str(trial.number) for trial in trials if _failed(trial)]
     if not failed:
         return None
-    return f"{len(failed)} of {len(trials)} trials failed ({', '.join(failed)}): --retry-failed runs them again"
+    return f"{len(failed)} of {len(trials)} trials failed ({', '.join(failed)}): --retry_failed runs them again"
 
 
 def _of_metric(file: Path, metric: str | None, trials: Sequence[Trial]) -> str | None:

@@ -65,7 +65,7 @@ def no_trial(*_):
 def test_failures_are_counted_named_and_tried_again(capsys, monkeypatch):
     assert status(write(3, 7, 2)) == 1
     said = capsys.readouterr()
-    assert said.err == "error: 1 of 3 trials failed (2): --retry-failed runs them again\n"
+    assert said.err == "error: 1 of 3 trials failed (2): --retry_failed runs them again\n"
     lines = said.out.splitlines()
     assert lines[0] == "trial 1 of 3: {'x': 3}"
     assert lines[2].startswith("trial 2 of 3 (about 0 s left): {'x': 7}")
@@ -105,7 +105,7 @@ def test_a_metric_that_nobody_logs_is_a_failure_with_the_names(metric, expected,
 
 def test_a_metric_is_not_blamed_where_every_trial_failed(capsys):
     assert status(write(7, metric="fid")) == 1
-    assert capsys.readouterr().err == "error: 1 of 1 trials failed (1): --retry-failed runs them again\n"
+    assert capsys.readouterr().err == "error: 1 of 1 trials failed (1): --retry_failed runs them again\n"
 
 
 def test_both_faults_are_said(capsys):
