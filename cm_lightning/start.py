@@ -15,6 +15,7 @@ import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 
+from cm_lightning.callbacks.refused import refuse_unsuitable
 from cm_lightning.callbacks.resumed import Resumed
 from cm_lightning.callbacks.run_directory import RunDirectory
 from cm_lightning.checkpoint import read_checkpoint
@@ -23,7 +24,6 @@ from cm_lightning.files import replacing
 from cm_lightning.interop.foreign import is_foreign
 from cm_lightning.resume import allowed_changes, at_its_end
 from cm_lightning.run import FINISHED, RunNote, find_checkpoint, last_checkpoint
-from cm_lightning.trainer_options import refuse_unsuitable
 
 _INSTEAD = {
     "fit": "leave the option out to start anew",

@@ -1,4 +1,4 @@
-"""How far and how quick a run is: the progress bar, images a second, and the totals of images and seconds."""
+"""How far and how quick a run is: images a second, the totals of images and seconds, and the progress bar."""
 
 from __future__ import annotations
 
