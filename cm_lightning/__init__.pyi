@@ -16,11 +16,11 @@ from .backbones.unet import UNet as UNet
 from .backbones.unet2d import DiffusersUNet as DiffusersUNet
 from .callbacks.ema import EMA as EMA
 from .callbacks.export import Export as Export
+from .callbacks.progress import RunProgress as RunProgress
 from .callbacks.prompt_grid import PromptGrid as PromptGrid
 from .callbacks.quality import Quality as Quality
 from .callbacks.sample_grid import SampleGrid as SampleGrid
 from .callbacks.save_last import SaveLast as SaveLast
-from .callbacks.throughput import RunProgress as RunProgress
 from .callbacks.throughput import Throughput as Throughput
 from .core.curriculum import ConstantLevels as ConstantLevels
 from .core.curriculum import ConstantRate as ConstantRate

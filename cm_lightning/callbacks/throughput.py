@@ -1,4 +1,4 @@
-"""How far and how quick a run is: images a second, the totals of images and seconds, and the progress bar."""
+"""Images a second, and the totals of a run: images and seconds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
@@ -50,10 +50,3 @@ class Throughput(Callback):
             rate = (self._images - images) / (self._seconds - seconds)
             pl_module.log("train/images_per_s", rate, prog_bar=True)
             pl_module.log_dict({"train/images": float(self._images), "train/seconds": self._seconds})
-
-
-class RunProgress(RichProgressBar):
-    """Lightning's rich bar, titled by the optimizer step: these runs are as long as max_steps says, not epochs."""
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        return f"Epoch {current_epoch}, from step {self.trainer.global_step} of {self.trainer.max_steps}"
