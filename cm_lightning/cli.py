@@ -20,9 +20,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from cm_lightning.adapt import adapt_to_data
-from cm_lightning.allocator import keep_freed_memory
 from cm_lightning.callbacks.run_directory import RunDirectory, run_directory
 from cm_lightning.complaints import complaint, short_lists
+from cm_lightning.device import keep_freed_memory
 from cm_lightning.errors import ConfigError, what_yaml_says
 from cm_lightning.failures import error_of_the_suite, reported, take_debug
 from cm_lightning.files import replacing

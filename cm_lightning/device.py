@@ -1,10 +1,15 @@
-"""Which device a command works on."""
+"""The device that a command works on, and the memory of CPU tensors."""
 
 from __future__ import annotations
+
+import ctypes
+import sys
 
 import torch
 
 from cm_lightning.errors import ConfigError
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 
 
 def chosen_device(name: str) -> torch.device:
@@ -25,3 +30,16 @@ def chosen_device(name: str) -> torch.device:
     except Exception as error:  # each backend that is missing has an exception of its own
         raise ConfigError(f"--device {name} cannot be used here: leave it out, or give cpu") from error
     return device
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what tensors free instead of giving it back to the system, and asking for it anew a step later.
+
+    A training step on the CPU is quicker by it. Elsewhere than on glibc nothing happens.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+#: Packages of the extra ``lcm``: text-to-image alone needs them.
+_LCM = ("diffusers", "transformers", "peft", "accelerate")
+
 
 class CmError(Exception):
     """Base of the errors that the command line prints without a traceback."""
@@ -41,3 +44,9 @@ def what_yaml_says(error: Exception) -> str:
     """The place and the problem of a ``yaml.YAMLError``, on one line."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark and problem else flat(str(error))
+
+
+def advice(error: ModuleNotFoundError) -> str | None:
+    """The line for a user who lacks an extra; None if the missing module is not of one."""
+    package = (error.name or "").partition(".")[0]
+    return f"this needs {package}: pip install 'cm-lightning[lcm]'" if package in _LCM else None

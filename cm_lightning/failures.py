@@ -10,8 +10,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from cm_lightning.errors import CmError, flat
-from cm_lightning.extras import advice
+from cm_lightning.errors import CmError, advice, flat
 
 #: ``--debug`` among the arguments, or this environment variable, shows tracebacks.
 DEBUG = "CM_LIGHTNING_DEBUG"

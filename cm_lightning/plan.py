@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -14,8 +15,8 @@ from cm_lightning.callbacks.ema import EMA
 from cm_lightning.core.curriculum import Clock
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.data.base import GenerativeDataModule
+from cm_lightning.data.stream import Stream
 from cm_lightning.domains import POSITIVE
-from cm_lightning.epoch import Epoch
 from cm_lightning.errors import ConfigError, DataError
 from cm_lightning.modules.lpips import LPIPS
 from cm_lightning.modules.trained import TrainedModule
@@ -26,6 +27,30 @@ CARDS = (16.0, 24.0, 40.0, 80.0)
 #: Of a card's memory; the rest is for the context, workspaces, gradients of activations and fragments.
 _USABLE = 0.85
 _TYPES = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32, "64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """About one pass over the training images, of whole steps.
+
+    Args:
+        images: in the training set, mirror images counted too.
+        steps: of the optimizer.
+    """
+
+    images: int
+    steps: int
+
+    @classmethod
+    def of(cls, data: GenerativeDataModule, trainer: L.Trainer) -> Epoch:
+        """The epoch of a run. Raises DataError if the data cannot be read; nothing is downloaded."""
+        images: int = len(data.training_set())  # type: ignore[arg-type]
+        share = max(1, data.batch_size // trainer.world_size)
+        accumulate = trainer.accumulate_grad_batches
+        batches = len(Stream(range(images), share, world_size=trainer.world_size, multiple=accumulate)) // share
+        limit = trainer.limit_train_batches
+        limited = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return cls(images, max(1, limited // accumulate))
 
 
 def plan_of(module: TrainedModule, data: Any, trainer: L.Trainer, memory: float | None = None) -> str:

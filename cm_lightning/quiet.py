@@ -1,10 +1,13 @@
-"""What Lightning says at every start that helps nobody here: advertisements, absent hardware, others' deprecations."""
+"""What the libraries say that helps nobody here: advertisements, absent hardware, others' deprecations, more bars."""
 
 from __future__ import annotations
 
 import logging
 import re
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\)",  # a deprecation of torch's inside Lightning
@@ -13,11 +16,12 @@ _WARNINGS = (
     r"It is recommended to use `self.log\(.*sync_dist=True",  # a score is of all ranks before it is logged
     r".*TypedStorage is deprecated",
 )
+_LIBRARIES = ("diffusers.utils.logging", "transformers.utils.logging")
 _LINES = re.compile(r"(GPU|TPU|HPU) available: |.*litlogger|.*litmodels|LOCAL_RANK: \d+ - CUDA_VISIBLE_DEVICES")
 
 
 def silence() -> None:
-    """Leave out such lines from now on; all other warnings stay."""
+    """Leave out Lightning's lines of that kind from now on; all other warnings stay."""
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
@@ -26,3 +30,23 @@ def silence() -> None:
 
 def _tells_something(record: logging.LogRecord) -> bool:
     return not _LINES.match(record.getMessage())
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No bars and reports of diffusers and transformers, errors alone, as long as the block runs."""
+    # those that are imported: DINOv2 needs the second alone
+    libraries = [sys.modules[name] for name in _LIBRARIES if name in sys.modules]
+    before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The `local_dir_use_symlinks`")  # which diffusers itself gives the hub
+            yield
+    finally:
+        for library, verbosity, bars in before:
+            library.set_verbosity(verbosity)
+            if bars:
+                library.enable_progress_bar()

@@ -8,8 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from cm_lightning.errors import ConfigError
-from cm_lightning.extras import advice
+from cm_lightning.errors import ConfigError, advice
 
 _LINES = re.findall(
     r"^from (\.\S+) import (\w+) as \2(?:  # (\w+))?$",

@@ -10,9 +10,8 @@ from cm_lightning.callbacks.ema import EMA
 from cm_lightning.cli import main
 from cm_lightning.core.curriculum import ConstantRate
 from cm_lightning.data.toy import Toy
-from cm_lightning.epoch import Epoch
 from cm_lightning.errors import ConfigError
-from cm_lightning.plan import plan, plan_of
+from cm_lightning.plan import Epoch, plan, plan_of
 from tests.helpers import module, trainer
 
 ROOT = Path(__file__).parents[1]

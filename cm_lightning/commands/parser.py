@@ -1,19 +1,32 @@
-"""The parser that the commands share: it says in one line what is wrong, without the usage before it."""
+"""The parser that the commands share: one spelling of options, and one line for what is wrong with them."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 from cm_lightning.errors import near
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, which names the option, and exit code 2."""
+    """An argument parser whose errors are one line, which names the option, and exit code 2.
+
+    Options are spelt with underscores, as those of ``fit`` are; ``--batch-size`` is taken for ``--batch_size``.
+    """
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(prog=f"cm-lightning {prog}", description=description, allow_abbrev=False)
+
+    def parse_args(self, args: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
+        return super().parse_args([self._spelt(argument) for argument in args])
+
+    def _spelt(self, argument: str) -> str:
+        """An argument with the parser's own spelling of its option."""
+        option, equals, value = argument.partition("=")
+        own = f"--{option[2:].replace('-', '_')}"
+        return f"{own}{equals}{value}" if option.startswith("--") and own in self._option_string_actions else argument
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: "):

@@ -16,11 +16,9 @@ from cm_lightning.domains import COUNT
 from cm_lightning.errors import ConfigError, near
 from cm_lightning.files import require_writable
 from cm_lightning.sweep.definition import Sweep, read_sweep
-from cm_lightning.sweep.lock import alone
-from cm_lightning.sweep.log import failure_in
-from cm_lightning.sweep.progress import progress
+from cm_lightning.sweep.progress import failure_in, progress
 from cm_lightning.sweep.search import Search, make_search
-from cm_lightning.sweep.trials import Records, Trial, run_trial, search_path
+from cm_lightning.sweep.trials import Records, Trial, alone, run_trial, search_path
 
 _OVER = ("finished", "stopped", "failed")
 
@@ -35,11 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--count", type=COUNT.parse, help="at most so many trials in all; default: run_cap, or the whole grid"
     )
-    parser.add_argument("--dry-run", "--dry_run", action="store_true", help="print the commands, run nothing")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands, run nothing")
     parser.add_argument("--resume", action="store_true", help="go on with a sweep: finished trials are kept")
-    parser.add_argument(
-        "--retry-failed", "--retry_failed", action="store_true", help="as --resume, and failed trials run again"
-    )
+    parser.add_argument("--retry_failed", action="store_true", help="as --resume, and failed trials run again")
     parser.add_argument("--output", type=Path, help="default: runs/sweeps/NAME")
     return parser
 
@@ -171,7 +167,7 @@ def _of_failures(trials: Sequence[Trial]) -> str | None:
     failed = [str(trial.number) for trial in trials if _failed(trial)]
     if not failed:
         return None
-    return f"{len(failed)} of {len(trials)} trials failed ({', '.join(failed)}): --retry-failed runs them again"
+    return f"{len(failed)} of {len(trials)} trials failed ({', '.join(failed)}): --retry_failed runs them again"
 
 
 def _of_metric(file: Path, metric: str | None, trials: Sequence[Trial]) -> str | None:

@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 
 from cm_lightning.data.base import GenerativeDataModule, Mirrored
 from cm_lightning.data.decode import Decoder
+from cm_lightning.data.layout import members
 from cm_lightning.data.shards import BLOCK, find_shards, shard_index
-from cm_lightning.data.splits import members
 from cm_lightning.errors import DataError
 from cm_lightning.files import cache_folder
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from cm_lightning.data.decode import ENDINGS
-from cm_lightning.data.splits import members
 from cm_lightning.data.tree import Name, Tree
 from cm_lightning.errors import DataError
 
@@ -178,3 +177,18 @@ def _by_list(tree: Tree, names: list[Name], listed: dict[str, int]) -> tuple[Ten
     if missing:
         raise DataError(f"dataset.json has no label of {tree.shown(missing[0])} ({len(missing)} such image(s))")
     return torch.tensor([listed[str(name)] for name in names]), [str(i) for i in range(max(listed.values()) + 1)]
+
+
+def members(split: str, labels: Tensor, every: int = 10) -> Tensor:
+    """Numbers (M,), rising, of the items of ``train`` or ``val`` in a data set without a split of its own.
+
+    Args:
+        split: ``val`` has every tenth item of each class, and at least one in all; ``train`` has the others.
+        labels: (N,) the items' classes; N >= 1.
+        every: one of how many is held out.
+    """
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label in set(labels.tolist()):
+        held_out[(labels == label).nonzero()[every - 1 :: every, 0]] = True
+    held_out[-1] |= not held_out.any()
+    return (held_out if split == "val" else ~held_out).nonzero()[:, 0]

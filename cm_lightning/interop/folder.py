@@ -12,7 +12,7 @@ from cm_lightning.errors import CheckpointError
 
 #: Names of the two files.
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
-#: Of the module in the second.
+#: Under it, the second describes the module.
 KEY = "cm_lightning_module"
 
 

@@ -24,7 +24,7 @@ from cm_lightning.core.latent import LatentSchedule
 from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.hub import on_hub, out_of_reach, silence
 from cm_lightning.latent.structures import HUB, NOISE, UNETS
-from cm_lightning.libraries import quiet
+from cm_lightning.quiet import quiet
 from cm_lightning.recording import Recorded
 from cm_lightning.run import find_export
 

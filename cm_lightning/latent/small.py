@@ -23,7 +23,7 @@ from cm_lightning.domains import COUNT, at_least, multiple_of
 from cm_lightning.errors import CheckpointError
 from cm_lightning.latent.base import TextToImageBase
 from cm_lightning.latent.structures import NOISE, PREDICTIONS, Structure, small_unet
-from cm_lightning.libraries import quiet
+from cm_lightning.quiet import quiet
 from cm_lightning.run import find_export
 
 

@@ -15,7 +15,7 @@ from cm_lightning.domains import COUNT, POSITIVE, Domain
 from cm_lightning.latent.base import Conditioning, TextToImageBase, UNet
 from cm_lightning.latent.lora import TARGETS, adapter_off, add_lora
 from cm_lightning.latent.lora_files import save_kohya, save_lora
-from cm_lightning.libraries import quiet
+from cm_lightning.quiet import quiet
 from cm_lightning.recording import Recorded
 
 #: The widths that :func:`guidance_embedding` can fill.

@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from cm_lightning.errors import CheckpointError
 from cm_lightning.hub import out_of_reach, silence
-from cm_lightning.libraries import quiet
+from cm_lightning.quiet import quiet
 
 
 class ClipScore:

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from cm_lightning.errors import CheckpointError, ConfigError
-from cm_lightning.extras import advice
+from cm_lightning.errors import CheckpointError, ConfigError, advice
 from cm_lightning.metrics.extractor import Extractor, color_pixels, digest
+from cm_lightning.quiet import quiet
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Networks that torchvision gives random weights slowly, and inputs of another range if they are trained.
@@ -108,8 +108,6 @@ class DINOv2(Extractor):
         try:
             from huggingface_hub import snapshot_download
             from transformers import AutoModel
-
-            from cm_lightning.libraries import quiet
         except ModuleNotFoundError as error:
             raise ConfigError(f"DINOv2: {advice(error) or error}") from error
         remedy = "set the weights of DINOv2 to a folder with config.json and model.safetensors of facebook/dinov2-*"

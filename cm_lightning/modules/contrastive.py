@@ -14,8 +14,8 @@ from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.domains import COUNT, at_least
 from cm_lightning.errors import ConfigError
 from cm_lightning.latent.tokenizer import train_tokenizer
-from cm_lightning.libraries import quiet
 from cm_lightning.modules.trained import TrainedModule
+from cm_lightning.quiet import quiet
 
 
 class ContrastiveModule(TrainedModule):

@@ -15,8 +15,8 @@ from cm_lightning.core.noise import unit_noise
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.domains import FRACTION
 from cm_lightning.latent.base import TextToImageBase
-from cm_lightning.libraries import quiet
 from cm_lightning.modules.latent import LatentModule
+from cm_lightning.quiet import quiet
 
 
 class LatentDiffusionModule(LatentModule):

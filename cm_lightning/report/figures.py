@@ -13,7 +13,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 from cm_lightning.files import replacing
-from cm_lightning.metrics.rising import is_rising
+from cm_lightning.report.logs import is_rising
 from cm_lightning.report.runs import Run
 
 

@@ -14,9 +14,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from cm_lightning.metrics.rising import is_rising
 from cm_lightning.report.cells import Setting, best
 from cm_lightning.report.figures import save_figure
+from cm_lightning.report.logs import is_rising
 from cm_lightning.report.tables import Table
 
 

@@ -16,6 +16,11 @@ Note: TypeAlias = Callable[[str], object]
 
 _SCORE = re.compile(r"(?P<stage>val|test)/(?P<metric>\w+)_nfe(?P<nfe>\d+)")
 
+#: Metrics of which more is better; of all others less is.
+_RISING = frozenset(
+    {"accuracy", "clip_score", "coverage", "density", "inception_score", "precision", "psnr", "recall", "ssim"}
+)
+
 
 @dataclass(frozen=True)
 class Score:
@@ -117,3 +122,9 @@ def _number(row: dict[str, str], name: str) -> float:
         return float(row.get(name, ""))
     except ValueError:
         raise ValueError(f"{row.get(name, '')!r} in {name} is not a number") from None
+
+
+def is_rising(metric: str) -> bool:
+    """Whether more is better of a metric by its own name or by the name it is logged under, ``val/accuracy_nfe1``."""
+    name = metric.rpartition("/")[2]
+    return any(name == rising or name.startswith(f"{rising}_") for rising in _RISING)

@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cm_lightning.metrics.rising import is_rising
 from cm_lightning.report.configs import differences
+from cm_lightning.report.logs import is_rising
 from cm_lightning.report.runs import Run
 
 

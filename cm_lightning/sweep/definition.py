@@ -9,9 +9,8 @@ from typing import Any
 
 from cm_lightning.domains import COUNT, FINITE, Domain
 from cm_lightning.errors import ConfigError
-from cm_lightning.sweep.choices import require_choice, require_keys
 from cm_lightning.sweep.command import Values, check_command, command_line
-from cm_lightning.sweep.file import read_mapping
+from cm_lightning.sweep.file import read_mapping, require_choice, require_keys
 from cm_lightning.sweep.parameters import check_parameter
 
 _METHODS = ("grid", "random", "bayes")

@@ -1,14 +1,14 @@
-"""A YAML file as it was written: what cannot be read is told with its file, place and remedy."""
+"""A YAML file as it was written: what cannot be read or is misspelt is told with its place and the remedy."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cm_lightning.errors import ConfigError, flat, what_yaml_says
+from cm_lightning.errors import ConfigError, flat, near, what_yaml_says
 
 
 def read_mapping(path: Path) -> dict[Any, Any]:
@@ -29,6 +29,31 @@ def read_mapping(path: Path) -> dict[Any, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is not a sweep: it holds {_kind(content)}: it needs the keys method and parameters")
     return content
+
+
+def require_choice(key: str, given: object, known: Collection[str]) -> None:
+    """Raise ConfigError unless ``given`` is one of the names."""
+    if not (isinstance(given, str) and given in known):
+        raise ConfigError(f"{key} {given!r} is unknown{_meant(given, known)}; choose {_either(known)}")
+
+
+def require_keys(where: str, given: Mapping[object, object], known: Collection[str]) -> None:
+    """Raise ConfigError for the first key that is not known. ``where`` precedes the key, such as "metric."."""
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"no key {where}{key}{_meant(key, known)}; choose from {', '.join(known)}")
+
+
+def _meant(given: object, known: Collection[str]) -> str:
+    """The near match: "max" and "MAXIMIZE" are near "maximize" too."""
+    word = str(given).lower()
+    begun = [name for name in known if word and name.startswith(word)]
+    return near(begun[0] if len(begun) == 1 else word, known)
+
+
+def _either(names: Collection[str]) -> str:
+    *rest, last = names
+    return f"{', '.join(rest)} or {last}" if rest else last
 
 
 class _Loader(yaml.SafeLoader):

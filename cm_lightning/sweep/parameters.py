@@ -12,7 +12,7 @@ from typing import Any
 
 from cm_lightning.domains import FINITE, FRACTION, INTEGER, POSITIVE, Domain
 from cm_lightning.errors import ConfigError
-from cm_lightning.sweep.choices import require_choice, require_keys
+from cm_lightning.sweep.file import require_choice, require_keys
 
 _Draw = Callable[[Mapping[str, Any], random.Random], Any]
 

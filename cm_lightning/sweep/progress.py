@@ -1,11 +1,18 @@
-"""How far a sweep is."""
+"""What a sweep says of its trials: how far it is, and why one failed."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from cm_lightning.sweep.search import Search
 from cm_lightning.sweep.trials import Trial
+
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+_RANK = re.compile(r"^\[(?:rank|default)\d+\]: ?")  # torchrun and torch put it before each line
+_TRACEBACK = "Traceback (most recent call last):"
+_LONGEST = 500
 
 
 def progress(search: Search, trials: Sequence[Trial], count: int | None, again: int) -> str:
@@ -38,3 +45,31 @@ def duration(seconds: float) -> str:
 def _all(search: Search, trials: Sequence[Trial]) -> int | None:
     left = search.left(trials)
     return None if left is None else len(trials) + left
+
+
+def failure_in(log: Path) -> str:
+    """The line of a log that says why its program failed: an error's, else a traceback's last, else the last."""
+    lines = _lines(log.read_text(errors="replace"))
+    found = _said(lines) or _raised(lines) or (lines[-1].strip() if lines else "there was no output")
+    return found[:_LONGEST]
+
+
+def _lines(text: str) -> list[str]:
+    """The lines as a terminal would show them, without colours and without progress that was overwritten."""
+    shown = (line.rstrip("\r").rpartition("\r")[2] for line in _ESCAPES.sub("", text).split("\n"))
+    return [line for line in (_RANK.sub("", line).rstrip() for line in shown) if line.strip()]
+
+
+def _said(lines: list[str]) -> str | None:
+    """The last line that begins with ``error: ``, else one of a program that names itself; other ranks point at it."""
+    for pattern in (r"^error: (?!another rank failed)", r"^(?:rank \d+: )?error: ", r"^\S.*: error: "):
+        if found := [line for line in lines if re.search(pattern, line)]:
+            return found[-1].strip()
+    return None
+
+
+def _raised(lines: list[str]) -> str | None:
+    """The line of the error below the last traceback's frames."""
+    starts = [index for index, line in enumerate(lines) if line.endswith(_TRACEBACK)]
+    below = lines[starts[-1] + 1 :] if starts else []
+    return next((line for line in below if not line.startswith(" ")), None)

@@ -12,7 +12,7 @@ import time
 import torch
 
 from cm_lightning import load_module
-from cm_lightning.allocator import keep_freed_memory
+from cm_lightning.device import keep_freed_memory
 from cm_lightning.modules.base import GenerativeModule
 
 

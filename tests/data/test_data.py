@@ -9,8 +9,7 @@ from PIL import Image
 
 from cm_lightning.data.digits import embedded_digits
 from cm_lightning.data.folder import ImageFolder
-from cm_lightning.data.idx import read_idx
-from cm_lightning.data.mnist import MNIST, FashionMNIST
+from cm_lightning.data.mnist import MNIST, FashionMNIST, read_idx
 from cm_lightning.data.stream import Stream
 from cm_lightning.data.toy import Toy
 from cm_lightning.errors import ConfigError, DataError

@@ -4,7 +4,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from cm_lightning.data.decode import Decoder
-from cm_lightning.data.splits import members
+from cm_lightning.data.layout import members
 from cm_lightning.errors import ConfigError, DataError
 from cm_lightning.images import to_unit_range
 

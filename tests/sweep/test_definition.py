@@ -195,7 +195,7 @@ def test_an_anchor_that_is_merged_may_be_overridden():
         (["--count=-2"], "--count: must be a whole number of at least 1, got -2"),
         (["--count", "1.5"], "--count: must be a whole number of at least 1, got '1.5'"),
         (["--count=all"], "--count: must be a whole number of at least 1, got 'all'"),
-        (["--retry-fail"], "no option --retry-fail; perhaps --retry-failed is meant"),
+        (["--retry-fail"], "no option --retry-fail; perhaps --retry_failed is meant"),
         (["--cuont=3"], "no option --cuont; perhaps --count is meant"),
     ],
 )

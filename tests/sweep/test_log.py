@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cm_lightning.sweep.log import failure_in
+from cm_lightning.sweep.progress import failure_in
 
 TRACEBACK = """Traceback (most recent call last):
   File "train.py", line 3, in <module>

@@ -18,9 +18,8 @@ from cm_lightning.commands import sweep as command
 from cm_lightning.commands.sweep import main as sweep
 from cm_lightning.errors import ConfigError, DataError
 from cm_lightning.sweep.definition import read_sweep
-from cm_lightning.sweep.lock import alone
 from cm_lightning.sweep.search import make_search
-from cm_lightning.sweep.trials import Records, Trial, _rank
+from cm_lightning.sweep.trials import Records, Trial, _rank, alone
 
 FAKE = Path(__file__).with_name("fake_run.py")
 ROOT = Path(__file__).parents[2]
@@ -66,7 +65,7 @@ def no_trial(*_):
 def test_failures_are_counted_named_and_tried_again(capsys, monkeypatch):
     assert status(write(3, 7, 2)) == 1
     said = capsys.readouterr()
-    assert said.err == "error: 1 of 3 trials failed (2): --retry-failed runs them again\n"
+    assert said.err == "error: 1 of 3 trials failed (2): --retry_failed runs them again\n"
     lines = said.out.splitlines()
     assert lines[0] == "trial 1 of 3: {'x': 3}"
     assert lines[2].startswith("trial 2 of 3 (about 0 s left): {'x': 7}")
@@ -106,7 +105,7 @@ def test_a_metric_that_nobody_logs_is_a_failure_with_the_names(metric, expected,
 
 def test_a_metric_is_not_blamed_where_every_trial_failed(capsys):
     assert status(write(7, metric="fid")) == 1
-    assert capsys.readouterr().err == "error: 1 of 1 trials failed (1): --retry-failed runs them again\n"
+    assert capsys.readouterr().err == "error: 1 of 1 trials failed (1): --retry_failed runs them again\n"
 
 
 def test_both_faults_are_said(capsys):
@@ -317,7 +316,7 @@ def test_two_sweeps_do_not_share_a_folder():
 
 def test_a_killed_process_leaves_no_lock():
     code = (
-        "import os, pathlib; from cm_lightning.sweep.lock import alone\n"
+        "import os, pathlib; from cm_lightning.sweep.trials import alone\n"
         "with alone(pathlib.Path('shared')): os.kill(os.getpid(), 9)"
     )
     killed = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)

@@ -1,0 +1,51 @@
+"""The commands have one style of options."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from importlib import import_module
+
+import pytest
+
+from cm_lightning.__main__ import _COMMANDS
+from cm_lightning.commands.parser import CommandParser
+
+
+@pytest.mark.parametrize("command", _COMMANDS)
+def test_help_shows_underscores_only(command, capsys):
+    with suppress(SystemExit):
+        import_module(f"cm_lightning.commands.{command.replace('-', '_')}").main(["--help"])
+    text = capsys.readouterr().out
+    assert f"usage: cm-lightning {command} " in text
+    assert "--output" in text
+    assert not re.findall(r"--\w+-\w+", text)
+
+
+@pytest.fixture
+def parser():
+    parser = CommandParser("x", "")
+    parser.add_argument("file")
+    parser.add_argument("--batch_size", type=int)
+    parser.add_argument("--retry_failed", action="store_true")
+    return parser
+
+
+@pytest.mark.parametrize(
+    "options", ["--batch_size=3 --retry_failed", "--batch-size 3 --retry-failed", "--batch-size=3 --retry-failed"]
+)
+def test_hyphens_stand_for_underscores(parser, options):
+    args = parser.parse_args(["a-file", *options.split()])
+    assert (args.file, args.batch_size, args.retry_failed) == ("a-file", 3, True)
+
+
+def test_what_is_refused_is_told_as_it_was_spelt(parser, capsys):
+    with pytest.raises(SystemExit):
+        parser.parse_args(["a-file", "--retry-fail"])
+    said = "error: no option --retry-fail; perhaps --retry_failed is meant. See: cm-lightning x --help\n"
+    assert capsys.readouterr().err == said
+
+
+def test_values_keep_their_hyphens(parser):
+    parser.add_argument("--name")
+    assert parser.parse_args(["f", "--name=my-own-name"]).name == "my-own-name"
