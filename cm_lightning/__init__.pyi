@@ -56,6 +56,7 @@ from .core.residual import Adaptive as Adaptive
 from .core.residual import Learned as Learned
 from .core.residual import SquaredError as SquaredError
 from .core.schedule import HoldThenCosine as HoldThenCosine
+from .core.schedule import InverseSquareRoot as InverseSquareRoot
 from .core.schedule import Ramp as Ramp
 from .core.weighting import InverseGap as InverseGap
 from .core.weighting import InverseVariance as InverseVariance

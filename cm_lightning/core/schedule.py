@@ -42,6 +42,21 @@ class HoldThenCosine(RateSchedule):
         return self.drop * (1 + math.cos(math.pi * min(1.0, (step - held) / (total - held)))) / 2
 
 
+class InverseSquareRoot(RateSchedule):
+    """1 up to a step, then falling with the root of the step: sqrt(after / step) (EDM2, Karras et al. 2024, Eq. 15).
+
+    Args:
+        after: the step, at least 1.
+    """
+
+    def __init__(self, after: int = 35_000) -> None:
+        COUNT.check(self, after=after)
+        self.after = after
+
+    def __call__(self, step: int, total: int) -> float:
+        return math.sqrt(self.after / max(step, self.after))
+
+
 class Ramp(Recorded):
     """A straight rise from 0 to 1 between two parts of the run; 1 throughout by default.
 

@@ -32,8 +32,8 @@ def network(seed):
 class OfTheWholeBatch(Curriculum):
     """Each rank takes its part of the pairs that one rank would draw for the whole batch."""
 
-    def __init__(self):
-        self.inner = GridCurriculum(ProgressiveLevels(4, 8))
+    def __init__(self, inner=None):
+        self.inner = inner or GridCurriculum(ProgressiveLevels(4, 8))
 
     def draw(self, n, clock, device="cpu", generator=None):
         if generator is not None:  # validation

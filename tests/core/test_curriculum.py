@@ -14,7 +14,7 @@ from cm_lightning.core.curriculum import (
     ect_r,
 )
 from cm_lightning.core.noise import LogNormal, LogNormalIntervals, karras_sigmas
-from cm_lightning.core.schedule import HoldThenCosine
+from cm_lightning.core.schedule import HoldThenCosine, InverseSquareRoot
 from cm_lightning.core.weighting import InverseGap, InverseVariance, Uniform
 from cm_lightning.errors import ConfigError
 
@@ -125,6 +125,11 @@ def test_learning_rate_rises_holds_drops_and_falls_to_nothing():
     schedule = HoldThenCosine(rise=10, hold=0.5, drop=0.4)
     values = [schedule(step, 100) for step in (0, 9, 49, 50, 75, 100)]
     assert values == pytest.approx([0.1, 1, 1, 0.4, 0.2, 0])
+
+
+def test_a_learning_rate_that_falls_with_the_root_of_the_step():
+    values = [InverseSquareRoot(100)(step, 1000) for step in (0, 100, 400, 900)]
+    assert values == pytest.approx([1, 1, 1 / 2, 1 / 3])
 
 
 def test_a_warm_up_of_the_whole_run_and_a_rate_that_only_holds():

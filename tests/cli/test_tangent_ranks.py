@@ -1,0 +1,28 @@
+"""A derivative within DDP's forward pass: gradients are those of the whole batch on every rank."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cm_lightning.checkpoint import read_checkpoint
+from tests.cli.test_processes import start
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tangents")
+    for ranks in (1, 2):
+        start(str(Path(__file__).with_name("tangent_ranks.py")), str(ranks), str(folder), cwd=folder)
+    return folder
+
+
+@pytest.mark.xdist_group("tangent ranks")
+@pytest.mark.parametrize("name", ["scd", "meanflow"])
+def test_two_ranks_train_what_one_trains_with_the_whole_batch(folder, name):
+    one, two = (read_checkpoint(folder / f"{name}{ranks}.ckpt") for ranks in (1, 2))
+    assert one["trained_steps"] == two["trained_steps"] == 3
+    torch.testing.assert_close(two["state_dict"], one["state_dict"], rtol=1e-4, atol=1e-5)
+    learned = [key for key in one["state_dict"] if key.startswith("objective")]
+    assert bool(learned) == (name == "scd")  # the weight of sCD is a network of its own
+    assert all(one["state_dict"][key].abs().sum() > 0 for key in learned)
