@@ -8,6 +8,7 @@ import sys
 from argparse import ArgumentParser, _SubParsersAction
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -24,6 +25,8 @@ import cm_lightning.data.all
 import cm_lightning.modules.all  # noqa: F401
 from cm_lightning.adapt import adapt_to_data
 from cm_lightning.allocator import keep_freed_memory
+from cm_lightning.callbacks.named import forget_absent, in_order, named_class
+from cm_lightning.callbacks.refused import refuse_unsuitable
 from cm_lightning.callbacks.run_directory import RunDirectory
 from cm_lightning.complaints import complaint, short_lists
 from cm_lightning.errors import ConfigError, what_yaml_says
@@ -131,6 +134,7 @@ class _CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--base", type=str, help="Inside a file: the file that it builds on.")
+        parser.add_class_arguments(self._named, "callbacks", fail_untyped=False, sub_configs=True)
         parser.add_argument(
             "--wandb",
             type=Literal["off", "online", "offline"],
@@ -145,7 +149,12 @@ class _CLI(LightningCLI):
         )
         parser.add_argument("--memory", type=float | None, help="With --dry_run: GiB of the card to fill.")
 
+    @cached_property
+    def _named(self) -> type:
+        return named_class(sys.argv[1:])
+
     def before_instantiate_classes(self) -> None:
+        forget_absent(self.config[self.subcommand])
         check_trainer(self.config[self.subcommand].trainer)
         adapt_to_data(self.config[self.subcommand], sys.argv[1:])
         name_checkpoints(self.config[self.subcommand])
@@ -172,8 +181,9 @@ class _CLI(LightningCLI):
         config = self.config_init[self.subcommand]
         kwargs |= trainer_options(config.trainer)
         loggers = config.trainer.logger
-        given = config.trainer.callbacks or []
-        callbacks = given if isinstance(given, list) else [given]
+        given = in_order(config)
+        refuse_unsuitable(given)
+        callbacks = [callback for _, callback in given]
         if config.trainer.enable_progress_bar is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
         if config.wandb != "off":
@@ -219,6 +229,26 @@ def _null(argument: str) -> str:
     return f"{argument[: -len('None')]}null" if re.fullmatch(r"--[\w.+]+=None", argument) else argument
 
 
+def _files_first(arguments: Sequence[str]) -> list[str]:
+    """Options override files wherever they stand: W&B's agent sorts them by name, and callbacks come before config.
+
+    ``--callbacks=null`` is told as a file tells it; as an option it would need names.
+    """
+    files, options, rest = [], [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument in ("--config", "-c"):
+            files += [argument, *rest[:1]]
+            del rest[:1]
+        elif argument.startswith(("--config=", "-c=")):
+            files.append(argument)
+        else:
+            options.append(argument)
+    if "--callbacks=null" in options:
+        files.append("--config={callbacks: null}")
+    return [*options[:1], *files, *(option for option in options[1:] if option != "--callbacks=null")]
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run ``fit``, ``validate``, ``test`` or ``predict``; ``args`` as on the command line, which is the default."""
     keep_freed_memory()
@@ -226,7 +256,7 @@ def main(args: Sequence[str] | None = None) -> None:
     set_parsing_settings(add_print_completion_argument=True)
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
     arguments = [_null(argument) for argument in take_debug(sys.argv[1:] if args is None else args)]
-    sys.argv[1:] = arguments  # DDP starts its other ranks with this very command
+    sys.argv[1:] = _files_first(arguments)  # DDP starts its other ranks with this very command
     with reported():
         _CLI(
             TrainedModule,
