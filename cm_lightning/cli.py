@@ -127,6 +127,12 @@ class _SaveConfig(SaveConfigCallback):
 
 
 class _CLI(LightningCLI):
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The one that is asked for: to build the parsers of the others takes time, and nobody sees them."""
+        known = LightningCLI.subcommands()
+        return {name: known[name] for name in sys.argv[1:2] if name in known} or known
+
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = self.parser_class(**kwargs)
         parser.add_argument("-c", "--config", action=_ConfigFile, help="A YAML file; repeat to override the former.")
