@@ -25,7 +25,6 @@ import cm_lightning.data.all
 import cm_lightning.modules.all  # noqa: F401
 from cm_lightning.adapt import adapt_to_data
 from cm_lightning.allocator import keep_freed_memory
-from cm_lightning.callbacks.named import forget_absent, in_order, named_class
 from cm_lightning.callbacks.refused import refuse_unsuitable
 from cm_lightning.callbacks.run_directory import RunDirectory
 from cm_lightning.complaints import complaint, short_lists
@@ -33,6 +32,7 @@ from cm_lightning.errors import ConfigError, what_yaml_says
 from cm_lightning.failures import error_of_the_suite, reported, take_debug
 from cm_lightning.files import replacing
 from cm_lightning.modules.trained import TrainedModule
+from cm_lightning.named_callbacks import forget_absent, in_order, named_class
 from cm_lightning.plan import plan_of
 from cm_lightning.quiet import silence
 from cm_lightning.run import RunNote, run_directory

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from cm_lightning.callbacks.named import by_name
 from cm_lightning.checkpoint import CONFIG_KEY
 from cm_lightning.errors import CheckpointError, ConfigError
+from cm_lightning.named_callbacks import by_name
 
 #: Options that say where a run is, not what it does.
 _ASIDE = (

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from cm_lightning.callbacks.named import by_name
 from cm_lightning.errors import DataError
+from cm_lightning.named_callbacks import by_name
 
 # where a run's files go, what is shown of it while it trains, and what the tables of runs say in columns of their own
 _NOT_COMPARED = frozenset(

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from cm_lightning import cli
-from cm_lightning.callbacks.named import NAMES, by_name
 from cm_lightning.cli import main
+from cm_lightning.named_callbacks import NAMES, by_name
 from cm_lightning.report.configs import differences, read_config
 from cm_lightning.sweep.definition import read_sweep
 from cm_lightning.sweep.search import make_search
