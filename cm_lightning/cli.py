@@ -8,6 +8,7 @@ import sys
 from argparse import ArgumentParser, _SubParsersAction
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -20,6 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from cm_lightning.adapt import adapt_to_data
+from cm_lightning.callbacks.refused import refuse_unsuitable
 from cm_lightning.callbacks.run_directory import RunDirectory, run_directory
 from cm_lightning.complaints import complaint, short_lists
 from cm_lightning.device import keep_freed_memory
@@ -27,6 +29,7 @@ from cm_lightning.errors import ConfigError, what_yaml_says
 from cm_lightning.failures import error_of_the_suite, reported, take_debug
 from cm_lightning.files import replacing
 from cm_lightning.modules.trained import TrainedModule
+from cm_lightning.named_callbacks import forget_absent, in_order, named_class
 from cm_lightning.plan import plan_of
 from cm_lightning.quiet import silence
 from cm_lightning.registry import make_known
@@ -124,6 +127,12 @@ class _SaveConfig(SaveConfigCallback):
 
 
 class _CLI(LightningCLI):
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The one that is asked for: to build the parsers of the others takes time, and nobody sees them."""
+        known = LightningCLI.subcommands()
+        return {name: known[name] for name in sys.argv[1:2] if name in known} or known
+
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = self.parser_class(**kwargs)
         parser.add_argument("-c", "--config", action=_ConfigFile, help="A YAML file; repeat to override the former.")
@@ -131,6 +140,7 @@ class _CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--base", type=str, help="Inside a file: the file that it builds on.")
+        parser.add_class_arguments(self._named, "callbacks", fail_untyped=False, sub_configs=True)
         parser.add_argument(
             "--wandb",
             type=Literal["off", "online", "offline"],
@@ -145,7 +155,12 @@ class _CLI(LightningCLI):
         )
         parser.add_argument("--memory", type=float | None, help="With --dry_run: GiB of the card to fill.")
 
+    @cached_property
+    def _named(self) -> type:
+        return named_class(sys.argv[1:])
+
     def before_instantiate_classes(self) -> None:
+        forget_absent(self.config[self.subcommand])
         check_trainer(self.config[self.subcommand].trainer)
         adapt_to_data(self.config[self.subcommand], sys.argv[1:])
         name_checkpoints(self.config[self.subcommand])
@@ -172,8 +187,9 @@ class _CLI(LightningCLI):
         config = self.config_init[self.subcommand]
         kwargs |= trainer_options(config.trainer)
         loggers = config.trainer.logger
-        given = config.trainer.callbacks or []
-        callbacks = given if isinstance(given, list) else [given]
+        given = in_order(config)
+        refuse_unsuitable(given)
+        callbacks = [callback for _, callback in given]
         if config.trainer.enable_progress_bar is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
         if config.wandb != "off":
@@ -219,6 +235,26 @@ def _null(argument: str) -> str:
     return f"{argument[: -len('None')]}null" if re.fullmatch(r"--[\w.+]+=None", argument) else argument
 
 
+def _files_first(arguments: Sequence[str]) -> list[str]:
+    """Options override files wherever they stand: W&B's agent sorts them by name, and callbacks come before config.
+
+    ``--callbacks=null`` is told as a file tells it; as an option it would need names.
+    """
+    files, options, rest = [], [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument in ("--config", "-c"):
+            files += [argument, *rest[:1]]
+            del rest[:1]
+        elif argument.startswith(("--config=", "-c=")):
+            files.append(argument)
+        else:
+            options.append(argument)
+    if "--callbacks=null" in options:
+        files.append("--config={callbacks: null}")
+    return [*options[:1], *files, *(option for option in options[1:] if option != "--callbacks=null")]
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run ``fit``, ``validate``, ``test`` or ``predict``; ``args`` as on the command line, which is the default."""
     keep_freed_memory()
@@ -228,7 +264,7 @@ def main(args: Sequence[str] | None = None) -> None:
     arguments = [_null(argument) for argument in take_debug(sys.argv[1:] if args is None else args)]
     make_known()
     make_known(" ".join(arguments))
-    sys.argv[1:] = arguments  # DDP starts its other ranks with this very command
+    sys.argv[1:] = _files_first(arguments)  # DDP starts its other ranks with this very command
     with reported():
         _CLI(
             TrainedModule,

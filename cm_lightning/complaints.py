@@ -85,6 +85,8 @@ def _innermost(message: str) -> tuple[Path_, str, str]:
     while True:
         if key := re.match(r"(?:Parser key|[Pp]roblem with key) \"([^\"]+)\":?\s*", text):
             path, text = (*path, *_parts(key[1])), text[key.end() :]
+        elif whole := re.match(r"Unable to load config .*?(?=Parser key)", text, re.S):  # which says the whole name
+            path, text = (), text[whole.end() :]
         elif given := re.search(r"^( *)(?:- )?Problem with given class_path '([^']+)':\n", text, re.M):
             owner, text = given[2], _block(text[given.end() :], len(given[1]))
         elif call := re.search(r"expects a function or a callable class: (?=Parser key|Option)", text):
@@ -230,6 +232,12 @@ def _place(path: Path_, arguments: Sequence[str]) -> str:
 
 def given_options(arguments: Sequence[str]) -> Iterator[tuple[Path_, Path | None]]:
     """The names of all that the files and the command line set, in order, and the file: ``("model", "backbone")``."""
+    for path, _, file in given_values(arguments):
+        yield path, file
+
+
+def given_values(arguments: Sequence[str]) -> Iterator[tuple[Path_, Any, Path | None]]:
+    """The same, with the values; the name of a class is a value of the option that it is the class of."""
     rest = list(arguments)
     while rest:
         option, equals, value = rest.pop(0).partition("=")
@@ -239,26 +247,34 @@ def given_options(arguments: Sequence[str]) -> Iterator[tuple[Path_, Path | None
             value = rest.pop(0)
         if option in ("--config", "-c"):
             yield from _in_file(Path(value))
-        yield _parts(option.lstrip("-").removesuffix("+")), None
+        for path, inner in _values(_loaded(value), _parts(option.lstrip("-").removesuffix("+"))):
+            yield path, inner, None
 
 
-def _in_file(path: Path) -> Iterator[tuple[Path_, Path | None]]:
+def _in_file(path: Path, heirs: tuple[Path, ...] = ()) -> Iterator[tuple[Path_, Any, Path | None]]:
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, ValueError, yaml.YAMLError):
         return
     if not isinstance(content, dict):
         return
-    base = content.get("base")
-    if isinstance(base, str) and (path.parent / base).resolve() != path.resolve():
-        yield from _in_file(path.parent / base)
-    for keys in _keys(content):
-        yield keys, path
+    base, heirs = content.get("base"), (*heirs, path.resolve())
+    if isinstance(base, str) and (path.parent / base).resolve() not in heirs:
+        yield from _in_file(path.parent / base, heirs)
+    for keys, value in _values(content):
+        yield keys, value, path
 
 
-def _keys(value: Any, path: Path_ = ()) -> Iterator[Path_]:
-    yield path
+def _loaded(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _values(value: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
+    yield path, value
     for item in value if isinstance(value, list) else ():
-        yield from _keys(item, path)
+        yield from _values(item, path)
     for key, inner in value.items() if isinstance(value, dict) else ():
-        yield from _keys(inner, (*path, *_parts(str(key))))
+        yield from _values(inner, (*path, *_parts(str(key))))

@@ -11,6 +11,7 @@ import yaml
 
 from cm_lightning.checkpoint import CONFIG_KEY
 from cm_lightning.errors import CheckpointError, ConfigError
+from cm_lightning.named_callbacks import by_name
 
 #: Options that say where a run is, not what it does.
 _ASIDE = (
@@ -113,16 +114,25 @@ def _former(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of the model and the data beside each other, lists of objects by the names of their classes."""
     plain: dict[str, Any] = {}
-    for name, value in config.items():
-        if name in ("model", "data") and isinstance(value, Mapping):
-            value = {"class_path": value.get("class_path"), **(value.get("init_args") or {})}  # noqa: PLW2901
+    for name, value in by_name(config).items():
+        if name in ("model", "data"):
+            value = _with_arguments(value)  # noqa: PLW2901
+        if name == "callbacks":
+            value = {own: _with_arguments(entry) for own, entry in value.items()}  # noqa: PLW2901
         plain[name] = _by_class(value)
     trainer, model = plain.get("trainer"), plain.get("model")
-    if isinstance(trainer, dict) and "callbacks" in trainer:
+    if isinstance(trainer, dict):
         trainer["callbacks"] = trainer["callbacks"] or {}
     if isinstance(model, dict) and "optimizer" in model:
         model["optimizer"] = model["optimizer"] or _DEFAULTS["model.optimizer"]
     return plain
+
+
+def _with_arguments(value: Any) -> Any:
+    """The arguments of a class beside its name."""
+    if not isinstance(value, Mapping):
+        return value
+    return {"class_path": value.get("class_path"), **(value.get("init_args") or {})}
 
 
 def _by_class(value: Any) -> Any:
@@ -149,7 +159,7 @@ def _compare(option: str, old: Any, new: Any) -> list[Change]:
     if "class_path" in old and "class_path" in new and old["class_path"] != new["class_path"]:
         return [Change(f"{option}.class_path", old["class_path"], new["class_path"])]
     shared = [name for name in new if name in old]
-    if option == "trainer.callbacks":  # the others are options that one version of the suite does not know
+    if option in ("callbacks", "trainer.callbacks"):  # other options may be of one version of the suite alone
         shared = list(dict.fromkeys([*old, *new]))
     return [
         c for name in shared for c in _compare(f"{option}.{name}" if option else name, old.get(name), new.get(name))

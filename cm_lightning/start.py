@@ -15,7 +15,6 @@ import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 
-from cm_lightning.callbacks.refused import refuse_unsuitable
 from cm_lightning.callbacks.resumed import Resumed
 from cm_lightning.callbacks.run_directory import RunDirectory
 from cm_lightning.checkpoint import read_checkpoint
@@ -47,13 +46,7 @@ def name_checkpoints(config: Any) -> None:
 
 
 def trainer_options(config: Any) -> dict[str, Any]:
-    """The Trainer's options where they differ from ours: its interval of validation is in batches, ours in steps.
-
-    Raises:
-        ConfigError: a callback that does not go together with these trainings.
-    """
-    callbacks = config.callbacks or []
-    refuse_unsuitable(callbacks if isinstance(callbacks, Sequence) else [callbacks])
+    """The Trainer's options where they differ from ours: its interval of validation is in batches, ours in steps."""
     interval, accumulate = config.val_check_interval, config.accumulate_grad_batches
     if isinstance(interval, int) and not isinstance(interval, bool) and isinstance(accumulate, int):
         return {"val_check_interval": interval * max(1, accumulate)}

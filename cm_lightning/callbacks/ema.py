@@ -75,7 +75,10 @@ class EMA(Callback):
             raise ConfigError(f"EMA: {type(pl_module).__name__} has no submodule {self.attribute!r}")
         mine = [c for c in trainer.callbacks if isinstance(c, EMA) and c.attribute == self.attribute]  # type: ignore[attr-defined]
         if sum(c.evaluate for c in mine) > 1:
-            raise ConfigError(f"two EMA callbacks of {self.attribute} evaluate: give all but one evaluate: false")
+            raise ConfigError(
+                f"two EMA callbacks of {self.attribute} evaluate: give all but one evaluate: false, or "
+                "leave one out by --callbacks.ema null"
+            )
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         live = self._live(pl_module)

@@ -19,9 +19,9 @@ _REASONS = {
 }
 
 
-def refuse_unsuitable(callbacks: Iterable[object]) -> None:
-    """Raise ConfigError for the first callback of those."""
-    for callback in callbacks:
+def refuse_unsuitable(callbacks: Iterable[tuple[str, object]]) -> None:
+    """Raise ConfigError for the first callback of those, by the option that it is from."""
+    for option, callback in callbacks:
         for kind, reason in _REASONS.items():
             if isinstance(callback, kind):
-                raise ConfigError(f"trainer.callbacks: {kind.__name__} {reason}")
+                raise ConfigError(f"{option}: {kind.__name__} {reason}")

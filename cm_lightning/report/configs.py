@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from cm_lightning.errors import DataError
+from cm_lightning.named_callbacks import by_name
 
 # where a run's files go, what is shown of it while it trains, and what the tables of runs say in columns of their own
 _NOT_COMPARED = frozenset(
@@ -79,7 +80,7 @@ def options(config: dict[str, Any]) -> dict[str, Any]:
     """
     flat = {
         name: value
-        for name, value in _flat("", config).items()
+        for name, value in _flat("", by_name(config)).items()
         if not any(name == other or name.startswith(f"{other}.") for other in _NOT_COMPARED)
         and not name.endswith(_PLACES)
     }

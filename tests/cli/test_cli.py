@@ -220,12 +220,12 @@ def test_errors_are_a_line_that_names_the_option(toy_run, capsys):
     Path("half.ckpt").write_bytes((toy_run / "checkpoints/last.ckpt").read_bytes()[:999])
     assert "half.ckpt cannot be read" in failure(capsys, "test", toy, "--ckpt_path=half.ckpt")
     assert "no checkpoint below runs/ConsistencyTraining; leave the option out" in failure(
-        capsys, "fit", toy, "--trainer.logger=false", "--trainer.callbacks=null", "--ckpt_path=last"
+        capsys, "fit", toy, "--trainer.logger=false", "--callbacks=null", "--ckpt_path=last"
     )
     Path("loop.yaml").write_text("base: loop.yaml\n")
     assert "builds on itself" in failure(capsys, "fit", "--config=loop.yaml")
     assert "set --data.root" in failure(capsys, "fit", toy, "--data=FashionMNIST", "--data.root=nowhere")
-    assert "set its extractor to Inception" in failure(capsys, "fit", toy, "--trainer.callbacks+=Quality")
+    assert "set its extractor to Inception" in failure(capsys, "fit", toy, "--callbacks.quality={}")
 
 
 def test_distillation_by_the_command_line(toy_run, capsys):
@@ -266,9 +266,10 @@ def test_the_last_steps_are_in_the_last_checkpoint():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("*.yaml")), ids=lambda p: "/".join(p.parts[-2:]))
 def test_every_shipped_experiment_saves_its_end(path):
-    callbacks = [yaml.safe_load(p.read_text()).get("trainer", {}).get("callbacks") for p in cli._lineage(path)]
-    for callback in [names for names in callbacks if names][-1:]:
-        assert "SaveLast" in [entry["class_path"] for entry in callback]
+    named = [yaml.safe_load(p.read_text()).get("callbacks") or {} for p in cli._lineage(path)]
+    entries = [names["save_last"] for names in named if "save_last" in names]
+    assert None not in entries
+    assert entries or not any(named)
 
 
 def test_errors_of_sample(toy_run, capsys):
@@ -290,7 +291,7 @@ def test_an_error_of_a_loader_process_is_one_line(capsys):
     write_images("images")
     Path("images/7.png").write_bytes(b"no image")
     options = ["--trainer.precision=32-true", "--trainer.accelerator=cpu", "--model.backbone.channels=8"]
-    loader = ["--data.root=images", "--data.num_workers=1", "--data.batch_size=4", "--trainer.callbacks=null"]
+    loader = ["--data.root=images", "--data.num_workers=1", "--data.batch_size=4", "--callbacks=null"]
     error = failure(capsys, "fit", f"--config={ROOT}/experiments/folder/ct.yaml", *options, *loader)
     assert error.splitlines()[-1] == "error: images/7.png cannot be read as an image: repair or remove it"
 
@@ -350,7 +351,7 @@ def fit_two_steps(path, *options):
     short = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1", one]
     here = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"]
     tiny = ["--model.backbone.channels=8", "--data.batch_size=4"]
-    callbacks = "--trainer.callbacks=[{class_path: EMA}, {class_path: SaveLast}]"
+    callbacks = "--callbacks={throughput: null, samples: null, quality: null, progress: null}"
     main(["fit", f"--config={path}", *short, *here, *tiny, callbacks, *options])
 
 

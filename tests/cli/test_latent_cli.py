@@ -30,15 +30,13 @@ from cm_lightning.modules.loading import load_module, load_trained
 from tests.cli.test_cli import ROOT, failure
 
 RECIPES = ROOT / "experiments/lcm_lora"
-CALLBACKS = json.dumps([{"class_path": "EMA", "init_args": {"decay": 0.5}}, {"class_path": "Export"},
-                        {"class_path": "PromptGrid", "init_args": {"steps": [1], "num_samples": 2}},
-                        {"class_path": "SaveLast"}])  # fmt: skip
-PLAIN = json.dumps([{"class_path": "EMA"}, {"class_path": "Export"}, {"class_path": "SaveLast"}])
+CALLBACKS = "{ema: {decay: 0.5}, throughput: null, prompts: {steps: [1], num_samples: 2}, progress: null}"
+PLAIN = "{throughput: null, progress: null}"
 
 
 def fit(recipe, *options, callbacks=CALLBACKS):
     main(["fit", f"--config={RECIPES}/{recipe}.yaml", "--trainer.max_steps=2", "--trainer.val_check_interval=2",
-          "--trainer.limit_val_batches=1", "--trainer.accelerator=cpu", f"--trainer.callbacks={callbacks}",
+          "--trainer.limit_val_batches=1", "--trainer.accelerator=cpu", f"--callbacks={callbacks}",
           "--data.batch_size=4", "--trainer.log_every_n_steps=1", *options])  # fmt: skip
 
 

@@ -86,14 +86,12 @@ def test_tests_belong_to_the_run_they_tested_and_solvers_to_the_baselines(capsys
 
 
 def test_a_real_run_resumed_and_tested_is_one_run(capsys):
-    quality = "{class_path: Quality, init_args: {nfe: [1, 2], num_samples: 20}}"
-    grid = "{class_path: SampleGrid, init_args: {num_samples: 4, nfe: [1]}}"
     saving = "{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {save_last: true, save_top_k: 0}}"
-    callbacks = f"--trainer.callbacks=[{{class_path: Throughput}}, {quality}, {grid}, {saving}]"
+    callbacks = "{ema: null, throughput: {}, quality: {num_samples: 20}, samples: {num_samples: 4, nfe: [1]}"
     image = [
         f"--config={CONF}/image.yaml",
         "--trainer.log_every_n_steps=1",
-        callbacks,
+        f"--callbacks={callbacks}, save_last: null, saving: {saving}}}",
         "--trainer.val_check_interval=2",
     ]
     main(["fit", *image, "--trainer.max_steps=2"])

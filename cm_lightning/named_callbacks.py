@@ -1,0 +1,138 @@
+"""Callbacks by name, so that a recipe changes one of them without repeating the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import make_dataclass
+from keyword import iskeyword
+from pathlib import Path
+from typing import Any
+
+import cm_lightning
+from cm_lightning.complaints import given_values
+from cm_lightning.errors import ConfigError, near
+
+#: The suite's names and classes, in the order in which the Trainer gets them: samples are drawn of averaged weights.
+NAMES = {
+    "ema": "EMA",
+    "throughput": "Throughput",
+    "samples": "SampleGrid",
+    "prompts": "PromptGrid",
+    "quality": "Quality",
+    "save_last": "SaveLast",
+    "export": "Export",
+    "progress": "RunProgress",
+}
+_HELP = """Callbacks by name: {} is one with its defaults, null leaves it out; your own take a new name and a class_path
+
+Args:
+    ema: averages the weights, for evaluation.
+    throughput: logs the speed of the training.
+    samples: draws sheets of samples.
+    prompts: draws sheets of prompts.
+    quality: measures samples.
+    save_last: saves checkpoints.
+    export: writes what other programs load.
+    progress: shows a bar.
+"""
+_LISTED = "trainer.callbacks"
+
+
+def named_class(arguments: Sequence[str]) -> type:
+    """A class of optional callbacks: the suite's, and those that the files and the command line name a class for.
+
+    Args:
+        arguments: of the command line.
+
+    Raises:
+        ConfigError: a name that is neither, or callbacks that have no names.
+    """
+    from lightning.pytorch.callbacks import Callback  # not where runs are compared
+
+    kinds: dict[str, Any] = {name: getattr(cm_lightning, kind) for name, kind in NAMES.items()}
+    kinds |= dict.fromkeys(_own_names(arguments), Callback)
+    named = [(name, kind | None, None) for name, kind in kinds.items()]
+    return make_dataclass("Named", named, namespace={"__doc__": _HELP})
+
+
+def in_order(config: Any) -> list[tuple[str, Any]]:
+    """All callbacks of a configuration whose classes are built, in their order, each with the option it is from."""
+    named = vars(config.callbacks) if config.get("callbacks") else {}
+    return [
+        *((f"callbacks.{name}", callback) for name, callback in named.items() if callback),
+        *((_LISTED, callback) for callback in _list(config.trainer.callbacks)),
+    ]
+
+
+def forget_absent(config: Any) -> None:
+    """Take out what is left out, so that a saved file has no name that is neither the suite's nor has a class."""
+    named = vars(config.callbacks) if config.get("callbacks") else {}
+    config.callbacks = type(config)(**{name: entry for name, entry in named.items() if entry is not None})
+
+
+def by_name(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved configuration in which the suite's own among the Trainer's list have their names, and none is null.
+
+    So a run from before there were names is compared with those of today.
+    """
+    named, trainer = config.get("callbacks"), config.get("trainer")
+    found = {name: entry for name, entry in named.items() if entry} if isinstance(named, Mapping) else {}
+    if not isinstance(trainer, Mapping):
+        return {**config, "callbacks": found}
+    rest = []
+    for entry in _list(trainer.get("callbacks")):
+        name = _name(entry)
+        if name is None or name in found:
+            rest.append(entry)
+        else:
+            found[name] = entry
+    return {**config, "callbacks": found, "trainer": {**trainer, "callbacks": rest}}
+
+
+def _own_names(arguments: Sequence[str]) -> list[str]:
+    """The names that are not the suite's. Each must have a class somewhere, or it is a misspelt one."""
+    places: dict[str, Path | None] = {}
+    own: list[str] = []
+    for path, value, file in given_values(arguments):
+        if path[:1] != ("callbacks",):
+            continue
+        _check_kind(path, value, file)
+        if len(path) > 1 and path[1] not in NAMES:
+            places.setdefault(path[1], file)
+            if len(path) == 2 and isinstance(value, str):  # of a class_path too the path ends here
+                own.append(path[1])
+    for name, file in places.items():
+        if name not in own:
+            raise ConfigError(
+                f"no option --callbacks.{name}{_in(file)}{near(name, [*NAMES, *own])}; choose one of "
+                f"{', '.join(NAMES)}, or give a callback of your own its class_path"
+            )
+        if not name.isidentifier() or iskeyword(name):
+            raise ConfigError(f"--callbacks.{name}{_in(file)}: choose a name of letters, digits and underscores")
+    return list(places)
+
+
+def _check_kind(path: tuple[str, ...], value: Any, file: Path | None) -> None:
+    """The callbacks have names, and a callback has options."""
+    if len(path) > 2 or value is None or isinstance(value, Mapping):
+        return
+    option = f"--{'.'.join(path)}{_in(file)}"
+    if len(path) == 1 and not (isinstance(value, str) and Path(value).is_file()):
+        raise ConfigError(f"{option} must have names, as {{ema: {{decay: 0.99}}}}, got {value}: a list is {_LISTED}")
+    if len(path) == 2 and not isinstance(value, str):
+        raise ConfigError(f"{option} must be its options, a class or null, got {value}")
+
+
+def _name(entry: Any) -> str | None:
+    """The suite's name of a callback in a list."""
+    kind = str(entry.get("class_path")).rpartition(".")[2] if isinstance(entry, Mapping) else None
+    return next((name for name, known in NAMES.items() if known == kind), None)
+
+
+def _list(given: Any) -> list[Any]:
+    """Lightning takes one callback in the place of a list."""
+    return list(given) if isinstance(given, Sequence) else [given] if given else []
+
+
+def _in(file: Path | None) -> str:
+    return f" in {file}" if file else ""
