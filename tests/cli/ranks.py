@@ -53,9 +53,11 @@ def noise_of_the_whole_batch(shape, generator=None, device="cpu", dtype=torch.fl
 
 
 class Watch(L.Callback):
-    """Everything that must be alike on all ranks is."""
+    """Everything that must be alike on all ranks is, and their noise is not."""
 
     def on_train_batch_end(self, trainer, pl_module, *_):
+        noise = trainer.strategy.all_gather(torch.rand(3)).reshape(RANKS, -1)
+        assert len(noise.unique(dim=0)) == RANKS
         parts = [pl_module.backbone, pl_module.target, pl_module.teacher.backbone]
         held = torch.cat([p.detach().flatten() for part in parts for p in part.parameters()])
         schedules = torch.tensor([*pl_module.progress(*pl_module.clock).values()])
@@ -72,6 +74,7 @@ class NoteScores(L.Callback):
 if __name__ == "__main__":
     RANKS, output = int(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
+    L.seed_everything(0)
     consistency.unit_noise, seen = noise_of_the_whole_batch, NoteScores()
     teacher = DiffusionModule(network(2), (1, 28, 28))
     module = ConsistencyDistillation(

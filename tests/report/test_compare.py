@@ -11,7 +11,7 @@ from cm_lightning.commands.compare import main as compare
 from cm_lightning.errors import ConfigError, DataError
 from cm_lightning.report.runs import read_runs
 from cm_lightning.report.tables import difference_table, few_step_table, target_table
-from tests.cli.test_processes import CONF
+from tests.processes import CONF
 
 
 @pytest.fixture(autouse=True)

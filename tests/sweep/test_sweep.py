@@ -17,7 +17,7 @@ from cm_lightning.errors import ConfigError
 from cm_lightning.sweep.definition import read_sweep
 from cm_lightning.sweep.search import Grid, make_search
 from cm_lightning.sweep.trials import Records, Trial, run_trial
-from tests.cli.test_processes import CONF, ROOT
+from tests.processes import CONF, ROOT
 
 SHIPPED = sorted((ROOT / "sweeps").glob("*.yaml"))
 FAKE = Path(__file__).with_name("fake_run.py")
