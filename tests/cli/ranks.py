@@ -74,7 +74,6 @@ class NoteScores(L.Callback):
 if __name__ == "__main__":
     RANKS, output = int(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
-    L.seed_everything(0)
     consistency.unit_noise, seen = noise_of_the_whole_batch, NoteScores()
     teacher = DiffusionModule(network(2), (1, 28, 28))
     module = ConsistencyDistillation(
@@ -86,6 +85,7 @@ if __name__ == "__main__":
     quality = Quality(nfe=[1], num_samples=31, batch_size=10, cache=f"cache{RANKS}", kid=True)  # 31: uneven shares
     callbacks = [ema, Watch(), quality, seen]
     options = {"strategy": "ddp", "devices": RANKS} if RANKS > 1 else {}
+    L.seed_everything(0)
     t = trainer(".", max_steps=3, max_epochs=-1, val_check_interval=3, check_val_every_n_epoch=None,
                 limit_val_batches=1, callbacks=callbacks, **options)  # fmt: skip
     RANK = t.global_rank

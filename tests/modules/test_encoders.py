@@ -21,6 +21,8 @@ from cm_lightning.modules.contrastive import ContrastiveModule
 from cm_lightning.modules.latent_diffusion import LatentDiffusionModule
 from tests.helpers import module, trainer
 
+pytestmark = pytest.mark.xdist_group("encoders")  # they are trained once
+
 TINY = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8), "num_encoder_blocks": (1, 1),
         "num_decoder_blocks": (1, 1), "latent_channels": 4}  # fmt: skip
 
@@ -40,7 +42,7 @@ def encoders(tmp_path_factory):
     autoencoder.export(folder / "vae")
     torch.manual_seed(1)
     clip = ContrastiveModule(width=32, patch=16, layers=1, heads=2, optimizer=lambda p: torch.optim.Adam(p, 1e-3))
-    trainer(folder, max_steps=300, gradient_clip_val=1.0).fit(clip, datamodule=CaptionedMNIST(batch_size=32))
+    trainer(folder, max_steps=120, gradient_clip_val=1.0).fit(clip, datamodule=CaptionedMNIST(batch_size=32))
     clip.export(folder / "clip")
     return folder, autoencoder, clip
 
