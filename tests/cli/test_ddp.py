@@ -20,7 +20,6 @@ def one_and_two_ranks(tmp_path_factory):
     return folder, logs
 
 
-@pytest.mark.xdist_group("ranks")
 def test_two_ranks_train_what_one_rank_trains_with_the_whole_batch(one_and_two_ranks):
     folder, _ = one_and_two_ranks
     one, two = (read_checkpoint(folder / f"{n}.ckpt") for n in (1, 2))
@@ -35,7 +34,6 @@ def test_two_ranks_train_what_one_rank_trains_with_the_whole_batch(one_and_two_r
     assert not torch.equal(states[0]["cpu"], states[1]["cpu"])
 
 
-@pytest.mark.xdist_group("ranks")
 def test_two_ranks_measure_what_one_measures(one_and_two_ranks):
     folder, _ = one_and_two_ranks
     one, two = (torch.load(folder / f"{n}.ckpt.scores") for n in (1, 2))
@@ -47,7 +45,6 @@ def test_two_ranks_measure_what_one_measures(one_and_two_ranks):
     assert statistics[0].name == statistics[1].name
 
 
-@pytest.mark.xdist_group("ranks")
 def test_the_log_says_what_a_rank_does(one_and_two_ranks):
     _, (one, two) = one_and_two_ranks
     assert "a step takes" not in one.stdout + one.stderr

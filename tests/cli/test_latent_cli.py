@@ -31,8 +31,6 @@ from tests.cli.test_cli import failure
 from tests.helpers import few_digits
 from tests.processes import ROOT, start
 
-pytestmark = pytest.mark.xdist_group("latent_cli")  # the runs of the recipes are made once
-
 RECIPES = ROOT / "experiments/lcm_lora"
 CALLBACKS = json.dumps([{"class_path": "EMA", "init_args": {"decay": 0.5}}, {"class_path": "Export"},
                         {"class_path": "PromptGrid", "init_args": {"steps": [1], "num_samples": 2}},

@@ -21,8 +21,6 @@ from cm_lightning.modules.contrastive import ContrastiveModule
 from cm_lightning.modules.latent_diffusion import LatentDiffusionModule
 from tests.helpers import module, trainer
 
-pytestmark = pytest.mark.xdist_group("encoders")  # they are trained once
-
 TINY = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8), "num_encoder_blocks": (1, 1),
         "num_decoder_blocks": (1, 1), "latent_channels": 4}  # fmt: skip
 
