@@ -6,6 +6,7 @@ Started by test_ddp.py as ``python ranks.py RANKS OUTPUT``.
 import sys
 
 import lightning as L
+import pytest
 import torch
 
 from cm_lightning.backbones.unet import UNet
@@ -17,7 +18,7 @@ from cm_lightning.data.mnist import MNIST
 from cm_lightning.modules import consistency
 from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.distillation import ConsistencyDistillation
-from tests.helpers import trainer
+from tests.helpers import few_digits, trainer
 
 BATCH = 16
 
@@ -84,6 +85,7 @@ if __name__ == "__main__":
     ema = EMA(0.9)
     quality = Quality(nfe=[1], num_samples=31, batch_size=10, cache=f"cache{RANKS}", kid=True)  # 31: uneven shares
     callbacks = [ema, Watch(), quality, seen]
+    few_digits(pytest.MonkeyPatch())
     options = {"strategy": "ddp", "devices": RANKS} if RANKS > 1 else {}
     L.seed_everything(0)
     t = trainer(".", max_steps=3, max_epochs=-1, val_check_interval=3, check_val_every_n_epoch=None,
