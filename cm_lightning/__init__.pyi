@@ -38,10 +38,15 @@ from .core.distance import L1 as L1
 from .core.distance import L2 as L2
 from .core.distance import ElementwiseHuber as ElementwiseHuber
 from .core.distance import PseudoHuber as PseudoHuber
+from .core.latent import LatentSchedule as LatentSchedule
+from .core.latent import Timesteps as Timesteps
 from .core.noise import LogitNormal as LogitNormal
 from .core.noise import LogNormal as LogNormal
 from .core.noise import LogNormalIntervals as LogNormalIntervals
 from .core.noise import UniformIntervals as UniformIntervals
+from .core.objective import Chord as Chord
+from .core.objective import Lagrangian as Lagrangian
+from .core.objective import Tangent as Tangent
 from .core.ode_sampler import DDIM as DDIM
 from .core.ode_sampler import Euler as Euler
 from .core.ode_sampler import Heun as Heun
@@ -49,6 +54,7 @@ from .core.parameterization import EDM as EDM
 from .core.parameterization import AverageVelocity as AverageVelocity
 from .core.parameterization import BoundaryShifted as BoundaryShifted
 from .core.parameterization import Trigonometric as Trigonometric
+from .core.path import DDPM as DDPM
 from .core.path import VE as VE
 from .core.path import Linear as Linear
 from .core.path import TrigFlow as TrigFlow
@@ -58,6 +64,9 @@ from .core.residual import SquaredError as SquaredError
 from .core.schedule import HoldThenCosine as HoldThenCosine
 from .core.schedule import InverseSquareRoot as InverseSquareRoot
 from .core.schedule import Ramp as Ramp
+from .core.trajectory import Itself as Itself
+from .core.trajectory import SameNoise as SameNoise
+from .core.trajectory import Teacher as Teacher
 from .core.weighting import InverseGap as InverseGap
 from .core.weighting import InverseVariance as InverseVariance
 from .core.weighting import Uniform as Uniform

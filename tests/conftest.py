@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,20 @@ import torch
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cm_lightning_tests_")  # not the user's
 os.environ["WANDB_SILENT"] = "true"
 os.environ["PYTHONWARNINGS"] = "ignore"
+
+
+SLOWEST = [
+    "cli/test_latent_cli.py", "cli/test_run_directories.py", "cli/test_cli.py", "cli/test_resume.py",
+    "latent/test_lora.py", "cli/test_ddp.py", "cli/test_latent_ranks.py", "cli/test_processes.py",
+    "sweep/test_agent.py", "cli/test_bad_input.py", "sweep/test_sweep.py", "modules/test_latent.py",
+    "interop/test_export.py", "modules/test_lpips.py", "metrics/test_features.py",
+]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slowest files first: a process that has a long one left at the end works alone."""
+    place = {Path(__file__).parent / file: number for number, file in enumerate(SLOWEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(autouse=True)

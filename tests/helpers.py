@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from cm_lightning.backbones.mlp import ResidualMLP
+from cm_lightning.data.digits import embedded_digits
 from cm_lightning.errors import ConfigError
 from cm_lightning.modules.training import ConsistencyTraining
 
@@ -25,6 +26,13 @@ def points(n: int = 64, batch_size: int = 16) -> DataLoader[Any]:
 def images(shape: tuple[int, ...], n: int = 4, batch_size: int = 2, classes: int = 1) -> DataLoader[Any]:
     x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(6)).clamp(-1, 1)
     return DataLoader(TensorDataset(x, torch.arange(n) % classes), batch_size=batch_size)
+
+
+def few_digits(patch: Any, every: int = 8) -> None:
+    """Let the embedded digits be some of them, of all classes: much that is measured is measured against them all."""
+    patch.setattr(
+        "cm_lightning.data.mnist.embedded_digits", lambda split: [part[::every] for part in embedded_digits(split)]
+    )
 
 
 def trainer(tmp_path: Any, **options: Any) -> L.Trainer:

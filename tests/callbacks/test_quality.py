@@ -22,7 +22,12 @@ from cm_lightning.metrics.features import TorchvisionFeatures
 from cm_lightning.metrics.judge import load_judge
 from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.training import ConsistencyTraining
-from tests.helpers import module, points, trainer
+from tests.helpers import few_digits, module, points, trainer
+
+
+@pytest.fixture(autouse=True)
+def less_to_measure_against(monkeypatch):
+    few_digits(monkeypatch)
 
 
 def tiny(kind=ConsistencyTraining, num_classes=10, **options):
@@ -49,7 +54,7 @@ def test_names_tell_the_evaluations_that_the_network_really_made(tmp_path):
     assert {"val/frechet_mnist_nfe9", "val/accuracy_nfe9", "val/frechet_mnist_floor"} <= names
     m.sampler = DDIM()
     assert "val/frechet_mnist_nfe5" in measure(tmp_path, m, nfe=[5], num_samples=8)
-    validation = 2 * 8  # of the loss, 128 of 1,000 images at a time
+    validation = 2 * 1  # of the loss, 128 of 125 images at a time
     assert len(calls) == validation + 9 + 5
 
 
@@ -67,10 +72,11 @@ def test_the_batch_size_does_not_change_the_scores_and_the_seed_does(tmp_path):
 def test_the_reference_is_made_once_and_is_of_these_very_images(tmp_path, monkeypatch):
     first = measure(tmp_path, tiny())
     (path,) = (tmp_path / "cache").iterdir()
-    assert path.name.startswith("frechet_mnist-MNIST-train-4000-")
+    assert path.name.startswith("frechet_mnist-MNIST-train-500-")
     monkeypatch.setattr("cm_lightning.metrics.frechet.FrechetScores.add_reference", None)  # would fail if called
     assert measure(tmp_path, tiny()) == pytest.approx(first)
     monkeypatch.undo()
+    few_digits(monkeypatch)
     data = MNIST()
     data.split("train").samples[0] += 1
     quality = Quality(nfe=[1], num_samples=8, cache=str(tmp_path / "cache"))
@@ -190,7 +196,8 @@ def test_a_model_of_another_shape_than_the_data_hears_of_that_first(shape, tmp_p
     assert "Quality" not in str(error.value)
 
 
-def test_the_kernel_distance_is_logged_beside_the_frechet_distance(tmp_path):
+def test_the_kernel_distance_is_logged_beside_the_frechet_distance(tmp_path, monkeypatch):
+    few_digits(monkeypatch, every=1)  # all: the floor of few is uncertain
     small = {"nfe": [1], "num_samples": 8, "kid": True}
     both = measure(tmp_path, tiny(), **small)
     distances = {name for name in both if "_mnist_" in name}

@@ -5,6 +5,7 @@
 import sys
 
 import lightning as L
+import pytest
 import torch
 
 from cm_lightning.callbacks.ema import EMA
@@ -16,7 +17,7 @@ from cm_lightning.data.captions import CaptionedMNIST
 from cm_lightning.latent.base import TextToImageBase
 from cm_lightning.latent.student import LoRA, WholeUNet
 from cm_lightning.modules.latent_consistency import LatentConsistencyDistillation
-from tests.helpers import KillAt, trainer
+from tests.helpers import KillAt, few_digits, trainer
 from tests.latent.tiny import tiny_sd
 
 
@@ -33,6 +34,7 @@ class Watch(L.Callback):
 if __name__ == "__main__":
     ranks, output, student, *more = sys.argv[1:]
     torch.set_num_threads(1)
+    few_digits(pytest.MonkeyPatch())
     L.seed_everything(0)
     module = LatentConsistencyDistillation(
         TextToImageBase(tiny_sd()), {"whole": WholeUNet, "lora": LoRA}[student](8), (0.0, 2.0),

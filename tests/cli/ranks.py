@@ -6,6 +6,7 @@ Started by test_ddp.py as ``python ranks.py RANKS OUTPUT``.
 import sys
 
 import lightning as L
+import pytest
 import torch
 
 from cm_lightning.backbones.unet import UNet
@@ -17,7 +18,7 @@ from cm_lightning.core.schedule import HoldThenCosine
 from cm_lightning.data.mnist import MNIST
 from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.distillation import ConsistencyDistillation
-from tests.helpers import trainer
+from tests.helpers import few_digits, trainer
 
 BATCH = 16
 
@@ -53,9 +54,11 @@ def noise_of_the_whole_batch(shape, generator=None, device="cpu", dtype=torch.fl
 
 
 class Watch(L.Callback):
-    """Everything that must be alike on all ranks is."""
+    """Everything that must be alike on all ranks is, and their noise is not."""
 
     def on_train_batch_end(self, trainer, pl_module, *_):
+        noise = trainer.strategy.all_gather(torch.rand(3)).reshape(RANKS, -1)
+        assert len(noise.unique(dim=0)) == RANKS
         parts = [pl_module.backbone, pl_module.target, pl_module.teacher.backbone]
         held = torch.cat([p.detach().flatten() for part in parts for p in part.parameters()])
         schedules = torch.tensor([*pl_module.progress(pl_module.clock).values()])
@@ -82,7 +85,9 @@ if __name__ == "__main__":
     ema = EMA(0.9)
     quality = Quality(nfe=[1], num_samples=31, batch_size=10, cache=f"cache{RANKS}", kid=True)  # 31: uneven shares
     callbacks = [ema, Watch(), quality, seen]
+    few_digits(pytest.MonkeyPatch())
     options = {"strategy": "ddp", "devices": RANKS} if RANKS > 1 else {}
+    L.seed_everything(0)
     t = trainer(".", max_steps=3, max_epochs=-1, val_check_interval=3, check_val_every_n_epoch=None,
                 limit_val_batches=1, callbacks=callbacks, **options)  # fmt: skip
     RANK = t.global_rank

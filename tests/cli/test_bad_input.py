@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from cm_lightning import failures
 from cm_lightning.cli import main
 from cm_lightning.complaints import short_lists
 from cm_lightning.errors import ConfigError, DataError
+from tests.processes import fork
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -309,11 +309,9 @@ def test_every_command_ends_a_refusal_with_status_2(arguments, expected, capsys,
     assert "Traceback" not in error
 
 
-def test_ranks_say_one_line_each():
-    command = [sys.executable, "-m", "cm_lightning", "fit", *toy("--trainer.devices=2", "--data.batch_size=41")]
-    done = subprocess.run(
-        [*command, "--trainer.strategy=ddp"], capture_output=True, text=True, check=False, timeout=200
-    )
+def test_ranks_say_one_line_each(tmp_path):
+    options = toy("--trainer.devices=2", "--data.batch_size=41", "--trainer.strategy=ddp")
+    done = fork("-m", "cm_lightning", "fit", *options, cwd=tmp_path, check=False)
     assert done.returncode == 2
     errors = [text for text in done.stderr.splitlines() if "error: " in text]
     assert "error: data.batch_size 41 is the whole batch: make it a multiple of 2 ranks" in errors

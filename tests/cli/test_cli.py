@@ -96,8 +96,6 @@ FOREIGN = "tests.foreign.Net"
         lambda model: model["init_args"]["backbone"]["init_args"].update(optimizer={"class_path": FOREIGN}),
         lambda model: model["init_args"].update(curriculum={"class_path": FOREIGN}),
         lambda model: model.update(dict_kwargs={"optimizer": {"class_path": FOREIGN}}),
-        lambda model: model["init_args"]["backbone"].update(class_path="cm_lightning.data.folder.Path"),
-        lambda model: model.update(class_path="cm_lightning.files.os.system"),
     ],
 )
 def test_no_class_of_a_checkpoint_is_imported_that_is_not_trusted(toy_run, plant):
@@ -108,6 +106,23 @@ def test_no_class_of_a_checkpoint_is_imported_that_is_not_trusted(toy_run, plant
     with contextlib.suppress(CheckpointError):  # what is out of place may also be passed over
         load_module("planted.ckpt")
     assert "tests.foreign" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("plant", "reason"),
+    [
+        (lambda model: model["init_args"]["backbone"].update(class_path="cm_lightning.data.folder.Path"),
+         "it names cm_lightning.data.folder.Path, which is no class of that package"),
+        (lambda model: model.update(class_path="cm_lightning.files.os.system"),
+         "'cm_lightning.files' is not a package"),
+    ],
+)  # fmt: skip
+def test_what_a_module_of_the_suite_imports_is_no_class_of_the_suite(toy_run, plant, reason):
+    checkpoint = read_checkpoint(toy_run / "checkpoints/last.ckpt")
+    plant(checkpoint[CONFIG_KEY])
+    torch.save(checkpoint, "planted.ckpt")
+    with pytest.raises(CheckpointError, match=f"planted.ckpt: .*{reason}"):
+        load_module("planted.ckpt")
 
 
 def test_a_trusted_package_may_supply_classes(toy_run):
@@ -239,6 +254,7 @@ def test_distillation_by_the_command_line(toy_run, capsys):
     assert load_module(last).sample(3).shape == (3, 2)  # a student samples without its teacher
     main(["test", *student, "--model.teacher=teacher.ckpt", f"--ckpt_path={last}"])
     main(["fit", *student, "--model.teacher=away.ckpt", f"--ckpt_path={last}", "--trainer.max_steps=5"])
+    assert read_checkpoint("runs/student")["global_step"] == 5
 
     error = failure(capsys, "fit", *student, "--model.teacher=teacher.ckpt")
     assert error.endswith("no checkpoint at teacher.ckpt: set --model.teacher to a DiffusionModule's checkpoint")
@@ -350,7 +366,7 @@ def fit_two_steps(path, *options):
     one = "--trainer.accumulate_grad_batches=1"
     short = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1", one]
     here = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"]
-    tiny = ["--model.backbone.channels=8", "--data.batch_size=4"]
+    tiny = ["--model.backbone.channels=8", "--data.batch_size=2"]
     callbacks = "--callbacks={throughput: null, samples: null, quality: null, progress: null}"
     main(["fit", f"--config={path}", *short, *here, *tiny, callbacks, *options])
 

@@ -1,29 +1,25 @@
 """Several ranks, as real processes over gloo on the loopback address."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from torch.distributed import TCPStore
 
 from cm_lightning.checkpoint import read_checkpoint
-from tests.cli.test_processes import CONF, ROOT, start
+from tests.processes import CONF, fork, forked
 
 
 @pytest.fixture(scope="module")
 def one_and_two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     script = Path(__file__).with_name("ranks.py")
-    logs = [start(str(script), str(n), f"{n}.ckpt", cwd=folder) for n in (1, 2)]
+    logs = [fork(str(script), str(n), f"{n}.ckpt", cwd=folder) for n in (1, 2)]
     return folder, logs
 
 
-@pytest.mark.xdist_group("ranks")
 def test_two_ranks_train_what_one_rank_trains_with_the_whole_batch(one_and_two_ranks):
     folder, _ = one_and_two_ranks
     one, two = (read_checkpoint(folder / f"{n}.ckpt") for n in (1, 2))
@@ -33,9 +29,11 @@ def test_two_ranks_train_what_one_rank_trains_with_the_whole_batch(one_and_two_r
     assert [len(found) for found in averages] == [1, 1]
     torch.testing.assert_close(averages[1], averages[0], rtol=1e-4, atol=1e-6)
     assert not any(name.startswith("teacher") for name in two["state_dict"])
+    states = two["random_states"]
+    assert [len(c["random_states"]) for c in (one, two)] == [1, 2]
+    assert not torch.equal(states[0]["cpu"], states[1]["cpu"])
 
 
-@pytest.mark.xdist_group("ranks")
 def test_two_ranks_measure_what_one_measures(one_and_two_ranks):
     folder, _ = one_and_two_ranks
     one, two = (torch.load(folder / f"{n}.ckpt.scores") for n in (1, 2))
@@ -47,7 +45,6 @@ def test_two_ranks_measure_what_one_measures(one_and_two_ranks):
     assert statistics[0].name == statistics[1].name
 
 
-@pytest.mark.xdist_group("ranks")
 def test_the_log_says_what_a_rank_does(one_and_two_ranks):
     _, (one, two) = one_and_two_ranks
     assert "a step takes" not in one.stdout + one.stderr
@@ -56,22 +53,16 @@ def test_the_log_says_what_a_rank_does(one_and_two_ranks):
 
 
 def test_two_nodes_by_torchrun(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # where the nodes meet
     ddp = ["--trainer.strategy=ddp", "--trainer.devices=1", "--trainer.num_nodes=2", "--trainer.max_steps=6"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    nodes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", f"--node-rank={node}",
-             "--master-addr=127.0.0.1", f"--master-port={port}",
-             "-m", "cm_lightning", "fit", f"--config={CONF}/toy.yaml", *ddp],
-            cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for node in (0, 1)
-    ]  # fmt: skip
-    outputs = [node.communicate(timeout=200)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)[-3000:]
+    torchrun = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d",
+                f"--rdzv-endpoint=127.0.0.1:{store.port}", "--rdzv-conf=is_host=0",
+                "-m", "cm_lightning", "fit", f"--config={CONF}/toy.yaml", *ddp]  # fmt: skip
+    said = [tmp_path / f"node{node}.txt" for node in (0, 1)]
+    nodes = [forked(*torchrun, cwd=tmp_path, said=[file]) for file in said]
+    for node in nodes:
+        node.join()
+    assert [node.exitcode for node in nodes] == [0, 0], "\n".join(file.read_text() for file in said)[-3000:]
     (version,) = (tmp_path / "runs/toy").iterdir()  # one run, not one a node
     assert read_checkpoint(version / "checkpoints/last.ckpt")["global_step"] == 6
     assert len(read_checkpoint(version / "checkpoints/last.ckpt")["random_states"]) == 2
@@ -81,6 +72,6 @@ def test_two_nodes_by_torchrun(tmp_path):
 def test_the_command_line_trains_on_two_ranks_and_notes_its_run(tmp_path):
     note = tmp_path / "run.json"
     fit = ["-m", "cm_lightning", "fit", f"--config={CONF}/toy.yaml", "--trainer.strategy=ddp", "--trainer.devices=2"]
-    start(*fit, cwd=tmp_path, env={"CM_LIGHTNING_RUN_FILE": str(note)})
+    fork(*fit, cwd=tmp_path, env={"CM_LIGHTNING_RUN_FILE": str(note)})
     assert json.loads(note.read_text()) == {"directory": "runs/toy/version_0", "finished": True}
     assert read_checkpoint(tmp_path / "runs/toy/version_0/checkpoints/last.ckpt")["global_step"] == 12

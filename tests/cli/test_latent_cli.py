@@ -2,7 +2,7 @@
 
 import csv
 import json
-import subprocess
+import shutil
 import sys
 from pathlib import Path
 
@@ -27,7 +27,9 @@ from cm_lightning.data.captioned_folder import CaptionedFolder
 from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.modules.latent_consistency import LatentConsistencyDistillation
 from cm_lightning.modules.loading import load_module, load_trained
-from tests.cli.test_cli import ROOT, failure
+from tests.cli.test_cli import failure
+from tests.helpers import few_digits
+from tests.processes import ROOT, start
 
 RECIPES = ROOT / "experiments/lcm_lora"
 CALLBACKS = "{ema: {decay: 0.5}, throughput: null, prompts: {steps: [1], num_samples: 2}, progress: null}"
@@ -48,6 +50,7 @@ def folder(tmp_path_factory):
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["cm-lightning"])
         torch.set_num_threads(1)
+        few_digits(patch)
         fit("digits/autoencoder", callbacks=PLAIN)
         fit("digits/clip", callbacks=PLAIN)
         for base in ("sd15", "sd21", "sdxl"):
@@ -76,6 +79,7 @@ def strengthen(path):
 def there(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["cm-lightning"])
+    few_digits(monkeypatch)
 
 
 BASE = "runs/lcm-sd15/version_0/export"
@@ -141,31 +145,57 @@ def test_an_image_is_where_drawing_starts(capsys):
     assert "is no step" in failure(capsys, *common, "--steps=1", run=sample)
 
 
-drawn = {}
+CELLS = ["--num_samples=12", "--steps=1,2", "--latency=100"]
+MODELS = {"base": f"b={BASE}", "lora": f"l={BASE}+{LORA}", "full": f"f={FULL}"}
+CLIP = {"lora": ["--clip=runs/lcm-clip/version_0/export"]}
 
 
-@pytest.mark.parametrize("model", [f"b={BASE}", f"l={BASE}+{LORA}", f"f={FULL}", f"x={BASE}+{LORA}"])
-def test_models_are_measured_cell_by_cell(model, capsys, folder, tmp_path):
-    arguments = [f"--model={model}", "--num_samples=12", "--steps=1,2", f"--output={tmp_path}", "--latency=100"]
-    if model.startswith("x"):
-        arguments += ["--clip=runs/lcm-clip/version_0/export"]
-    evaluate([*arguments, "--guidance=1,2"])
-    first = {path: path.read_text() for path in (tmp_path / "cells").iterdir()}
-    cells = [json.loads(text) for text in first.values()]
-    score = next(c["scores"]["frechet_mnist"] for c in cells if (c["steps"], c["guidance"]) == (2, 2.0))
-    assert score not in [other for name, other in drawn.items() if name != "l"]  # base, adapter and LCM differ
-    drawn[model[0]] = score
-    doubled = not model.startswith("f")
-    assert {(c["steps"], c["guidance"], c["nfe"]) for c in cells} == {
+@pytest.fixture(scope="module")
+def measured(folder, tmp_path_factory):
+    """The folders of what was measured of each model."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in MODELS}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        few_digits(patch)
+        for name, output in folders.items():
+            evaluate([f"--model={MODELS[name]}", *CELLS, "--guidance=1,2", f"--output={output}", *CLIP.get(name, [])])
+    return folders
+
+
+def cells(output):
+    return [json.loads(path.read_text()) for path in (output / "cells").iterdir()]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_models_are_measured_cell_by_cell(model, measured):
+    output = measured[model]
+    doubled = model != "full"
+    assert {(c["steps"], c["guidance"], c["nfe"]) for c in cells(output)} == {
         (1, 1.0, 1), (2, 1.0, 2), (1, 2.0, 1 + doubled), (2, 2.0, 2 + 2 * doubled),
     }  # fmt: skip
-    names = {"frechet_mnist", "accuracy"} | ({"clip_score"} if model.startswith("x") else set())
-    assert all(set(c["scores"]) == names for c in cells)
-    assert len(list((tmp_path / "samples").iterdir())) == 4
-    assert (tmp_path / "heat_maps.png").is_file()
-    assert "| 100000 ms |" in (tmp_path / "grid.md").read_text().replace("1e+05", "100000")
-    evaluate([*arguments, "--guidance=1,2,3"])  # what was measured is kept
-    again = {path: path.read_text() for path in (tmp_path / "cells").iterdir()}
+    names = {"frechet_mnist", "accuracy"} | ({"clip_score"} if model in CLIP else set())
+    assert all(set(c["scores"]) == names for c in cells(output))
+    assert len(list((output / "samples").iterdir())) == 4
+    assert (output / "heat_maps.png").is_file()
+    assert "| 100000 ms |" in (output / "grid.md").read_text().replace("1e+05", "100000")
+
+
+def test_base_adapter_and_lcm_differ(measured):
+    scores = [
+        next(c["scores"]["frechet_mnist"] for c in cells(output) if (c["steps"], c["guidance"]) == (2, 2.0))
+        for output in measured.values()
+    ]
+    assert len(set(scores)) == 3
+
+
+def test_what_was_measured_is_kept(measured, tmp_path):
+    output = shutil.copytree(measured["base"], tmp_path / "grid")
+    first = {path: path.read_text() for path in (output / "cells").iterdir()}
+    path = next(iter(first))  # a score that no measurement gives
+    first[path] = first[path].replace('"frechet_mnist": ', '"frechet_mnist": 1')
+    path.write_text(first[path])
+    evaluate([f"--model={MODELS['base']}", *CELLS, "--guidance=1,2,3", f"--output={output}"])
+    again = {path: path.read_text() for path in (output / "cells").iterdir()}
     assert len(again) == 6
     assert {path: again[path] for path in first} == first
 
@@ -178,7 +208,7 @@ def test_a_folder_of_captioned_images_is_measured_by_inception(tmp_path, incepti
     evaluate([f"--model=b={BASE}", f"--data={tmp_path}/set", f"--inception={inception_file}", "--num_samples=3",
               "--steps=1", "--guidance=1", "--clip=runs/lcm-clip/version_0/export",
               f"--output={tmp_path}/out"])  # fmt: skip
-    (cell,) = [json.loads(path.read_text()) for path in (tmp_path / "out/cells").iterdir()]
+    (cell,) = cells(tmp_path / "out")
     assert set(cell["scores"]) == {"fid", "clip_score"}
     assert CaptionedFolder(str(tmp_path / "set")).split("val")[0][1] == "the digit one"
 
@@ -194,8 +224,7 @@ def test_the_sweep_measures_a_cell_a_trial(tmp_path, capsys):
     with open(tmp_path / "trials/results.csv") as file:
         results = list(csv.DictReader(file))
     assert [row["state"] for row in results] == ["finished", "finished"]
-    cells = [json.loads(path.read_text()) for path in (tmp_path / "grid/cells").iterdir()]
-    expected = {str(c["steps"]): c["scores"]["frechet_mnist"] for c in cells}
+    expected = {str(c["steps"]): c["scores"]["frechet_mnist"] for c in cells(tmp_path / "grid")}
     assert {row["steps"]: float(row["frechet_mnist"]) for row in results} == expected  # each trial its own
     assert len(set(expected.values())) == 2
 
@@ -255,14 +284,14 @@ def test_wrong_options_get_a_line(capsys, tmp_path):
 
 def test_without_the_extra_a_line_says_how_to_get_it(tmp_path):
     code = (
-        "import sys; sys.modules['diffusers'] = None; sys.argv[0] = 'cm-lightning'\n"
-        "from cm_lightning.__main__ import main; main()"
+        "import sys; sys.modules['diffusers'] = None\n"
+        "from cm_lightning.__main__ import main\n"
+        f"for command in (['fit', '--config={RECIPES}/digits/lora.yaml'], ['sample', '--pipeline=x', '--prompt=x']):\n"
+        "    sys.argv = ['cm-lightning', *command]\n"
+        "    try: main()\n"
+        "    except SystemExit as stop: assert stop.code == 2\n"
+        "    else: raise AssertionError"
     )
-    for arguments in (["fit", f"--config={RECIPES}/digits/lora.yaml"], ["sample", "--pipeline=x", "--prompt=x"]):
-        run = subprocess.run(
-            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path,
-            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin"}, timeout=200,
-        )  # fmt: skip
-        assert run.returncode != 0
-        assert "pip install 'cm-lightning[lcm]'" in run.stderr
-        assert "Traceback" not in run.stderr
+    said = start("-c", code, cwd=tmp_path).stderr
+    assert said.count("pip install 'cm-lightning[lcm]'") == 2
+    assert "Traceback" not in said

@@ -1,24 +1,10 @@
-"""Real processes: what starts quickly, what survives a kill, what several ranks do."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""Real processes: what starts quickly, what survives a kill."""
 
 import pytest
 import torch
 
 from cm_lightning.checkpoint import read_checkpoint
-
-ROOT = Path(__file__).parents[2]
-CONF = Path(__file__).parents[1] / "conf"
-
-
-def start(*arguments, cwd, check=True, env=None):
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(env or {})}
-    done = subprocess.run([sys.executable, *arguments], cwd=cwd, env=env, capture_output=True, text=True, check=False)
-    assert not check or done.returncode == 0, done.stderr[-3000:]
-    return done
+from tests.processes import CONF, fork, start
 
 
 def test_light_commands_do_not_import_torch(tmp_path):
@@ -52,12 +38,12 @@ def test_a_killed_run_resumes_to_the_bit_equal_weights(tmp_path, config):
     kill = {"toy": 8, "image": 3}[config]  # between two checkpoints; toy is in its second epoch then
     for folder in ("whole", "killed"):
         (tmp_path / folder).mkdir()
-    start(*fit, cwd=tmp_path / "whole")
+    fork(*fit, cwd=tmp_path / "whole")
     killer = ("--trainer.callbacks+=tests.helpers.KillAt", f"--trainer.callbacks.step={kill}")
-    assert start(*fit, *killer, cwd=tmp_path / "killed", check=False).returncode == -9
+    assert fork(*fit, *killer, cwd=tmp_path / "killed", check=False).returncode == -9
     first = tmp_path / f"killed/runs/{config}/version_0/checkpoints/last.ckpt"
     assert 0 < read_checkpoint(first)["global_step"] < kill
-    start(*fit, "--ckpt_path=last", cwd=tmp_path / "killed")
+    fork(*fit, "--ckpt_path=last", cwd=tmp_path / "killed")
 
     whole = read_checkpoint(tmp_path / f"whole/runs/{config}/version_0/checkpoints/last.ckpt")
     resumed = read_checkpoint(tmp_path / f"killed/runs/{config}/version_1/checkpoints/last.ckpt")
@@ -66,32 +52,6 @@ def test_a_killed_run_resumes_to_the_bit_equal_weights(tmp_path, config):
     (average,) = (s["average"] for s in whole["callbacks"].values() if "average" in s)
     (again,) = (s["average"] for s in resumed["callbacks"].values() if "average" in s)
     torch.testing.assert_close(again, average, rtol=0, atol=0)
-
-
-def test_two_ranks_draw_different_noise_and_hold_equal_weights(tmp_path):
-    (tmp_path / "ranks.py").write_text(
-        "import torch, lightning as L\n"
-        "from tests.helpers import module, points, trainer\n"
-        "class Watch(L.Callback):\n"
-        "    def on_train_batch_end(self, trainer, pl_module, *_):\n"
-        "        noise = trainer.strategy.all_gather(torch.rand(3))\n"
-        "        weights = trainer.strategy.all_gather(pl_module.backbone.head.bias.detach())\n"
-        "        target = trainer.strategy.all_gather(pl_module.target.head.bias)\n"
-        "        assert not torch.equal(noise[0], noise[1])\n"
-        "        assert torch.equal(weights[0], weights[1]) and torch.equal(target[0], target[1])\n"
-        "if __name__ == '__main__':\n"
-        "    from cm_lightning.core.curriculum import ConstantRate\n"
-        "    L.seed_everything(0)\n"
-        "    t = trainer('.', strategy='ddp', devices=2, callbacks=[Watch()], max_steps=2)\n"
-        "    m = module(target_rate=ConstantRate(0.5))\n"
-        "    t.fit(m, points())\n"
-        "    t.save_checkpoint('two.ckpt')\n"
-        "    if t.is_global_zero: print('ranks done', t.world_size)\n"
-    )
-    assert "ranks done 2" in start("ranks.py", cwd=tmp_path).stdout
-    states = read_checkpoint(tmp_path / "two.ckpt")["random_states"]
-    assert len(states) == 2
-    assert not torch.equal(states[0]["cpu"], states[1]["cpu"])
 
 
 def test_someone_elses_trainer_network_and_data(tmp_path):

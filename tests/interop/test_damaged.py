@@ -176,14 +176,14 @@ def test_a_small_file_does_not_ask_for_much_memory(tmp_path):
         read_tensors(tmp_path / "x.pt")
 
 
-def test_every_missing_or_misshapen_tensor_of_edm_s_is_one_line(tmp_path):
+def test_every_missing_or_misshapen_tensor_of_edm_s_is_one_line(monkeypatch):
     torch.manual_seed(0)
     state = EDMNet("ddpmpp", 8, 8, (1, 1), 1, (4,)).state_dict()
     for name, tensor in state.items():
         for changed in ({n: v for n, v in state.items() if n != name}, {**state, name: tensor[:-1].clone()}):
-            torch.save(changed, tmp_path / "x.pt")
             if "map_augment" in name or "resample_filter" in name:
                 continue
+            monkeypatch.setattr("cm_lightning.interop.foreign.read_tensors", lambda _, tensors=changed: tensors)
             with pytest.raises(CheckpointError) as caught:
-                read_foreign(f"edm:{tmp_path}/x.pt")
+                read_foreign("edm:x.pt")
             assert "\n" not in str(caught.value)

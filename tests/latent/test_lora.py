@@ -27,7 +27,6 @@ from cm_lightning.latent.lora_files import WEIGHTS, load_lora, save_kohya, save_
 from tests.latent.tiny import LENGTH, SDXL_BLOCKS, WIDTH, tiny_sd, tiny_sdxl
 
 pytestmark = [
-    pytest.mark.xdist_group("lora"),  # the files are made once
     pytest.mark.filterwarnings("error::RuntimeWarning"),  # diffusers drops keys with no more than that
     pytest.mark.filterwarnings("ignore:Already found a `peft_config`"),
 ]

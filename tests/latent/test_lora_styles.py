@@ -26,7 +26,6 @@ from cm_lightning.latent.lora_files import load_lora
 from tests.latent.test_lora import ATTENTION, make, output, same, text_tensors, trained
 
 pytestmark = [
-    pytest.mark.xdist_group("lora"),
     pytest.mark.filterwarnings("error::RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:Already found a `peft_config`"),
 ]

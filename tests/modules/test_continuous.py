@@ -1,14 +1,16 @@
 """sCT, sCD and MeanFlow as modules: training, sampling, checkpoints, the zoo, export."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from cm_lightning.backbones.embedding import TwoTimesEmbedding
 from cm_lightning.backbones.mlp import ResidualMLP
 from cm_lightning.backbones.unet import UNet
 from cm_lightning.checkpoint import read_checkpoint
+from cm_lightning.cli import main
 from cm_lightning.core.noise import LogNormal
 from cm_lightning.core.parameterization import EDM, Trigonometric
 from cm_lightning.core.residual import SquaredError
@@ -44,25 +46,33 @@ METHODS = {"sCT": sct, "sCD": scd, "MeanFlow": mean_flow}
 EACH = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
 
 
-@EACH
-def test_a_run_goes_on_from_its_checkpoint_to_the_bit(make, tmp_path):
-    def loader():  # which draws nothing from the generators of the training
-        return DataLoader(points().dataset, 16, generator=torch.Generator())
+SCT = ["--model=ContinuousConsistencyTraining"]
+SCD = ["--model=ContinuousConsistencyDistillation", "--model.teacher=teacher.ckpt"]
+TWO_TIMES = ["--model.backbone.noise_embedding=TwoTimesEmbedding", "--model.backbone.noise_embedding.width=16"]
 
-    whole = make()
-    trainer(tmp_path, max_steps=8).fit(whole, loader())
-    half = make()
-    t = trainer(tmp_path, max_steps=4)  # the end of an epoch
-    t.fit(half, loader())
-    t.save_checkpoint(tmp_path / "half.ckpt")
-    rest = make()
-    trainer(tmp_path, max_steps=8).fit(rest, loader(), ckpt_path=tmp_path / "half.ckpt")
-    assert rest.trained_steps == whole.trained_steps == 8
-    state = read_checkpoint(tmp_path / "half.ckpt")
-    assert state["trained_steps"] == 4
-    assert not any(name.startswith("frozen") for name in state["state_dict"])
-    assert set(rest.state_dict()) == set(state["state_dict"])
-    torch.testing.assert_close(dict(whole.state_dict()), dict(rest.state_dict()), rtol=0, atol=0)
+
+@pytest.mark.parametrize("options", [SCT, SCD, ["--model=MeanFlow", *TWO_TIMES]], ids=METHODS)
+def test_a_run_goes_on_from_its_checkpoint_to_the_bit(options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    network = ["--model.backbone=ResidualMLP", "--model.backbone.dim=2", "--model.backbone.width=16"]
+    fit = ["fit", f"--config={Path(__file__).parents[1] / 'conf/toy.yaml'}", "--model.image_shape=[2]"]
+    if "--model.teacher=teacher.ckpt" in options:
+        main([*fit, "--model=DiffusionModule", *network, "--trainer.max_steps=1"])
+        next(Path("runs").rglob("last.ckpt")).rename("teacher.ckpt")
+    fit = [*fit, options[0], *network, *options[1:]]
+    fit.append("--trainer.max_steps=7")
+
+    def run(name, *own):
+        main([*fit, f"--trainer.logger.init_args.version={name}", *own])
+        return next(Path("runs").rglob(f"{name}/checkpoints/last.ckpt"))
+
+    whole = read_checkpoint(run("whole"))
+    half = run("half", "--callbacks.stop=tests.helpers.InterruptAt", "--callbacks.stop.step=3")
+    rest = read_checkpoint(run("rest", f"--ckpt_path={half}"))
+    assert read_checkpoint(half)["trained_steps"] == 3
+    assert rest["trained_steps"] == whole["trained_steps"] == 7
+    assert not any(name.startswith("frozen") for name in rest["state_dict"])
+    torch.testing.assert_close(rest["state_dict"], whole["state_dict"], rtol=0, atol=0)
 
 
 @EACH

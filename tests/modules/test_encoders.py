@@ -40,7 +40,7 @@ def encoders(tmp_path_factory):
     autoencoder.export(folder / "vae")
     torch.manual_seed(1)
     clip = ContrastiveModule(width=32, patch=16, layers=1, heads=2, optimizer=lambda p: torch.optim.Adam(p, 1e-3))
-    trainer(folder, max_steps=300, gradient_clip_val=1.0).fit(clip, datamodule=CaptionedMNIST(batch_size=32))
+    trainer(folder, max_steps=120, gradient_clip_val=1.0).fit(clip, datamodule=CaptionedMNIST(batch_size=32))
     clip.export(folder / "clip")
     return folder, autoencoder, clip
 

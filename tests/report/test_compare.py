@@ -11,7 +11,8 @@ from cm_lightning.commands.compare import main as compare
 from cm_lightning.errors import ConfigError, DataError
 from cm_lightning.report.runs import read_runs
 from cm_lightning.report.tables import difference_table, few_step_table, target_table
-from tests.cli.test_processes import CONF
+from tests.helpers import few_digits
+from tests.processes import CONF
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +86,8 @@ def test_tests_belong_to_the_run_they_tested_and_solvers_to_the_baselines(capsys
     assert "| cd | ConsistencyTraining | 0 |" in out
 
 
-def test_a_real_run_resumed_and_tested_is_one_run(capsys):
+def test_a_real_run_resumed_and_tested_is_one_run(capsys, monkeypatch):
+    few_digits(monkeypatch)
     saving = "{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {save_last: true, save_top_k: 0}}"
     callbacks = "{ema: null, throughput: {}, quality: {num_samples: 20}, samples: {num_samples: 4, nfe: [1]}"
     image = [

@@ -12,6 +12,7 @@ if options["x"] == "9":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 directory = Path(f"runs/fake/{options['x']}")
 directory.mkdir(parents=True, exist_ok=True)
+(directory / "process").write_text(str(os.getpid()))
 note = Path(os.environ["CM_LIGHTNING_RUN_FILE"])
 note.write_text(json.dumps({"directory": str(directory), "finished": False}))
 with open(directory / "metrics.csv", "w", buffering=1) as log:
@@ -19,6 +20,8 @@ with open(directory / "metrics.csv", "w", buffering=1) as log:
     for step in range(int(options.get("steps", 3))):
         log.write(f"{step},{(float(options['x']) - 2) ** 2 + 1 / (step + 1)}\n")
         time.sleep(float(options.get("sleep", 0)))
+    while options["x"] == "4" and "hold" in options and not Path(options["hold"]).exists():
+        time.sleep(0.05)
 if options["x"] == "7":
     sys.exit("seven does not work")
 if options["x"] != "8":  # eight ends as a run does that was asked to stop: with status 0, and not finished

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from cm_lightning.checkpoint import read_checkpoint
-from tests.cli.test_processes import CONF, ROOT
+from tests.processes import CONF, ROOT
 
 
 class Server(BaseHTTPRequestHandler):

@@ -2,7 +2,7 @@ import subprocess
 
 import pytest
 
-from tests.cli.test_processes import ROOT
+from tests.processes import ROOT
 
 SCRIPTS = sorted(path for path in ROOT.rglob("*.slurm") if "venv" not in str(path))
 
