@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cm_lightning.commands.parser import CommandParser
-from cm_lightning.domains import COUNT, NATURAL, POSITIVE, SEED
+from cm_lightning.domains import COUNT, FINITE, NATURAL, POSITIVE, SEED
 from cm_lightning.files import require_writable
 
 if TYPE_CHECKING:
@@ -29,6 +29,12 @@ def parser() -> CommandParser:
     parser.add_argument("--sigmas", type=POSITIVE.parse_list, help="noise levels in place of --steps: 80,0.8")
     parser.add_argument(
         "--labels", type=NATURAL.parse_list, help="classes, repeated in turn: 0,1,2; default: all in turn"
+    )
+    parser.add_argument(
+        "--guidance",
+        type=FINITE.parse,
+        default=0.0,
+        help="w of c + w (c - u), for a network trained with label_dropout; it doubles the evaluations. default: 0",
     )
     parser.add_argument("--seed", type=SEED.parse, default=0)
     parser.add_argument(
@@ -98,15 +104,19 @@ def main(argv: Sequence[str]) -> None:
     if args.labels:
         labels = torch.tensor(args.labels)[torch.arange(args.num_samples) % len(args.labels)]
     labels = module.sample_labels(args.num_samples, labels)
+    rows_seen: list[int] = []
+    module.backbone.register_forward_hook(lambda network, inputs, output: rows_seen.append(len(output)))
     batches = []
     for first in range(0, args.num_samples, args.batch_size):
         rows = range(first, min(first + args.batch_size, args.num_samples))
         chosen = None if labels is None else labels[rows.start : rows.stop]
-        batches.append(module.sample(len(rows), args.steps, chosen, generators(args.seed, rows), args.sigmas).cpu())
+        noise = generators(args.seed, rows)
+        batches.append(module.sample(len(rows), args.steps, chosen, noise, args.sigmas, args.guidance).cpu())
     images = torch.cat(batches)
     for output in args.output:
         _write(output, images, None if labels is None else labels.cpu(), args.columns)
         print(f"{len(images)} samples: {output}")
+    print(f"evaluations of the network for each: {sum(rows_seen) / len(images):g}")
 
 
 def _write(output: Path, images: Tensor, labels: Tensor | None, columns: int) -> None:

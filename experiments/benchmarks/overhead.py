@@ -21,7 +21,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from cm_lightning.cli import main
-from cm_lightning.core.noise import expand
+from cm_lightning.core.curriculum import Clock
 from cm_lightning.modules.training import ConsistencyTraining
 
 CONFIG = Path(__file__).parents[1] / "mnist" / "ct.yaml"
@@ -55,15 +55,11 @@ class Stopwatch(Callback):
         optimizer = m.optimizer(m.backbone.parameters())
         batches = iter(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
         m.backbone.train()
+        f = m.map()
 
         def train(step: int) -> None:  # a function, so that nothing of a step outlives it
             x, labels = next(batches)
-            t, r = m.curriculum.pairs(len(x), step, self.steps)
-            z = torch.randn_like(x)
-            f_t = m.parameterization(m.backbone, x + expand(t, x) * z, t, labels)
-            with torch.no_grad():
-                f_r = m.parameterization(m.backbone, x + expand(r, x) * z, r, labels)
-            loss = (m.weighting(t, r) * m.distance(f_t, f_r)).mean()
+            loss = m.objective.loss(f, f, x, labels, Clock(step, self.steps))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(m.backbone.parameters(), 1.0)
