@@ -1,4 +1,4 @@
-"""The commands have one style of options."""
+"""The commands have one style of options, and sample tells what it cost."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from contextlib import suppress
 from importlib import import_module
 
 import pytest
+import torch
 
 from cm_lightning.__main__ import _COMMANDS
+from cm_lightning.backbones.unet import UNet
 from cm_lightning.commands.parser import CommandParser
+from cm_lightning.commands.sample import main as sample
+from cm_lightning.errors import ConfigError
+from cm_lightning.modules.training import ConsistencyTraining
+from tests.helpers import images, trainer
 
 
 @pytest.mark.parametrize("command", _COMMANDS)
@@ -49,3 +55,18 @@ def test_what_is_refused_is_told_as_it_was_spelt(parser, capsys):
 def test_values_keep_their_hyphens(parser):
     parser.add_argument("--name")
     assert parser.parse_args(["f", "--name=my-own-name"]).name == "my-own-name"
+
+
+def test_sample_under_guidance_counts_its_evaluations(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    for dropout in (0.0, 0.1):
+        m = ConsistencyTraining(UNet(1, 8, (1,), 1, (), num_classes=2, patch=4), (1, 8, 8), label_dropout=dropout)
+        t = trainer(tmp_path, max_steps=1)
+        t.fit(m, images((1, 8, 8), classes=2))
+        t.save_checkpoint(f"{dropout}.ckpt")
+    for options, evaluations in ((["--steps=3"], 3), (["--steps=3", "--guidance=1.5"], 6)):
+        sample(["--ckpt_path=0.1.ckpt", "--num_samples=4", *options])
+        assert f"evaluations of the network for each: {evaluations}\n" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="guidance needs a network that was trained with label_dropout"):
+        sample(["--ckpt_path=0.0.ckpt", "--num_samples=4", "--guidance=1.5"])
