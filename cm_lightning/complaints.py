@@ -179,8 +179,9 @@ def _choices(path: Path_, base: str) -> set[str]:
 
 
 def _backbones() -> set[str]:
-    others = {"Backbone", "FourierEmbedding", "PositionalEmbedding", "UnitFourier"}
-    return {name for name, home in HOMES.items() if home.startswith("cm_lightning.backbones.")} - others
+    homes = {name: home for name, home in HOMES.items() if home.startswith("cm_lightning.backbones.")}
+    networks = {name for name, home in homes.items() if not home.endswith(".embedding")}
+    return networks - {"Backbone", "UnitFourier"}
 
 
 def _is_abstract(cls: type) -> bool:

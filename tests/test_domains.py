@@ -22,7 +22,7 @@ from cm_lightning.backbones.attention import SelfAttention
 from cm_lightning.backbones.ddpmpp import DDPMpp
 from cm_lightning.backbones.dit import DiT
 from cm_lightning.backbones.edm2 import EDM2
-from cm_lightning.backbones.embedding import PositionalEmbedding
+from cm_lightning.backbones.embedding import PositionalEmbedding, SinusoidEmbedding
 from cm_lightning.backbones.mlp import ResidualMLP
 from cm_lightning.backbones.ncsnpp import NCSNpp
 from cm_lightning.backbones.pyramid import Style
@@ -30,8 +30,11 @@ from cm_lightning.backbones.unet import UNet
 from cm_lightning.commands.sample import main as sample
 from cm_lightning.core import curriculum, noise, ode_sampler, oracle, parameterization, weighting
 from cm_lightning.core.distance import PseudoHuber
+from cm_lightning.core.objective import Tangent
+from cm_lightning.core.residual import Adaptive, Learned
 from cm_lightning.core.sampler import spread_sigmas
-from cm_lightning.core.schedule import HoldThenCosine
+from cm_lightning.core.schedule import HoldThenCosine, Ramp
+from cm_lightning.core.trajectory import SameNoise
 from cm_lightning.data.mnist import MNIST
 from cm_lightning.data.toy import Toy
 from cm_lightning.device import chosen_device
@@ -68,6 +71,9 @@ GIVEN: dict[str, Any] = {
     "weighting": weighting.Uniform(),
     "base": None,
     "student": None,
+    "trajectory": SameNoise(),
+    "denoiser": lambda x, t, c: x,
+    "objective": Tangent(curriculum.OneTime(), SameNoise()),
 }
 
 
@@ -147,6 +153,13 @@ def ct(**options):
         (curriculum.ConstantRate, "mu", [1, -0.1, 1.5], [0, 0.999]),
         (PseudoHuber, "c", [-1, math.nan, "c"], [0, None, 1e-3]),
         (HoldThenCosine, "rise", [0, 1.5], [1]),
+        (Ramp, "end", [-0.1, 1.5], [0, 1]),
+        (lambda begin: Ramp(begin, 0.5), "begin", [0.6, -1], [0, 0.5]),
+        (curriculum.TwoTimes, "different", [-0.1, 1.1], [0, 1]),
+        (noise.LogitNormal, "std", [0, -1], [0.1]),
+        (Adaptive, "p", [-1], [0, 1]),
+        (Learned, "width", [0, 1.5], [1]),
+        (lambda low: SinusoidEmbedding(8, low=low), "low", [0, 8, 9], [0.1]),
         (HoldThenCosine, "hold", [-0.1, 1.1], [0, 1]),
         (HoldThenCosine, "drop", [-1], [0, 1]),
         (ode_sampler.Heun, "rho", [0, -7], [1, 7]),

@@ -96,6 +96,7 @@ class TwoTimesEmbedding(Recorded, nn.Module):
     def __init__(self, width: int, low: float = 0.25, high: float = 8.0) -> None:
         multiple_of(4).check(self, width=width)
         at_least(8).check(self, width=width)
+        POSITIVE.check(self, low=low, high=high)
         super().__init__()
         self.each = SinusoidEmbedding(width // 2, low, high)
 

@@ -16,7 +16,7 @@ from cm_lightning.core.noise import SIGMA_DATA, expand
 from cm_lightning.core.parameterization import BoundaryShifted
 from cm_lightning.core.path import DDPM
 from cm_lightning.core.sampler import ConsistencyFunction, denoise_and_noise
-from cm_lightning.domains import INTEGER, POSITIVE
+from cm_lightning.domains import COUNT, INTEGER, POSITIVE
 from cm_lightning.errors import ConfigError
 
 Prediction: TypeAlias = Literal["epsilon", "v_prediction", "sample"]
@@ -102,6 +102,7 @@ class Timesteps(Curriculum):
     """
 
     def __init__(self, n: int = 50, total: int = 1000) -> None:
+        COUNT.check(self, n=n, total=total)
         self.grid, self.gap = ddim_timesteps(n, total), total // n
 
     def draw(self, n: int, clock: Clock, device: Device = "cpu", generator: torch.Generator | None = None) -> Times:

@@ -16,6 +16,7 @@ from cm_lightning.core.path import TrigFlow
 from cm_lightning.core.residual import Learned, Residual
 from cm_lightning.core.schedule import Ramp, RateSchedule
 from cm_lightning.core.trajectory import SameNoise, Teacher, of_ve
+from cm_lightning.domains import NON_NEGATIVE
 from cm_lightning.modules.consistency import ConsistencyModule
 from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.teacher import Distilled
@@ -55,6 +56,7 @@ class ContinuousConsistencyTraining(ConsistencyModule):
         lr_scheduler: RateSchedule | LRSchedulerCallable | None = None,
         start_from: str | None = None,
     ) -> None:
+        NON_NEGATIVE.check(self, c=c)
         own = parameterization or Trigonometric()
         path = TrigFlow(own.sigma_data)
         objective = Tangent(

@@ -80,7 +80,7 @@ def test_load_module_gives_the_averaged_or_the_raw_weights(toy_run):
         state = loaded.backbone.state_dict()
         torch.testing.assert_close(state, weights(checkpoint, which), rtol=0, atol=0)
         assert not loaded.training
-    assert load_module(path).target_rate.mu == 0.5
+    assert load_module(path).target_network.rate.mu == 0.5
     assert load_module(path).sample(3).shape == (3, 2)
 
 
@@ -258,7 +258,7 @@ def test_distillation_by_the_command_line(toy_run, capsys):
 
     error = failure(capsys, "fit", *student, "--model.teacher=teacher.ckpt")
     assert error.endswith("no checkpoint at teacher.ckpt: set --model.teacher to a DiffusionModule's checkpoint")
-    assert "no DiffusionModule" in failure(capsys, "fit", *student, f"--model.teacher={last}")
+    assert "not a DiffusionModule" in failure(capsys, "fit", *student, f"--model.teacher={last}")
     assert "teacher" in failure(capsys, "fit", *student)  # is required
     assert "no option --model.teacher of ConsistencyTraining" in failure(
         capsys, "fit", *toy, "--model.teacher=away.ckpt"
@@ -377,7 +377,7 @@ def test_every_shipped_experiment_runs_two_steps(path, monkeypatch):
     recipe = path.read_text()
     if path.stem == "cd_euler" or "runs/" in recipe:  # its teacher is looked for where teacher.yaml leaves it
         fit_two_steps(path.with_name("teacher.yaml"), *options)
-    if "FourierEmbedding" in recipe:
+    if "noise_embedding" in recipe:
         options.append("--model.backbone.noise_embedding.init_args.width=8")
     if "LPIPS" in recipe:  # its networks have a test of their own
         options.append("--model.distance=L2")

@@ -240,10 +240,10 @@ def test_every_cell_of_the_shipped_sweep_is_a_command(capsys):
 @pytest.mark.parametrize(
     ("recipe", "trained", "frozen"),
     [
-        ("sd15", "Adapter: 67,252,224", "frozen network of 1.60 GiB"),
-        ("sd21", "Adapter: 67,776,512", "frozen network of 1.61 GiB"),
-        ("sdxl", "Adapter: 196,751,360", "frozen network of 4.78 GiB"),
-        ("sd15_full", "UNet2DConditionModel: 859,602,884", "1 x target of 3.20 GiB + frozen network of 1.60 GiB"),
+        ("sd15", "Adapter: 67,252,224", "base of 1.60 GiB"),
+        ("sd21", "Adapter: 67,776,512", "base of 1.61 GiB"),
+        ("sdxl", "Adapter: 196,751,360", "base of 4.78 GiB"),
+        ("sd15_full", "UNet2DConditionModel: 859,602,884", "1 x target of 3.20 GiB + base of 1.60 GiB"),
     ],
 )
 def test_the_recipes_of_real_models_say_what_they_would_be(recipe, trained, frozen, capsys):

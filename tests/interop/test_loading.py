@@ -98,8 +98,8 @@ def test_a_module_built_in_python_is_built_again_with_all_its_parts(tmp_path):
     assert (again.parameterization.sigma_data, again.parameterization.noise_scale) == (0.4, 0.5)
     assert (again.sampling_sigmas, again.label_dropout) == ({2: [80.0, 1.5]}, 0.1)
     assert again.objective.curriculum.levels.n == 7
-    assert again.target_rate.mu == 0.5
-    assert type(again.distance) is L2
+    assert again.target_network.rate.mu == 0.5
+    assert type(again.objective.distance) is L2
 
 
 def test_a_diffusion_module_and_its_sampler(tmp_path):
