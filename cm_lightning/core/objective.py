@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp
 
-from cm_lightning.core.curriculum import Clock, Curriculum
+from cm_lightning.core.curriculum import Clock, Curriculum, Times
 from cm_lightning.core.distance import Distance
 from cm_lightning.core.noise import expand, unit_noise
 from cm_lightning.core.parameterization import Parameterization
@@ -58,6 +58,12 @@ class Objective(Recorded, nn.Module, ABC):
             generator: of levels and noise; torch's global one if None.
         """
 
+    def draw(self, x: Tensor, clock: Clock, generator: torch.Generator | None) -> tuple[Times, Tensor, Tensor]:
+        """The levels of a batch x (B, ...), unit noise z, and the points x_t at t."""
+        times = self.curriculum.draw(len(x), clock, x.device, generator)
+        z = unit_noise(x.shape, generator, x.device, x.dtype)
+        return times, z, self.trajectory.path.point(x, z, times.t)
+
 
 class Chord(Objective):
     """Mean w(t, q) d(X(x_t, t, r), sg X_target(x_q, q, r)), x_q on the trajectory through x_t (CM, Algorithms 2 and 3).
@@ -80,10 +86,7 @@ class Chord(Objective):
     def loss(
         self, map: FlowMap, target: FlowMap, x: Tensor, c: Any, clock: Clock, generator: torch.Generator | None = None
     ) -> Tensor:
-        t, q, r = self.curriculum.draw(len(x), clock, x.device, generator)
-        z = unit_noise(x.shape, generator, x.device, x.dtype)
-        x_t = self.trajectory.path.point(x, z, t)
-
+        (t, q, r), z, x_t = self.draw(x, clock, generator)
         same_dropout = Replay(x.device)
         here = map(x_t, t, r, c)
         with torch.no_grad(), same_dropout:
@@ -158,10 +161,7 @@ class Tangent(Objective):
         clock: Clock,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        t, _, r = self.curriculum.draw(len(x), clock, x.device, generator)
-        z = unit_noise(x.shape, generator, x.device, x.dtype)
-        x_t = self.trajectory.path.point(x, z, t)
-
+        (t, _, r), z, x_t = self.draw(x, clock, generator)
         same_dropout = Replay(x.device)
         F = map.output(x_t, t, r, c)
         with torch.no_grad():
@@ -247,9 +247,7 @@ class Lagrangian(Objective):
         clock: Clock,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        t, _, r = self.curriculum.draw(len(x), clock, x.device, generator)
-        z = unit_noise(x.shape, generator, x.device, x.dtype)
-        x_t = self.trajectory.path.point(x, z, t)
+        (t, _, r), z, x_t = self.draw(x, clock, generator)
         with torch.autocast(x.device.type, enabled=False):
             difference = self.difference(map, target, x_t, t, r, c)
         straight = map.velocity(x_t, t, c) - self.trajectory.velocity(x, z, x_t, t, c)
