@@ -29,10 +29,8 @@ from .core.curriculum import ConstantRate as ConstantRate
 from .core.curriculum import ContinuousCurriculum as ContinuousCurriculum
 from .core.curriculum import DoublingLevels as DoublingLevels
 from .core.curriculum import GridCurriculum as GridCurriculum
-from .core.curriculum import OneTime as OneTime
 from .core.curriculum import ProgressiveLevels as ProgressiveLevels
 from .core.curriculum import ProgressiveRate as ProgressiveRate
-from .core.curriculum import TwoTimes as TwoTimes
 from .core.curriculum import WarmUp as WarmUp
 from .core.distance import L1 as L1
 from .core.distance import L2 as L2
@@ -40,6 +38,8 @@ from .core.distance import ElementwiseHuber as ElementwiseHuber
 from .core.distance import PseudoHuber as PseudoHuber
 from .core.latent import LatentSchedule as LatentSchedule
 from .core.latent import Timesteps as Timesteps
+from .core.limit_times import OneTime as OneTime
+from .core.limit_times import TwoTimes as TwoTimes
 from .core.noise import LogitNormal as LogitNormal
 from .core.noise import LogNormal as LogNormal
 from .core.noise import LogNormalIntervals as LogNormalIntervals

@@ -28,7 +28,7 @@ from cm_lightning.backbones.ncsnpp import NCSNpp
 from cm_lightning.backbones.pyramid import Style
 from cm_lightning.backbones.unet import UNet
 from cm_lightning.commands.sample import main as sample
-from cm_lightning.core import curriculum, noise, ode_sampler, oracle, parameterization, weighting
+from cm_lightning.core import curriculum, limit_times, noise, ode_sampler, oracle, parameterization, weighting
 from cm_lightning.core.distance import PseudoHuber
 from cm_lightning.core.objective import Tangent
 from cm_lightning.core.residual import Adaptive, Learned
@@ -73,7 +73,7 @@ GIVEN: dict[str, Any] = {
     "student": None,
     "trajectory": SameNoise(),
     "denoiser": lambda x, t, c: x,
-    "objective": Tangent(curriculum.OneTime(), SameNoise()),
+    "objective": Tangent(limit_times.OneTime(), SameNoise()),
 }
 
 
@@ -155,7 +155,7 @@ def ct(**options):
         (HoldThenCosine, "rise", [0, 1.5], [1]),
         (Ramp, "end", [-0.1, 1.5], [0, 1]),
         (lambda begin: Ramp(begin, 0.5), "begin", [0.6, -1], [0, 0.5]),
-        (curriculum.TwoTimes, "different", [-0.1, 1.1], [0, 1]),
+        (limit_times.TwoTimes, "different", [-0.1, 1.1], [0, 1]),
         (noise.LogitNormal, "std", [0, -1], [0.1]),
         (Adaptive, "p", [-1], [0, 1]),
         (Learned, "width", [0, 1.5], [1]),

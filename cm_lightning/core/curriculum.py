@@ -16,13 +16,11 @@ from cm_lightning.core.noise import (
     SIGMA_MAX,
     SIGMA_MIN,
     IntervalDensity,
-    LogitNormal,
     LogNormal,
     UniformIntervals,
     check_levels,
     karras_sigmas,
 )
-from cm_lightning.core.path import Path, TrigFlow
 from cm_lightning.domains import ABOVE_ONE, BELOW_ONE, COUNT, FRACTION, INNER, NON_NEGATIVE, POSITIVE, at_least
 from cm_lightning.errors import ConfigError
 from cm_lightning.recording import Recorded, describe
@@ -248,47 +246,6 @@ class WarmUp(Curriculum):
         """The clock that starts when the warm-up ends."""
         warm = self.steps(clock.total)
         return Clock(max(0, clock.step - warm), max(1, clock.total - warm))
-
-
-class OneTime(Curriculum):
-    """t alone, for the limit q -> t of consistency functions: from a density of noise levels, on any path.
-
-    Args:
-        density: of the levels in units of VE, sigma; sCM's ln sigma ~ N(-1.0, 1.4^2) if None.
-        path: what t belongs to; TrigFlow if None, on which t = arctan(sigma / sigma_data) (sCM, Algorithm 1).
-    """
-
-    def __init__(self, density: LogNormal | None = None, path: Path | None = None) -> None:
-        self.density, self.path = density or LogNormal(-1.0, 1.4), path or TrigFlow()
-
-    def draw(self, n: int, clock: Clock, device: Device = "cpu", generator: Generator | None = None) -> Times:
-        t = self.path.level(self.density.sample(n, device, generator))
-        return to_the_end(t, t)
-
-
-class TwoTimes(Curriculum):
-    """t and r <= t of average velocities, for the limit q -> t (MeanFlow, section 4.3).
-
-    Args:
-        density: of both, of which the larger is t; logit-normal (-0.4, 1.0) if None.
-        earlier: of r, where it has a law of its own: r is then the smaller of the two draws, and t keeps its law.
-        different: share of the samples with r below t, in [0, 1]; for the others r = t, which is flow matching.
-    """
-
-    def __init__(
-        self, density: LogitNormal | None = None, earlier: LogitNormal | None = None, different: float = 0.25
-    ) -> None:
-        FRACTION.check(self, different=different)
-        self.density, self.earlier, self.different = density or LogitNormal(), earlier, different
-
-    def draw(self, n: int, clock: Clock, device: Device = "cpu", generator: Generator | None = None) -> Times:
-        first = self.density.sample(n, device, generator)
-        second = (self.earlier or self.density).sample(n, device, generator)
-        t = first if self.earlier else torch.maximum(first, second)
-        # which of the batch is drawn anew for each sample: no rank, and no class, has always the same kind
-        keeps = torch.rand(n, device=device, generator=generator) < self.different
-        r = torch.where(keeps, torch.minimum(first, second), t)
-        return Times(t, t, r)
 
 
 class TargetRate(Recorded, ABC):

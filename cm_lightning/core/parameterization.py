@@ -54,19 +54,15 @@ class Parameterization(Recorded, ABC):
         self, network: Network, x: Tensor, t: Tensor, class_label: Tensor | None = None, r: Tensor | None = None
     ) -> Tensor:
         """F(c_in x, c_noise) at x (B, ...), t (B,): what the network says, (B, ...)."""
-        c = self.coefficients(t, r)
-        return network(expand(c.c_in, x).to(x.dtype) * x, c.c_noise.to(x.dtype), class_label)
+        return _output(network, x, self.coefficients(t, r), class_label)
 
     def __call__(
         self, network: Network, x: Tensor, t: Tensor, class_label: Tensor | None = None, r: Tensor | None = None
     ) -> Tensor:
         """X (B, ...), t (B,) -> (B, ...) in the dtype of x."""
-        return self.combine(x, self.output(network, x, t, class_label, r), t, r)
-
-    def combine(self, x: Tensor, F: Tensor, t: Tensor, r: Tensor | None = None) -> Tensor:
-        """c_skip x + c_out F."""
-        c_skip, c_out, _, _ = self.coefficients(t, r)
-        return expand(c_skip, x).to(x.dtype) * x + expand(c_out, x).to(x.dtype) * F.to(x.dtype)
+        c = self.coefficients(t, r)
+        F = _output(network, x, c, class_label)
+        return expand(c.c_skip, x).to(x.dtype) * x + expand(c.c_out, x).to(x.dtype) * F.to(x.dtype)
 
     def slopes(self, t: Tensor, r: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(d c_skip / dt, d c_out / dt) at t (B,), each (B,)."""
@@ -176,6 +172,10 @@ class Map:
     def velocity(self, x: Tensor, t: Tensor, c: Any = None) -> Tensor:
         """dX/dr where r = t, that of an average velocity: u(x, t, t)."""
         return self.output(x, t, t, c)
+
+
+def _output(network: Network, x: Tensor, c: Coefficients, class_label: Tensor | None) -> Tensor:
+    return network(expand(c.c_in, x).to(x.dtype) * x, c.c_noise.to(x.dtype), class_label)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

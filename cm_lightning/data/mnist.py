@@ -126,4 +126,4 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
             raise ValueError("the header does not fit")
         return torch.from_numpy(np.frombuffer(data, np.uint8, offset=header).reshape(shape).copy())
     except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path} is no whole idx file of {dimensions} dimension(s): fetch it again") from error
+        raise DataError(f"{path} is not a whole idx file of {dimensions} dimension(s): fetch it again") from error

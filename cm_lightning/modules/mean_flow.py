@@ -8,7 +8,8 @@ from typing import Literal
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 
-from cm_lightning.core.curriculum import Curriculum, TwoTimes
+from cm_lightning.core.curriculum import Curriculum
+from cm_lightning.core.limit_times import TwoTimes
 from cm_lightning.core.objective import Tangent
 from cm_lightning.core.parameterization import AverageVelocity
 from cm_lightning.core.path import Linear

@@ -11,7 +11,7 @@ import torch
 from cm_lightning.backbones.embedding import TwoTimesEmbedding
 from cm_lightning.backbones.unet import UNet
 from cm_lightning.core import objective
-from cm_lightning.core.curriculum import OneTime, TwoTimes
+from cm_lightning.core.limit_times import OneTime, TwoTimes
 from cm_lightning.data.mnist import MNIST
 from cm_lightning.modules.continuous import ContinuousConsistencyDistillation
 from cm_lightning.modules.diffusion import DiffusionModule

@@ -8,8 +8,9 @@ from torch import nn
 
 from cm_lightning.backbones.embedding import SinusoidEmbedding, TwoTimesEmbedding
 from cm_lightning.backbones.mlp import ResidualMLP
-from cm_lightning.core.curriculum import Clock, Curriculum, OneTime, Times, TwoTimes, to_the_end
+from cm_lightning.core.curriculum import Clock, Curriculum, Times, to_the_end
 from cm_lightning.core.distance import L2
+from cm_lightning.core.limit_times import OneTime, TwoTimes
 from cm_lightning.core.noise import LogitNormal, LogNormal
 from cm_lightning.core.objective import Chord, Lagrangian, Tangent
 from cm_lightning.core.oracle import GaussianOracle

@@ -87,7 +87,7 @@ def test_broken_idx_files_are_named(tmp_path, damage):
     write_mnist(tmp_path)
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError, match="train-images-idx3-ubyte is no whole idx file"):
+    with pytest.raises(DataError, match="train-images-idx3-ubyte is not a whole idx file"):
         FashionMNIST(root=str(tmp_path)).split("train")
 
 

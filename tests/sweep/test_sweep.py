@@ -120,7 +120,7 @@ def test_a_sweep_is_not_begun_twice_by_mistake():
 
 
 def ended(x):
-    """Whether the process of the latest run of x is no more."""
+    """Whether the process of the latest run of x has ended."""
     try:
         os.kill(int(Path(f"runs/fake/{x}/process").read_text()), 0)
     except ProcessLookupError:
