@@ -73,15 +73,6 @@ class ConsistencyModule(GenerativeModule):
         mu = {"mu": self.target_network.mu(clock)} if self.target_network else {}
         return self.objective.curriculum.progress(clock) | mu
 
-    def after_step(self, clock: Clock) -> None:
-        if self.target_network:
-            self.target_network.follow(clock)
-
-    def load_backbone(self, state: Mapping[str, Tensor]) -> None:
-        super().load_backbone(state)
-        if self.target_network:
-            self.target_network.restart()
-
     def consistency_function(
         self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, network: nn.Module | None = None
     ) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,15 +121,6 @@ class LatentConsistencyDistillation(LatentModule):
 
     def progress(self, clock: Clock) -> dict[str, float]:
         return {"mu": self.target_network.mu(clock)} if self.target_network else {}
-
-    def after_step(self, clock: Clock) -> None:
-        if self.target_network:
-            self.target_network.follow(clock)
-
-    def load_backbone(self, state: Mapping[str, Tensor]) -> None:
-        super().load_backbone(state)
-        if self.target_network:
-            self.target_network.restart()
 
     def pipeline(self) -> DiffusionPipeline:
         parts = {**self.base.pipe.components, "unet": self.student.unet, "scheduler": self.scheduler()}

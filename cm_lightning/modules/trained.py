@@ -24,6 +24,7 @@ from cm_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
 from cm_lightning.modules.batch import number_of_samples
 from cm_lightning.modules.frozen import Frozen
 from cm_lightning.modules.starting import first_weights
+from cm_lightning.modules.target import TargetNetwork
 from cm_lightning.recording import Recorded, describe
 from cm_lightning.states import difference, renamed_like
 
@@ -44,6 +45,8 @@ class TrainedModule(Recorded, L.LightningModule):
     #: How the command line configured this module; saved in its checkpoints so that ``load_module`` can rebuild it.
     #: None: they tell the arguments that it was built with in Python.
     config: dict[str, Any] | None = None
+    #: What follows the trained network, in methods that have it.
+    target_network: TargetNetwork | None = None
 
     def __init__(
         self,
@@ -141,8 +144,10 @@ class TrainedModule(Recorded, L.LightningModule):
         self._say_what_a_rank_does()
 
     def load_backbone(self, state: Mapping[str, Tensor]) -> None:
-        """Start from these weights of the backbone."""
+        """Start from these weights of the backbone, and the target network with it."""
         self.backbone.load_state_dict(state)
+        if self.target_network:
+            self.target_network.restart()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.batch_loss(batch, batch_idx)
@@ -158,13 +163,10 @@ class TrainedModule(Recorded, L.LightningModule):
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        clock = self.clock
         super().optimizer_step(*args, **kwargs)
+        if self.target_network:  # right after the step: a checkpoint of it has what is done here
+            self.target_network.follow(self.clock)
         self.trained_steps += 1
-        self.after_step(clock)
-
-    def after_step(self, clock: Clock) -> None:
-        """Called right after the optimizer's step at ``clock``: a checkpoint of the step has what is done here."""
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         generator = torch.Generator(self.device).manual_seed(self._number(batch_idx))
