@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cm_lightning_tests_")  # not the user's
 os.environ["WANDB_SILENT"] = "true"
 os.environ["PYTHONWARNINGS"] = "ignore"
+# a shell that starts pytest in the background has it ignore Ctrl-C, and with it every process that a test starts
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 SLOWEST = [

@@ -4,8 +4,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+OTHERS = [path.parent for path in ROOT.rglob("pyvenv.cfg")]  # environments of whoever works here
 PAGES = sorted(
-    path for path in ROOT.rglob("*.md") if not any(part.startswith(".") for part in path.parts[len(ROOT.parts) :])
+    path
+    for path in ROOT.rglob("*.md")
+    if not any(part.startswith(".") for part in path.parts[len(ROOT.parts) :])
+    and not any(path.is_relative_to(other) for other in OTHERS)
 )
 
 
