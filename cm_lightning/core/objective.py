@@ -165,9 +165,10 @@ class Tangent(Objective):
         same_dropout = Replay(x.device)
         F = map.output(x_t, t, r, c)
         with torch.no_grad():
-            v = self.trajectory.velocity(x, z, x_t, t, c)
+            v = self.trajectory.velocity(x, z, x_t, t, c).to(x_t.dtype)
             with same_dropout, torch.autocast(x.device.type, enabled=False):
-                g = self.tangent(target, x_t, t, r, v.to(x_t.dtype), c, self.warm_up(*clock))
+                value = F.detach().to(x_t.dtype) if target is map else None
+                g = self.tangent(target, x_t, t, r, v, c, self.warm_up(*clock), value)
             g = self._normalized(g)
         F = F.to(torch.promote_types(F.dtype, torch.float32))
         difference = F - (F.detach() + g)
@@ -175,9 +176,20 @@ class Tangent(Objective):
         return cast(Tensor, self.residual(difference, t, r))
 
     def tangent(
-        self, map: Differentiable, x_t: Tensor, t: Tensor, r: Tensor, v: Tensor, c: Any = None, warm: float = 1.0
+        self,
+        map: Differentiable,
+        x_t: Tensor,
+        t: Tensor,
+        r: Tensor,
+        v: Tensor,
+        c: Any = None,
+        warm: float = 1.0,
+        value: Tensor | None = None,
     ) -> Tensor:
-        """G before its normalisation, at x_t (B, ...), for the velocity v (B, ...) there."""
+        """G before its normalisation, at x_t (B, ...), for the velocity v (B, ...) there.
+
+        ``value`` is F where it is known; it spares an evaluation while ``warm`` is 0, when no derivative is needed.
+        """
         a, b, _, _ = map.parameterization.coefficients(t, r)
         a_rate, b_rate = map.parameterization.slopes(t, r)
         scale = -b_rate / map.parameterization.sigma_data
@@ -185,28 +197,37 @@ class Tangent(Objective):
         def by(factor: Tensor) -> Tensor:
             return expand(scale * factor, x_t).to(x_t.dtype)
 
+        if warm == 0:
+            F = map.output(x_t, t, r, c).to(x_t.dtype) if value is None else value
+            return by(a) * v + by(b_rate) * F
         # dF/dt itself may grow without bound where its factor goes to 0, so the direction carries the factor
-        F, factor_dF = self._derivative(map, x_t, t, r, c, by(b) * v, scale * b)
+        F, factor_dF = self._derivative(map, x_t, t, r, c, by(b) * v, scale * b, value)
         return by(a) * v + by(b_rate) * F + warm * (by(a_rate) * x_t + factor_dF)
 
     def _derivative(
-        self, map: Differentiable, x: Tensor, t: Tensor, r: Tensor, c: Any, dx: Tensor, dt: Tensor
+        self,
+        map: Differentiable,
+        x: Tensor,
+        t: Tensor,
+        r: Tensor,
+        c: Any,
+        dx: Tensor,
+        dt: Tensor,
+        value: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """F and its derivative along (dx, dt, 0)."""
+        """F, ``value`` where it is known, and its derivative along (dx, dt, 0)."""
 
         def F(x: Tensor, t: Tensor) -> Tensor:
             return map.output(x, t, r, c).to(x.dtype)
 
         if self.derivative == "forward_mode":
-            value, along = cast(tuple[Tensor, Tensor], jvp(F, (x, t), (dx, dt)))
-            return value, along
+            return cast(tuple[Tensor, Tensor], jvp(F, (x, t), (dx, dt)))
         same_dropout = Replay(x.device)
-        value = F(x, t)
         ends = []
         for h in (self.h, -self.h):
             with same_dropout:
                 ends.append(F(x + h * dx, t + h * dt))
-        return value, (ends[0] - ends[1]) / (2 * self.h)
+        return F(x, t) if value is None else value, (ends[0] - ends[1]) / (2 * self.h)
 
     def _normalized(self, g: Tensor) -> Tensor:
         if self.normalize is None:

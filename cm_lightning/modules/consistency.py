@@ -67,7 +67,9 @@ class ConsistencyModule(GenerativeModule):
         return Map(self.parameterization, network or self.backbone)
 
     def loss(self, x: Tensor, labels: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
-        return self.objective.loss(self.map(), self.map(self.target), x, labels, self.clock, generator)
+        map = self.map()
+        target = self.map(self.target) if self.target else map
+        return self.objective.loss(map, target, x, labels, self.clock, generator)
 
     def progress(self, clock: Clock) -> dict[str, float]:
         mu = {"mu": self.target_network.mu(clock)} if self.target_network else {}

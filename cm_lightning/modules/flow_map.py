@@ -60,7 +60,8 @@ class FlowMapModule(GenerativeModule):
         return Map(self.parameterization, network or self.backbone)
 
     def loss(self, x: Tensor, labels: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
-        return self.objective.loss(self.map(), self.map(), x, labels, self.clock, generator)
+        map = self.map()
+        return self.objective.loss(map, map, x, labels, self.clock, generator)
 
     def progress(self, clock: Clock) -> dict[str, float]:
         return self.objective.curriculum.progress(clock)

@@ -229,6 +229,31 @@ def test_the_gradient_pulls_the_output_by_the_tangent(kind):
     assert objective.shown["raw"].item() == pytest.approx(pull.square().mean().item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("derivative", ["forward_mode", "difference"])
+@pytest.mark.parametrize("kind", ["sCT", "MeanFlow"])
+def test_what_is_known_already_is_not_evaluated_again(kind, derivative):
+    """While the warm-up's factor is 0 one pass is enough; then a difference costs two more, or three of a target."""
+    own, curriculum, path = setting(kind)
+    calls = []
+    own.network.register_forward_hook(lambda *_: calls.append(1))
+    x = torch.randn(16, 2, dtype=torch.float64)
+    losses = {}
+    for name, target in (("map", own), ("target", Map(own.parameterization, own.network))):
+        for warm in (0.0, 0.5):
+            ramp = Ramp(0.5, 1.0)
+            objective = Tangent(curriculum, SameNoise(path), warm_up=ramp, derivative=derivative)
+            calls.clear()
+            clock = Clock(int(50 + 50 * warm), 100)
+            assert ramp(*clock) == warm
+            loss = objective.loss(own, target, x, None, clock, torch.Generator().manual_seed(0))
+            losses[name, warm] = loss.item()
+            derivatives = 0 if warm == 0 else 1 if derivative == "forward_mode" else 2
+            values = 0 if name == "map" or (warm and derivative == "forward_mode") else 1
+            assert len(calls) == 1 + derivatives + values
+    for warm in (0.0, 0.5):
+        assert losses["map", warm] == pytest.approx(losses["target", warm], rel=1e-9)
+
+
 def exact_map(oracle):
     if isinstance(oracle.path, TrigFlow):
         return Map(
