@@ -126,7 +126,8 @@ class Tangent(Objective):
         curriculum: draws t and r; its q is not used.
         trajectory: the velocity v, and the path.
         residual: what becomes of F - sg(F + g): a weight, and a norm.
-        warm_up: of the factor ``warm``, 0 being regression to the velocity; 1 throughout if None.
+        warm_up: of the factor ``warm``; 1 throughout if None. While it is 0, F learns the velocity alone: the
+            regression of diffusion models, without the factor b' that damps g at high noise, and not normalised.
         normalize: g / (||g|| + c): ``l2``, the norm of a sample as in the paper; ``rms``, that of its elements; None.
         c: of the normalisation.
         derivative: ``forward_mode``, exact, for networks that have it; ``difference``, central differences along
@@ -166,14 +167,22 @@ class Tangent(Objective):
         F = map.output(x_t, t, r, c)
         with torch.no_grad():
             v = self.trajectory.velocity(x, z, x_t, t, c).to(x_t.dtype)
-            with same_dropout, torch.autocast(x.device.type, enabled=False):
+            if (warm := self.warm_up(*clock)) == 0:
+                goal = self.velocity_output(map, t, r, v)
+            else:
                 value = F.detach().to(x_t.dtype) if target is map else None
-                g = self.tangent(target, x_t, t, r, v, c, self.warm_up(*clock), value)
-            g = self._normalized(g)
-        F = F.to(torch.promote_types(F.dtype, torch.float32))
-        difference = F - (F.detach() + g)
+                with same_dropout, torch.autocast(x.device.type, enabled=False):
+                    g = self.tangent(target, x_t, t, r, v, c, warm, value)
+                goal = F.detach() + self._normalized(g)
+        difference = F.to(torch.promote_types(F.dtype, torch.float32)) - goal
         self.shown = {"raw": difference.detach().square().flatten(1).mean()}
         return cast(Tensor, self.residual(difference, t, r))
+
+    def velocity_output(self, map: Differentiable, t: Tensor, r: Tensor, v: Tensor) -> Tensor:
+        """The F for which a v + b' F is 0: what the network says of a point where the velocity is v (B, ...)."""
+        a = map.parameterization.coefficients(t, r).c_skip
+        _, b_rate = map.parameterization.slopes(t, r)
+        return expand(-a / b_rate, v).to(v.dtype) * v
 
     def tangent(
         self,
@@ -188,7 +197,7 @@ class Tangent(Objective):
     ) -> Tensor:
         """G before its normalisation, at x_t (B, ...), for the velocity v (B, ...) there.
 
-        ``value`` is F where it is known; it spares an evaluation while ``warm`` is 0, when no derivative is needed.
+        ``value`` is F where it is known already, which spares a difference one evaluation of three.
         """
         a, b, _, _ = map.parameterization.coefficients(t, r)
         a_rate, b_rate = map.parameterization.slopes(t, r)
@@ -197,9 +206,6 @@ class Tangent(Objective):
         def by(factor: Tensor) -> Tensor:
             return expand(scale * factor, x_t).to(x_t.dtype)
 
-        if warm == 0:
-            F = map.output(x_t, t, r, c).to(x_t.dtype) if value is None else value
-            return by(a) * v + by(b_rate) * F
         # dF/dt itself may grow without bound where its factor goes to 0, so the direction carries the factor
         F, factor_dF = self._derivative(map, x_t, t, r, c, by(b) * v, scale * b, value)
         return by(a) * v + by(b_rate) * F + warm * (by(a_rate) * x_t + factor_dF)

@@ -232,26 +232,44 @@ def test_the_gradient_pulls_the_output_by_the_tangent(kind):
 @pytest.mark.parametrize("derivative", ["forward_mode", "difference"])
 @pytest.mark.parametrize("kind", ["sCT", "MeanFlow"])
 def test_what_is_known_already_is_not_evaluated_again(kind, derivative):
-    """While the warm-up's factor is 0 one pass is enough; then a difference costs two more, or three of a target."""
+    """One pass while the warm-up's factor is 0; a difference takes two more, or three of a target network."""
     own, curriculum, path = setting(kind)
     calls = []
     own.network.register_forward_hook(lambda *_: calls.append(1))
-    x = torch.randn(16, 2, dtype=torch.float64)
-    losses = {}
-    for name, target in (("map", own), ("target", Map(own.parameterization, own.network))):
-        for warm in (0.0, 0.5):
-            ramp = Ramp(0.5, 1.0)
-            objective = Tangent(curriculum, SameNoise(path), warm_up=ramp, derivative=derivative)
+    x, ramp = torch.randn(16, 2, dtype=torch.float64), Ramp(0.5, 1.0)
+    objective = Tangent(curriculum, SameNoise(path), warm_up=ramp, derivative=derivative)
+    for warm, extra in ((0.0, (0, 0)), (0.5, (1, 1) if derivative == "forward_mode" else (2, 3))):
+        clock, losses = Clock(int(50 + 50 * warm), 100), []
+        assert ramp(*clock) == warm
+        for target, passes in zip((own, Map(own.parameterization, own.network)), extra, strict=True):
             calls.clear()
-            clock = Clock(int(50 + 50 * warm), 100)
-            assert ramp(*clock) == warm
-            loss = objective.loss(own, target, x, None, clock, torch.Generator().manual_seed(0))
-            losses[name, warm] = loss.item()
-            derivatives = 0 if warm == 0 else 1 if derivative == "forward_mode" else 2
-            values = 0 if name == "map" or (warm and derivative == "forward_mode") else 1
-            assert len(calls) == 1 + derivatives + values
-    for warm in (0.0, 0.5):
-        assert losses["map", warm] == pytest.approx(losses["target", warm], rel=1e-9)
+            losses.append(objective.loss(own, target, x, None, clock, torch.Generator().manual_seed(0)).item())
+            assert len(calls) == 1 + passes
+        assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+
+
+@pytest.mark.parametrize("path", [TrigFlow(), Linear()], ids=lambda p: type(p).__name__)
+def test_before_the_warm_up_rises_the_network_learns_the_velocity(path):
+    """The loss is 0 for the network that says the exact velocity of one point, and that of flow matching else."""
+    point = torch.tensor([[0.3, -0.7]], dtype=torch.float64).expand(64, 2)
+    says = AverageVelocity() if isinstance(path, Linear) else Trigonometric()
+    curriculum = TwoTimes() if isinstance(path, Linear) else OneTime()
+    objective = Tangent(curriculum, SameNoise(path), warm_up=Ramp(0.5, 0.6), normalize="l2")
+    t, _, r = (level.double() for level in curriculum.draw(64, Clock(0, 10), generator=torch.Generator().manual_seed(0)))
+    x_t, v = path.point(point, torch.randn(64, 2).double(), t), torch.randn(64, 2).double()
+    own = Map(says, lambda x, label, c: torch.zeros_like(x))
+    F = objective.velocity_output(own, t, r, v)
+    expected = v if isinstance(path, Linear) else -v / says.sigma_data
+    torch.testing.assert_close(F, expected)
+    # the g of that output is 0 while the factor is 0
+    known = Map(says, lambda x, label, c: F)
+    g = objective.tangent(known, x_t, t, r, v, warm=0.0)
+    torch.testing.assert_close(g, torch.zeros_like(g), atol=1e-12, rtol=0)
+    loss = objective.loss(own, own, point, None, Clock(0, 10), torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    times, z, _ = objective.draw(point, Clock(0, 10), generator)
+    scale = 1.0 if isinstance(path, Linear) else says.sigma_data
+    assert loss.item() == pytest.approx((path.velocity(point, z, times.t) / scale).square().mean().item(), rel=1e-5)
 
 
 def exact_map(oracle):
