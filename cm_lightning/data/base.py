@@ -68,6 +68,24 @@ class MirroredInMemory(Mirrored):
         return torch.where(mirrored, images.flip(-1), images), labels
 
 
+class Headroom(InMemory):
+    """Images whose black and white lie beyond [-1, 1], by ``headroom``; what is between stays.
+
+    A saturated pixel says "at least as dark as this". Samples are clamped to [-1, 1], so an error of a network that
+    learned the wider range is not seen where the image is black or white.
+    """
+
+    def __init__(self, images: InMemory, headroom: float) -> None:
+        super().__init__(images.samples, images.labels)
+        self.headroom = headroom
+
+    def __getitem__(self, index: Any) -> tuple[Tensor, Tensor]:
+        images, labels = super().__getitem__(index)
+        return images + self.headroom * images.trunc(), labels
+
+    __getitems__ = __getitem__
+
+
 class ResumableLoader(DataLoader[Any]):
     """A loader that Lightning takes for resumable: its place follows from the trainer's step, so it keeps none."""
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import gzip
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 from torchvision import datasets
 
-from cm_lightning.data.base import GenerativeDataModule, InMemory
+from cm_lightning.data.base import GenerativeDataModule, Headroom, InMemory
 from cm_lightning.data.digits import embedded_digits
+from cm_lightning.domains import Domain
 from cm_lightning.errors import DataError
 
 _UNSIGNED_BYTE = 8  # of idx files
+_HEADROOM = Domain("a number in [0, 0.2]", lambda value: 0 <= value <= 0.2)  # modules refuse images far out of range
 _FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "val": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -36,9 +39,16 @@ class _IdxImages(GenerativeDataModule):
         batch_size: int = 128,
         num_workers: int = 0,
         seed: int = 0,
+        headroom: float = 0.0,
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
-        self.root, self.download = Path(root), download
+        _HEADROOM.check(self, headroom=headroom)
+        self.root, self.download, self.headroom = Path(root), download, headroom
+
+    def training_set(self) -> Dataset[Any]:
+        images = self.split("train")
+        assert isinstance(images, InMemory)
+        return Headroom(images, self.headroom) if self.headroom else images
 
     def prepare_data(self) -> None:
         if self.download:
@@ -75,6 +85,7 @@ class FashionMNIST(_IdxImages):
         root: folder of the four idx files (plain or .gz), or where torchvision keeps or puts them.
         download: whether to download them if missing.
         batch_size, num_workers, seed: see :class:`GenerativeDataModule`.
+        headroom: of what is trained on, see :class:`~cm_lightning.data.base.Headroom`.
     """
 
     _archive = datasets.FashionMNIST
@@ -88,6 +99,7 @@ class MNIST(_IdxImages):
         root: with ``torchvision``: folder of the four idx files (plain or .gz), or where torchvision puts them.
         download: with ``torchvision``: whether to download them if missing.
         batch_size, num_workers, seed: see :class:`GenerativeDataModule`.
+        headroom: of what is trained on, see :class:`~cm_lightning.data.base.Headroom`.
     """
 
     _archive = datasets.MNIST
@@ -100,8 +112,9 @@ class MNIST(_IdxImages):
         batch_size: int = 128,
         num_workers: int = 0,
         seed: int = 0,
+        headroom: float = 0.0,
     ) -> None:
-        super().__init__(root, download and source == "torchvision", batch_size, num_workers, seed)
+        super().__init__(root, download and source == "torchvision", batch_size, num_workers, seed, headroom)
         self.source = source
 
     def load(self, split: str) -> InMemory:

@@ -13,8 +13,8 @@ from cm_lightning.errors import ConfigError
 
 _IMAGES = ("images", "image", "pixel_values", "x", "img")
 _LABELS = ("labels", "label", "class_labels", "y", "target")
-#: Noise of a pixel beyond the range that resizing may cause.
-_SLACK = 0.1
+#: How far a pixel may lie beyond the range: resizing and a headroom of the data do that.
+_SLACK = 0.25
 
 
 def images_and_labels(

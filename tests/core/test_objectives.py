@@ -255,7 +255,9 @@ def test_before_the_warm_up_rises_the_network_learns_the_velocity(path):
     says = AverageVelocity() if isinstance(path, Linear) else Trigonometric()
     curriculum = TwoTimes() if isinstance(path, Linear) else OneTime()
     objective = Tangent(curriculum, SameNoise(path), warm_up=Ramp(0.5, 0.6), normalize="l2")
-    t, _, r = (level.double() for level in curriculum.draw(64, Clock(0, 10), generator=torch.Generator().manual_seed(0)))
+    t, _, r = (
+        level.double() for level in curriculum.draw(64, Clock(0, 10), generator=torch.Generator().manual_seed(0))
+    )
     x_t, v = path.point(point, torch.randn(64, 2).double(), t), torch.randn(64, 2).double()
     own = Map(says, lambda x, label, c: torch.zeros_like(x))
     F = objective.velocity_output(own, t, r, v)

@@ -32,6 +32,30 @@ def test_embedded_digits_are_split_evenly_and_apart():
     assert held_out_labels[-1] == classes[-1]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_headroom_moves_what_is_saturated_and_nothing_else(workers):
+    plain, wide = (
+        next(iter(MNIST(batch_size=8, headroom=h, num_workers=workers).train_dataloader())) for h in (0, 0.1)
+    )
+    assert torch.equal(plain[1], wide[1])
+    moved = plain[0].abs() == 1
+    assert 0.5 < moved.float().mean() < 1  # most of a digit's image is black
+    torch.testing.assert_close(wide[0][moved], 1.1 * plain[0][moved])
+    assert torch.equal(wide[0][~moved], plain[0][~moved])
+    assert torch.equal(wide[0].clamp(-1, 1), plain[0])
+
+
+def test_headroom_is_of_training_alone_and_is_checked():
+    data = MNIST(batch_size=500, headroom=0.1)
+    for split in ("train", "val"):  # what quality is measured against
+        images, _ = next(data.in_order(split))
+        assert images.abs().max() == 1
+    for value in (-0.1, 0.3, float("nan")):
+        for kind in (MNIST, FashionMNIST):
+            with pytest.raises(ConfigError, match="headroom must be a number in"):
+                kind(headroom=value)
+
+
 def test_batches_are_in_range_with_labels():
     data = MNIST(batch_size=32)
     images, labels = next(iter(data.train_dataloader()))
