@@ -44,7 +44,7 @@ class ResidualMLP(Recorded, nn.Module):
         nn.init.zeros_(self.head.weight)
 
     def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
-        """(B, ...) with ``dim`` entries a sample, (B,), (B,) or None -> the shape of x."""
+        """(B, ...) with ``dim`` entries per sample, (B,), (B,) or None -> the shape of x."""
         condition = self.conditioning(noise_label, class_label)
         h = self.stem(x.flatten(1))
         for layer, shift in zip(self.layers, self.shifts, strict=True):

@@ -112,7 +112,7 @@ def test_no_class_of_a_checkpoint_is_imported_that_is_not_trusted(toy_run, plant
     ("plant", "reason"),
     [
         (lambda model: model["init_args"]["backbone"].update(class_path="cm_lightning.data.folder.Path"),
-         "it names cm_lightning.data.folder.Path, which is no class of that package"),
+         "it names cm_lightning.data.folder.Path, which is not a class of that package"),
         (lambda model: model.update(class_path="cm_lightning.files.os.system"),
          "'cm_lightning.files' is not a package"),
     ],

@@ -137,10 +137,10 @@ def checkpoint(path, config, **more):
 
 def test_a_checkpoint_cannot_have_the_command_line_run_or_trust_others(tmp_path):
     cli = {"class_path": "cm_lightning.cli._CLI", "init_args": {"args": ["fit", "--print_config"]}}
-    with pytest.raises(CheckpointError, match=r"names cm_lightning\.cli\._CLI, which is no class of that package"):
+    with pytest.raises(CheckpointError, match=r"names cm_lightning\.cli\._CLI, which is not a class of that package"):
         load_module(checkpoint(tmp_path / "x.ckpt", cli))
     mlp = {"class_path": "cm_lightning.backbones.mlp.ResidualMLP", "init_args": {"dim": 2}}
-    with pytest.raises(CheckpointError, match="which is no module of this suite"):
+    with pytest.raises(CheckpointError, match="which is not a module of this suite"):
         load_module(checkpoint(tmp_path / "x.ckpt", mlp))
     ran = tmp_path / "ran"
     evil = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", str(ran)]}}

@@ -136,7 +136,7 @@ def test_a_network_of_one_s_own_is_built_where_it_is_trusted(make, tmp_path):
 def test_a_network_that_remembers_nothing_is_given(tmp_path):
     m = ConsistencyTraining(Sized(3), (2,))
     path = saved(m, tmp_path)
-    with pytest.raises(CheckpointError, match=r"does not tell the arguments of tests.*Sized.*backbone="):
+    with pytest.raises(CheckpointError, match=r"does not hold the arguments of tests.*Sized.*backbone="):
         load_module(path, trust=["tests"])
     assert torch.equal(draw(load_module(path, backbone=Sized(3))), draw(m))
     with pytest.raises(

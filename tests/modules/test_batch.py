@@ -42,9 +42,9 @@ def test_labels_of_any_clear_kind_become_whole_numbers(labels):
 @pytest.mark.parametrize(
     ("labels", "expected"),
     [
-        (LABELS + 1, "labels from 1 to 3, the backbone 3 classes: number them from 0"),
+        (LABELS + 1, "labels from 1 to 3, the backbone has 3 classes: number them from 0"),
         (LABELS - 1, "labels from -1 to 1"),
-        (LABELS + 5, "labels from 5 to 7, the backbone 3 classes: set --model.backbone.num_classes"),
+        (LABELS + 5, "labels from 5 to 7, the backbone has 3 classes: set --model.backbone.num_classes"),
         (LABELS + 0.5, "not whole numbers"),
         (torch.full((4,), float("nan")), "not whole numbers"),
         (LABELS > 1, "labels of type torch.bool"),
