@@ -191,7 +191,7 @@ def test_a_model_of_another_shape_than_the_data_hears_of_that_first(shape, tmp_p
     m = ConsistencyTraining(UNet(shape[0], 8, (1,), 1, (), patch=4), shape)
     with pytest.raises(ConfigError) as error:
         trainer(tmp_path, callbacks=[Quality()]).fit(m, MNIST())
-    assert str(error.value).startswith(f"the data has images of shape (1, 28, 28), the model expects {shape}: "
+    assert str(error.value).startswith(f"the data has images of shape (1, 28, 28), but the model expects {shape}: "
                                        "set --model.image_shape=[1,28,28]")  # fmt: skip
     assert "Quality" not in str(error.value)
 
@@ -262,7 +262,7 @@ def test_wrong_weights_and_too_few_images_are_said_before_the_training(tmp_path,
     Path("damaged.pth").write_bytes(b"x")
     for weights, line in (("nowhere.pth", "no file nowhere.pth"), ("damaged.pth", "damaged.pth holds no state dict")):
         extractor = TorchvisionFeatures("resnet18", weights)
-        with pytest.raises(ConfigError, match="2 images or more, train has fewer"):
+        with pytest.raises(ConfigError, match="at least 2 images, and train has fewer"):
             trainer(tmp_path, callbacks=[Quality(extractor=extractor)]).fit(
                 ConsistencyTraining(unet, (3, 16, 16)), ImageFolder("images", 16)
             )

@@ -143,7 +143,7 @@ def test_an_image_that_is_too_large_is_not_called_broken(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     Image.fromarray(GREY).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
-    with pytest.raises(DataError, match=r"a.png is too large, it has more than 60 pixels: store a smaller copy"):
+    with pytest.raises(DataError, match=r"a.png is too large, with more than 60 pixels: store a smaller copy"):
         read_image(path, "a.png")
 
 
