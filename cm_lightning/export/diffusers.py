@@ -101,8 +101,8 @@ def _require_counterpart(backbone: nn.Module) -> None:
     """Raise ConfigError if diffusers does not have a network of this class."""
     if not isinstance(backbone, ADM | DiffusersUNet):
         raise ConfigError(
-            f"--format diffusers: diffusers does not have the class {type(backbone).__name__}: it takes ADM and "
-            "DiffusersUNet; for this network give --format onnx or --format safetensors"
+            f"--format diffusers: diffusers has no {type(backbone).__name__}: networks of the classes ADM and "
+            "DiffusersUNet can be written; for this one give --format onnx or --format safetensors"
         )
 
 

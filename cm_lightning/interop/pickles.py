@@ -95,7 +95,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         content = _Unpickler(file).load()
     network = content.get("ema") if isinstance(content, dict) else content
     if not isinstance(network, Inert):
-        raise CheckpointError("it does not hold a network under 'ema'")
+        raise CheckpointError("it holds no network under 'ema'")
     meta = network.arguments[0] if network.arguments and isinstance(network.arguments[0], dict) else {}
     if meta.get("class_name", "EDMPrecond") != "EDMPrecond":
         raise CheckpointError(f"its network is scaled by {meta['class_name']}: only EDM's own scalings are known here")

@@ -39,9 +39,7 @@ class ClipScore:
         except Exception as error:
             if cached_only:
                 raise CheckpointError(silence("--clip", path)) from error
-            raise CheckpointError(
-                f"--clip {path} does not hold a CLIP model: give a folder, or a name on the hub"
-            ) from error
+            raise CheckpointError(f"--clip {path} holds no CLIP model: give a folder, or a name on the hub") from error
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> float:

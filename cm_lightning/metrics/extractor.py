@@ -19,9 +19,9 @@ from cm_lightning.metrics.judge import WEIGHTS, DigitRow, Judge, load_judge
 class Extractor(ABC):
     """A feature extractor, with torchmetrics' Frechet distance for it and the name of that distance."""
 
-    #: What the distance is called; only Inception's is an ``fid``.
+    #: The name of the distance; only Inception's is an ``fid``.
     name: str
-    #: (C, H, W) of the images it is made for; None: any.
+    #: (C, H, W) of the images it is made for; None for any.
     image_shape: tuple[int, ...] | None = None
 
     @property

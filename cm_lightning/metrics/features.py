@@ -188,7 +188,7 @@ def _weights_of(model: str, path: Path) -> dict[str, Tensor]:
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     except Exception as error:  # damaged, or a whole pickled model, which is code
         raise CheckpointError(
-            f"{path} does not hold a state dict: set the weights of TorchvisionFeatures to a file "
+            f"{path} holds no state dict: set the weights of TorchvisionFeatures to a file "
             f"of torch.save(model.state_dict(), ...) for {model}"
         ) from error
     if model.startswith("densenet"):  # torchvision's files use the names of its first version

@@ -115,7 +115,7 @@ class FrechetScores:
                 self._real_together = None
         except Exception as error:
             raise CheckpointError(
-                f"{path} does not hold reference statistics: remove it, and they are computed again"
+                f"{path} holds no reference statistics: remove it, and they are computed again"
             ) from error
 
     def _together(self, kept: KeptFeatures) -> KeptFeatures:

@@ -71,7 +71,7 @@ def load_judge(path: Path = WEIGHTS) -> Judge:
         judge.load_state_dict(load_file(path))
     except Exception as error:
         raise CheckpointError(
-            f"{path} does not hold weights of the classifier: make them with cm-lightning train-judge"
+            f"{path} holds no weights of the classifier: make them with cm-lightning train-judge"
         ) from error
     return judge.eval().requires_grad_(False)
 

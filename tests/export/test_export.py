@@ -137,7 +137,7 @@ def test_what_a_format_cannot_hold_is_named(tmp_path, monkeypatch):
         (
             module(adm(0, **heads)),
             "diffusers",
-            "heads are alike",
+            "all its heads have 64 channels",
         ),
         (DiffusionModule(adm(0), SHAPE), "onnx", "takes a one-step model, and this is a DiffusionModule"),
     ]

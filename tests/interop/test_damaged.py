@@ -115,7 +115,7 @@ def test_a_snapshot_may_name_only_what_a_network_is_made_of(tmp_path, monkeypatc
 def test_things_that_are_no_weights_are_named(tmp_path):
     for content in ([1, 2], {}, {"w": 3}, {"w": torch.ones(2).long()}, {3: torch.ones(2)}, {"w": {"v": torch.ones(2)}}):
         torch.save(content, tmp_path / "x.pt")
-        with pytest.raises(CheckpointError, match="is no state dict"):
+        with pytest.raises(CheckpointError, match="is not a state dict"):
             read_tensors(tmp_path / "x.pt")
 
 
@@ -172,7 +172,7 @@ def test_a_small_file_does_not_ask_for_much_memory(tmp_path):
     with pytest.raises(CheckpointError, match="holds no network under 'ema'"):
         read_tensors(tmp_path / "x.pkl")
     torch.save({"map_layer0.weight": torch.zeros(1, 1).expand(4, 10**7)}, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match="is no state dict"):
+    with pytest.raises(CheckpointError, match="is not a state dict"):
         read_tensors(tmp_path / "x.pt")
 
 

@@ -413,7 +413,7 @@ def described(folder: Path, metadata: str) -> Path:
 Q = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 UNFIT: list[tuple[str, Callable[[Path], Path]]] = [
     ("no LoRA at", missing),
-    ("choose of a.safetensors, b.safetensors", two_files),
+    ("choose one of a.safetensors, b.safetensors", two_files),
     ("damaged, or no", truncated),
     ("damaged, or no", no_safetensors),
     ("damaged, or no", lambda folder: described(folder, "{")),

@@ -150,7 +150,7 @@ def test_a_foreign_key_is_named(foreign: str, style: str, tuned: Any, tmp_path: 
 def test_one_layer_in_two_styles_is_ambiguous(tuned: Any, tmp_path: Path) -> None:
     both = tensors_of(tuned, STYLES["unet.processor"]) | {f"module.{Q}.lora_A.weight": torch.zeros(4, 16)}
     save_file(both, tmp_path / "both.safetensors")
-    with pytest.raises(CheckpointError, match=f"it tells {Q} twice"):
+    with pytest.raises(CheckpointError, match=f"it holds {Q} twice"):
         load_lora(make("sd15"), tmp_path)
 
 
@@ -209,7 +209,7 @@ def test_a_file_that_tells_its_alpha_needs_no_configuration_beside(tuned: Any, t
 BAD_CONFIGS = {
     "cut": ("{", "adapter_config.json is damaged"),
     "a list": ("[1]", "adapter_config.json is damaged"),
-    "another rank": ('{"r": 8, "lora_alpha": 8}', "it says rank 8 for .*, whose rank is 4"),
+    "another rank": ('{"r": 8, "lora_alpha": 8}', "it says rank 8 for .*, but the rank is 4"),
     "pissa": ('{"r": 4, "init_lora_weights": "pissa_niter_4"}', "started as pissa_niter_4, which changes the base"),
     "olora": ('{"r": 4, "init_lora_weights": "OLoRA"}', "started as olora, which changes the base"),
     "text for alpha": ('{"r": 4, "lora_alpha": "much"}', "adapter_config.json is damaged"),

@@ -158,7 +158,7 @@ def test_a_broken_run_is_passed_over_with_the_name_of_its_file(name, text, line,
     [
         ("40,1,1,abc,0.9\n", r"line 8: 'abc' in val/frechet_mnist_nfe1 is not a number; 1 line is left out"),
         ("inf,1,1,,\n", "line 8: cannot convert float infinity to integer; 1 line is left out"),
-        ("40,1\n", "line 8: it has not as many values as there are columns; 1 line is left out"),
+        ("40,1\n", "line 8: it does not have as many values as there are columns; 1 line is left out"),
         ("40,,,5.0,0.", "its last line is cut short and is left out"),
     ],
 )
