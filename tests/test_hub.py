@@ -182,7 +182,9 @@ def test_the_line_names_the_option_and_the_way_out(option: str, load: Callable[[
     with pytest.raises(CheckpointError) as error:
         load()
     message = str(error.value)
-    assert message.startswith(f"{option} {NAME} is not, or not whole, in the cache, and the hub cannot be reached:")
+    assert message.startswith(
+        f"{option} {NAME} is not, or not completely, in the cache, and the hub cannot be reached:"
+    )
     assert closed in message
     assert "Give a folder or file" in message
     assert "\n" not in message
@@ -234,7 +236,7 @@ def test_a_cached_model_that_is_not_whole_says_so(closed: str) -> None:
     folder = cached("tiny/model")
     tiny_sd().save_pretrained(folder)
     next(folder.glob("unet/*.safetensors")).unlink()
-    with pytest.raises(CheckpointError, match="--pipeline tiny/model is not, or not whole, in the cache"):
+    with pytest.raises(CheckpointError, match="--pipeline tiny/model is not, or not completely, in the cache"):
         load_pipeline("tiny/model")
 
 

@@ -295,7 +295,7 @@ def test_errors_of_sample(toy_run, capsys):
     assert "--output x.jpg" in failure(capsys, last, "--output=x.jpg", run=sample)
     with pytest.raises(CheckpointError, match="no checkpoint at nowhere"):
         sample(["--ckpt_path=nowhere"])
-    with pytest.raises(ConfigError, match="draws no images"):
+    with pytest.raises(ConfigError, match="are not images: write them"):
         sample([last])
     with pytest.raises(ConfigError, match="--device nonsense"):
         sample([last, "--device=nonsense", "--output=x.npz"])

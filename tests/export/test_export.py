@@ -139,7 +139,7 @@ def test_what_a_format_cannot_hold_is_named(tmp_path, monkeypatch):
             "diffusers",
             "all its heads have 64 channels",
         ),
-        (DiffusionModule(adm(0), SHAPE), "onnx", "takes a one-step model, and this is a DiffusionModule"),
+        (DiffusionModule(adm(0), SHAPE), "onnx", "takes a one-step model, but this is a DiffusionModule"),
     ]
     for m, kind, words in refused:
         with pytest.raises(ConfigError, match=words):

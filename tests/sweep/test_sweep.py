@@ -111,7 +111,7 @@ def test_results_are_ranked_and_a_failing_trial_does_not_stop_the_others(capsys)
 
 def test_a_sweep_is_not_begun_twice_by_mistake():
     sweep([grid(3), "--count=1"])
-    with pytest.raises(ConfigError, match=r"has 1 trials: give --resume to go on, or another --output"):
+    with pytest.raises(ConfigError, match=r"has 1 trials: give --resume to continue, or another --output"):
         sweep(["s.yaml"])
     sweep([grid(3, 4), "--resume"])
     assert [row["trial"] for row in results()] == ["1", "2"]
