@@ -16,7 +16,7 @@ class ResidualMLP(Recorded, nn.Module):
 
     Args:
         dim: number of entries of a sample, whatever its shape.
-        width: of the hidden layers, even.
+        width: width of the hidden layers, even.
         depth: number of residual layers.
         num_classes: 0 for an unconditional network. Label num_classes is the null class.
         noise_embedding: (B,) -> (B, width), or (B, 2) for two times; Fourier features of scale 0.5 if None.

@@ -102,11 +102,11 @@ class Quality(Callback):
         if (wanted := self.extractor.image_shape) and wanted != model:
             name = type(self.extractor).__name__
             raise ConfigError(
-                f"Quality: {name} judges images of shape {wanted} only: set its extractor to Inception or "
+                f"Quality: {name} measures images of shape {wanted} only: set its extractor to Inception or "
                 "TorchvisionFeatures"
             )
         if len(data) != 3 or data[0] not in (1, 3):
-            raise ConfigError(f"Quality judges grey and colour images, not samples of shape {tuple(data)}: remove it")
+            raise ConfigError(f"Quality measures grey and colour images, not samples of shape {tuple(data)}: remove it")
 
     def _new_scores(self) -> FrechetScores:
         return FrechetScores(self.extractor, kernel=self.kid)

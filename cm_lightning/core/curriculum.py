@@ -124,7 +124,7 @@ class GridCurriculum(Curriculum):
 
     Args:
         levels: N(k).
-        density: of the interval of the grid that is drawn (CM: uniform; iCT: log-normal).
+        density: probabilities of the intervals of the grid (CM: uniform; iCT: log-normal).
         sigma_min: lower end of the grid.
         sigma_max: upper end of the grid.
         rho: exponent of the grid.

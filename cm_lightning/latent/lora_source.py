@@ -86,7 +86,7 @@ def _is_safetensors(file: Path) -> bool:
 
 def _safetensors(file: Path) -> tuple[object, object]:
     with safe_open(file, "pt") as opened:
-        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - it is no dict
+        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - it is not a dict
         return tensors, json.loads((opened.metadata() or {}).get(_METADATA, "{}"))
 
 

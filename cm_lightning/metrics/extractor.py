@@ -72,7 +72,7 @@ class MnistJudge(Extractor):
         return digest(self.path)
 
     def classify(self, images: Tensor) -> Tensor | None:
-        assert self._judge is not None, "distance() loads the judge"
+        assert self._judge is not None, "distance() loads the classifier"
         return self._judge.classify(images).argmax(1)
 
 
@@ -105,7 +105,7 @@ class CaptionedDigits(Extractor):
 
     def classify(self, images: Tensor) -> Tensor | None:
         """(B, n, 28, 28) -> (B,), or (B, n) for several digits."""
-        assert self._judge is not None, "distance() loads the judge"
+        assert self._judge is not None, "distance() loads the classifier"
         return self._judge.classify(images)
 
 

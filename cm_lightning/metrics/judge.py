@@ -18,7 +18,7 @@ WEIGHTS = Path(__file__).with_name("mnist_judge.safetensors")
 class Judge(nn.Module):
     """Two convolutions and two linear layers over digits of 28 x 28.
 
-    ``judge(images)`` gives the features of which ``frechet_mnist`` is the Frechet distance, ``judge.classify(images)``
+    ``judge(images)`` gives the features for the Frechet distance ``frechet_mnist``, ``judge.classify(images)``
     the digits. Train another with ``cm-lightning train-judge``.
     """
 

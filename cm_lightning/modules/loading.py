@@ -103,7 +103,7 @@ def _module(
         module = _build({**config, "init_args": arguments}, trust, given)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except Exception as error:  # whatever a constructor makes of the arguments in a damaged file
+    except Exception as error:  # constructors raise many kinds for the arguments in a damaged file
         raise CheckpointError(f"{path}: its module cannot be built: {error}") from error
     assert isinstance(module, TrainedModule)
     return module

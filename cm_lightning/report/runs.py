@@ -144,7 +144,7 @@ def read_runs(directories: Sequence[str | Path], note: Note = str) -> list[Run]:
     if not known:
         raise DataError(problems[0] if len(problems) == 1 else f"none of these is a run: {'; '.join(problems)}")
     for problem in problems:
-        note(f"passed over: {problem}")
+        note(f"skipped: {problem}")
     for run in list(known.values()):  # the predecessor of a resumed run is looked up even if it was not named
         _add_ancestors(run, known, note)
     return _labelled(_joined(known))

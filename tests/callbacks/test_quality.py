@@ -126,7 +126,7 @@ def test_sixteen_bit_weights_are_judged_too(tmp_path):
 def test_what_is_missing_is_said_before_the_training(tmp_path):
     with pytest.raises(ConfigError, match="data module of this suite"):
         trainer(tmp_path, callbacks=[Quality()]).fit(module(), points())
-    with pytest.raises(ConfigError, match=r"judges images of shape \(1, 28, 28\) only"):
+    with pytest.raises(ConfigError, match=r"measures images of shape \(1, 28, 28\) only"):
         trainer(tmp_path, callbacks=[Quality()]).fit(module(), Toy())
     with pytest.raises(ConfigError, match="no Inception weights"):
         trainer(tmp_path, callbacks=[Quality(extractor=Inception("nowhere"))]).fit(tiny(), MNIST())
