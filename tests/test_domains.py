@@ -1,4 +1,4 @@
-"""Numbers without meaning are refused where they are set, in a line that names class and option."""
+"""Numbers out of range are refused where they are set, in a line that names class and option."""
 
 from __future__ import annotations
 

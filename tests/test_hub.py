@@ -36,7 +36,7 @@ NAME = "nobody-at-all/nothing"
 
 @pytest.fixture(autouse=True)
 def online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """As if HF_HUB_OFFLINE were not set, with an empty cache, and no wait between two questions."""
+    """Act as if HF_HUB_OFFLINE were not set, with an empty cache, and without waiting between two requests."""
 
     def wait(seconds: float) -> None:
         raise AssertionError(f"waits {seconds} s to ask again")
@@ -65,7 +65,7 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @contextmanager
 def server(status: int) -> Iterator[tuple[str, list[str]]]:
-    """An address that answers everything with a status, and what it was asked."""
+    """An address that answers every request with a status, and the list of requests."""
     asked: list[str] = []
 
     class Answer(BaseHTTPRequestHandler):
@@ -202,7 +202,7 @@ def test_a_hub_out_of_order_is_asked_once(
 
 
 def cached(name: str) -> Path:
-    """Where the cache has the files of a name."""
+    """The folder of a name's files in the cache."""
     folder, commit = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}", "0" * 40
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text(commit)

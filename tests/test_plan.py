@@ -19,7 +19,7 @@ RECIPES = sorted(p for p in (ROOT / "experiments").glob("[ci]*/*.yaml") if p.ste
 
 
 class Square(nn.Module):
-    """Keeps its input (for the weight's gradient), and one output of 4 bytes an entry to be squared."""
+    """Keeps its input (for the gradient of the weight), and one output of 4 bytes per entry to be squared."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Phrases that were mended as a kind do not come back: in the package, the recipes, the sweeps and the pages."""
+"""Phrases that were mended as a kind do not return to the package, the recipes, the sweeps and the pages."""
 
 import re
 from pathlib import Path

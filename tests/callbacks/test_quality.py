@@ -220,7 +220,7 @@ RECIPE = Path(__file__).parents[2] / "experiments/folder/ct.yaml"
 
 
 def fit_the_recipe_for_folders(monkeypatch, *options):
-    """Two steps with the recipe's own callbacks, unless options change them; returns the run's directory."""
+    """Train two steps with the recipe's callbacks, unless options change them; return the run's directory."""
     monkeypatch.setattr(sys, "argv", ["cm-lightning"])
     short = ["max_steps=2", "val_check_interval=2", "accumulate_grad_batches=1", "precision=32-true", "devices=1"]
     tiny_model = ["--model.image_shape=[3,16,16]", "--model.backbone.channels=8", "--model.sampling_sigmas=null"]

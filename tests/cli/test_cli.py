@@ -349,7 +349,7 @@ def write_images(folder):
 
 
 def tiny_data(path, monkeypatch):
-    """Options that put a little real data, in its real format, in the place of a data set."""
+    """Options that replace a data set by a little data in the real format."""
     if "mnist" in path.parts:
         return ["--data.source=embedded"]
     if "cifar10" in path.parts:

@@ -79,7 +79,7 @@ def test_folder_errors_name_file_and_remedy(tmp_path):
 
 
 def loader(data, **state):
-    """Of one rank of a run."""
+    """The loader of one rank of a run."""
     defaults = {"world_size": 1, "global_rank": 0, "global_step": 0, "accumulate_grad_batches": 1}
     limits = {"overfit_batches": 0.0, "limit_train_batches": 1.0}
     data.trainer = SimpleNamespace(lightning_module=None, **defaults | limits | state)

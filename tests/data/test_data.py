@@ -192,7 +192,7 @@ def test_batch_size_is_checked():
 
 
 class _Processes(Toy):
-    """Each sample is the process that loaded it, and its own number."""
+    """Each sample holds the id of the process that loaded it, and its own number."""
 
     def load(self, split):
         return _ProcessNumbers()

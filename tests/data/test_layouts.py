@@ -1,4 +1,4 @@
-"""Folders as people have them: classes, splits, links, leftovers of systems, EDM's; also in zip files."""
+"""Folders as they occur: classes, splits, links, files of operating systems, EDM's layout; also in zip files."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ def write(root, *names, size=(6, 6), mode="RGB"):
 
 
 def classes(root, **options):
-    """Name of the class -> its images in training and validation together, sorted."""
+    """The images of each class, by its name, in training and validation together, sorted."""
     data = ImageFolder(str(root), size=4, **options)
     found = {}
     for split in ("train", "val"):

@@ -32,7 +32,7 @@ def module(backbone, scale=250.0):
 
 
 def write(monkeypatch, m, kind, folder):
-    """By the command, without the detour of a checkpoint."""
+    """Write by the function of the command, without a checkpoint."""
     monkeypatch.setattr("cm_lightning.modules.loading.load_module", lambda *_: m)
     monkeypatch.setattr(export, "_origin", lambda *_: (7, "averaged"))
     export.main(

@@ -1,4 +1,4 @@
-"""No file, however damaged or malicious, runs code, ends in a traceback, or gives half a network."""
+"""No file, however damaged or malicious, runs code, ends in a traceback, or gives a partial network."""
 
 import json
 import os

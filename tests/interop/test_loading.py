@@ -1,4 +1,4 @@
-"""Modules out of files: built in Python, exported, compiled, or by another program's wrappers."""
+"""Modules from files: built in Python, exported, compiled, or in the wrappers of another program."""
 
 import json
 
@@ -34,7 +34,7 @@ SHAPE = (3, 8, 8)
 
 
 class Plain(nn.Module):
-    """A user's network whose constructor takes nothing."""
+    """A user's network with a constructor without arguments."""
 
     def __init__(self):
         super().__init__()
@@ -45,7 +45,7 @@ class Plain(nn.Module):
 
 
 class Sized(Plain):
-    """One whose arguments nobody remembers."""
+    """A network that does not record its arguments."""
 
     def __init__(self, width):
         super().__init__()
@@ -53,7 +53,7 @@ class Sized(Plain):
 
 
 class Remembered(Recorded, Sized):
-    """One that remembers them."""
+    """A network that records its arguments."""
 
     def __init__(self, width, *, bias=0.0):
         super().__init__(width)

@@ -17,7 +17,7 @@ SMALL = "shufflenet_v2_x0_5"
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """The state dict of a small network with weights that mean nothing."""
+    """The state dict of a small network with arbitrary weights."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "small.pth"
     torch.save(torchvision.models.get_model(SMALL).state_dict(), path)
@@ -100,7 +100,7 @@ def test_weights_for_other_classes_are_taken(small, tmp_path):
 
 
 def broken(tmp_path, small):
-    """Files that are not the weights of SMALL, and what is said of each."""
+    """Files that are not the weights of SMALL, and the message for each."""
     state = torch.load(small)
     torch.save(torchvision.models.get_model("squeezenet1_1").state_dict(), tmp_path / "other.pth")
     torch.save(torchvision.models.get_model("squeezenet1_1"), tmp_path / "pickled.pth")

@@ -1,4 +1,4 @@
-"""Batches of anybody's loader: what is clear is taken, the rest is refused in a line that says what to do."""
+"""Batches of any loader: unambiguous ones are taken, the others are refused in one line with the remedy."""
 
 import warnings
 

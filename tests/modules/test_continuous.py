@@ -108,7 +108,7 @@ def test_a_module_built_in_python_loads_from_its_checkpoint(make, tmp_path):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_tangent_passes_through_the_zoo(name):
-    """Dropout and all, and equal to that by differences, which needs no forward mode."""
+    """This includes dropout; the result equals that by differences, which does not need forward mode."""
     tangents = []
     for options in ({"derivative": "forward_mode"}, {"derivative": "difference"}):
         torch.manual_seed(0)

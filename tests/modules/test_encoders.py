@@ -31,7 +31,7 @@ def adam(parameters):
 
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory):
-    """A tiny autoencoder and CLIP, trained for some steps, as their runs export them."""
+    """A tiny autoencoder and CLIP, trained for some steps and exported as by their runs."""
     folder = tmp_path_factory.mktemp("encoders")
     torch.set_num_threads(1)  # this comes before the fixture that does it for each test
     torch.manual_seed(0)

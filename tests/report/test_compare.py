@@ -22,7 +22,7 @@ def in_a_fresh_folder(tmp_path, monkeypatch):
 
 
 def write_run(directory, values, seconds_a_step=1.0, method="ConsistencyTraining", sampler=None, stage="val", **config):
-    """A run of 10 images a step whose Frechet distance at one evaluation is values[i] at step 10 (i + 1)."""
+    """A run of 10 images per step; its Frechet distance at one evaluation is values[i] at step 10 (i + 1)."""
     directory = Path(directory)
     (directory / "samples").mkdir(parents=True)
     model = {"class_path": f"cm_lightning.{method}", "init_args": {"sampler": sampler} if sampler else {}}

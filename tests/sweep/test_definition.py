@@ -28,7 +28,7 @@ def in_a_fresh_folder(tmp_path, monkeypatch):
 
 
 def refusal(content: str | bytes) -> str:
-    """What the command says of a file with this content; it leaves nothing behind."""
+    """The command's error for a file with this content, after a check that it leaves nothing behind."""
     Path("s.yaml").write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(ConfigError) as refused:
         sweep(["s.yaml"])

@@ -46,7 +46,7 @@ def results(name="fake"):
 
 
 def agent_s_command(raw, values):
-    """What wandb's agent makes of a sweep's command (wandb_agent.py), by wandb's own functions."""
+    """The command of a trial as wandb's agent builds it (wandb_agent.py), by wandb's own functions."""
     args = {"args": {name: {"value": value} for name, value in values.items()}}
     macros = wandb_sweeps.create_sweep_command_args(args)
     macros.update(interpreter=["python"], program=[raw.get("program")], env=["/usr/bin/env"])
