@@ -1,6 +1,6 @@
 """Consistency models on PyTorch Lightning: images in one forward pass.
 
-The names that ``__init__.pyi`` lists are imported when first used: ``cm_lightning.core`` needs nothing but torch.
+The names listed in ``__init__.pyi`` are imported at first use: ``cm_lightning.core`` needs only torch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-# The public names: the one list of what `from cm_lightning import NAME` gives, what type checkers see, and what the
-# command line and YAML know by its short name. A name is a line, wherever it belongs in the order. The mark "lcm" says
-# that the module needs that extra, whose packages take seconds to import: the command line imports it when it is named.
+# The public names: the one list for `from cm_lightning import NAME`, for type checkers, and for short names on the
+# command line and in YAML. Each name has one line, sorted by module. The mark "lcm" means that the module needs that
+# extra, which takes seconds to import: the command line imports it only when it is named.
 
 from .backbones.adm import ADM as ADM
 from .backbones.ddpmpp import DDPMpp as DDPMpp

@@ -1,4 +1,4 @@
-"""``cm-lightning COMMAND ...``: what is quick is done before anything slow is imported."""
+"""``cm-lightning COMMAND ...``: quick work is done before anything slow is imported."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _TRAINER = ("fit", "validate", "test", "predict")
 _COMMANDS = {
     "sample": "draw images from a checkpoint",
     "evaluate": "measure text-to-image models over steps and guidance scales",
-    "compare": "tables, curves and samples of several runs side by side",
+    "compare": "compare several runs by tables, curves and samples",
     "sweep": "run a W&B sweep file on this machine alone",
-    "export": "weights for diffusers, ONNX Runtime, or as safetensors",
-    "self-consistency": "Exercise 4: check by numbers that the consistency function is well defined",
-    "train-judge": "train the classifier that judges digits",
+    "export": "write weights for diffusers, ONNX Runtime, or as safetensors",
+    "self-consistency": "check numerically that the consistency function is well defined",
+    "train-judge": "train the classifier of digits that measures samples",
 }
 
 _HELP = f"""usage: cm-lightning COMMAND [OPTIONS]
@@ -27,11 +27,11 @@ Consistency models on PyTorch Lightning.
   {"fit":<16} train: --config experiments/mnist/ct.yaml
   {"validate":<16} measure on the validation split: --config FILE --ckpt_path FILE
   {"test":<16} the same on the test split
-  {"predict":<16} samples for Python users of the Trainer; to write images use sample
+  {"predict":<16} return samples to Python users of the Trainer; to write images use sample
 """ + "\n".join(f"  {name:<16} {what}" for name, what in _COMMANDS.items()) + """
 
-cm-lightning COMMAND --help tells the options of a command; --version the version. With --debug an error shows where
-it arose.
+cm-lightning COMMAND --help lists the options of a command, --version prints the version. With --debug an error shows
+its traceback.
 """  # fmt: skip
 
 

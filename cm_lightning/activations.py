@@ -1,4 +1,4 @@
-"""What a training step keeps for its backward pass, counted on the meta device: nothing is computed."""
+"""The memory that a training step keeps for its backward pass, counted on the meta device: nothing is computed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-# What autocast computes in 16 bits, and what in float32; everything else takes its inputs as they are.
+# Functions that autocast computes in 16 bits, and in float32; all others take their inputs as they are.
 _SHORT = {
     "__matmul__", "__rmatmul__", "addbmm", "addmm", "addmv", "addr", "baddbmm", "bilinear", "bmm", "conv1d", "conv2d",
     "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "einsum", "linear", "matmul", "mm", "mv",
@@ -24,10 +24,10 @@ _LONG = {
 
 
 class Kept(NamedTuple):
-    """Bytes that a forward pass leaves behind.
+    """Bytes that a forward pass keeps.
 
     Attributes:
-        image: kept for the backward pass of each image.
+        image: bytes kept for the backward pass of each image.
         weights: copies of weights in 16 bits, which autocast makes once for a whole batch.
     """
 
@@ -41,13 +41,13 @@ def kept_for_backward(
     dtype: torch.dtype = torch.float32,
     autocast: torch.dtype | None = None,
 ) -> Kept:
-    """Count what running networks on one image keeps, their own weights aside.
+    """Count the bytes that networks keep when run on one image, besides their weights.
 
     Args:
-        networks: all that ``run`` runs; they are moved to the meta device, in training mode.
+        networks: all networks in ``run``; they are moved to the meta device, in training mode.
         run: a forward pass of one image.
-        dtype: of new tensors.
-        autocast: the type that mixed precision computes in; None: the types are those of weights and inputs.
+        dtype: dtype of new tensors.
+        autocast: the type that mixed precision computes in; if None, the types are those of weights and inputs.
     """
     parts = [network.to("meta").train() for network in networks]
     owned = {_storage(p) for network in parts for p in network.parameters()}
@@ -65,11 +65,11 @@ def kept_for_backward(
 
 
 class _Accelerator(TorchFunctionMode):
-    """Does on the meta device what an accelerator does: autocast, fused attention, and dropout with masks of a byte.
+    """Imitates an accelerator on the meta device: autocast, fused attention, and dropout with masks of one byte.
 
     Args:
         autocast: see :func:`kept_for_backward`.
-        owned: storages of the weights, of which autocast keeps one copy.
+        owned: storages of the weights; autocast keeps one copy of each.
     """
 
     def __init__(self, autocast: torch.dtype | None, owned: set[int]) -> None:
@@ -102,7 +102,7 @@ class _Accelerator(TorchFunctionMode):
 
 
 class _Fused(torch.autograd.Function):
-    """What a fused kernel of attention keeps; the meta device's own would count the matrices that none keeps."""
+    """Keeps what a fused kernel of attention keeps; the kernel of the meta device would keep whole matrices."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A model that takes its sizes from a folder of images, where the user has not given them."""
+"""Adapting a model to a folder of images, for sizes that the user has not given."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cm_lightning.errors import DataError
 
 
 def adapt_to_data(config: Any, arguments: Sequence[str]) -> None:
-    """Set image_shape of the model, and image_channels and num_classes of its backbone, to what an ImageFolder holds.
+    """Set image_shape of the model, and image_channels and num_classes of its backbone, to those of an ImageFolder.
 
     Args:
-        config: of a subcommand, before anything is built; changed in place.
-        arguments: of the command line: what they or their files give stays as it is.
+        config: configuration of a subcommand, before anything is built; changed in place.
+        arguments: arguments of the command line; options that they or their files give are not changed.
     """
     data, model = config.get("data"), config.get("model")
     cls = _class(data)
@@ -32,7 +32,7 @@ def adapt_to_data(config: Any, arguments: Sequence[str]) -> None:
             sizes["image_channels"] = folder.image_shape[0]
         if ("model", "backbone", "num_classes") not in given and "num_classes" in sizes:
             sizes["num_classes"] = folder.num_classes
-    except DataError:  # loading says the same; a dry run needs no images
+    except DataError:  # loading reports the same; a dry run does not need images
         return
 
 

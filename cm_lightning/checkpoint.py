@@ -24,25 +24,26 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The contents of a Lightning checkpoint, on the CPU.
 
     Args:
-        path: of the file; or the folder of a run, or of one of its versions (:func:`cm_lightning.run.find_checkpoint`).
+        path: path of the file, or the folder of a run or of one of its versions
+            (:func:`cm_lightning.run.find_checkpoint`).
 
     Raises:
-        CheckpointError: the file is missing, damaged, or no Lightning checkpoint.
+        CheckpointError: the file is missing, damaged, or not a Lightning checkpoint.
     """
     path = _noted(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint of plain tensors: is it whole?{_hint(path)}"
+            f"{path} cannot be read as a checkpoint of plain tensors: is it complete?{_hint(path)}"
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise CheckpointError(f"{path} is no Lightning checkpoint: it has no state_dict{_hint(path)}")
+        raise CheckpointError(f"{path} is not a Lightning checkpoint: it has no state_dict{_hint(path)}")
     return checkpoint
 
 
 def _noted(path: str | Path) -> Path:
-    """The file that a path stands for; that it is another one is said, once."""
+    """The checkpoint file of a path; if it differs from the path, this is printed, once."""
     try:
         found = find_checkpoint(path)
     except CheckpointError as error:
@@ -58,7 +59,7 @@ def _say(line: str) -> None:
 
 
 def _hint(path: str | Path) -> str:
-    """What to give instead, if the file is of another program."""
+    """A hint at what to give instead, if another program wrote the file."""
     from cm_lightning.interop.foreign import origin
 
     program = origin(path)
@@ -66,7 +67,7 @@ def _hint(path: str | Path) -> str:
 
 
 def averages(checkpoint: dict[str, Any], attribute: str = "backbone") -> list[dict[str, Any]]:
-    """The states of the EMA callbacks that averaged ``attribute``; the one used for evaluation first."""
+    """The states of the EMA callbacks that averaged ``attribute``; the first is the one used for evaluation."""
     callbacks = checkpoint.get("callbacks")
     states = [s for s in (callbacks.values() if isinstance(callbacks, dict) else ()) if isinstance(s, dict)]
     states = [s for s in states if isinstance(s.get("average"), dict) and s.get("attribute") == attribute]
@@ -74,11 +75,11 @@ def averages(checkpoint: dict[str, Any], attribute: str = "backbone") -> list[di
 
 
 def weights(checkpoint: dict[str, Any], which: str = "ema", attribute: str = "backbone") -> dict[str, Tensor]:
-    """The state dict of one submodule, under the names that it has when it is not compiled.
+    """The state dict of one submodule, under its names without compilation.
 
     Args:
         checkpoint: from :func:`read_checkpoint`.
-        which: ``ema``, the averaged weights that evaluation uses, or ``raw``, those of the optimizer.
+        which: ``ema``, the averaged weights for evaluation, or ``raw``, the weights of the optimizer.
         attribute: name of the submodule.
 
     Raises:

@@ -41,7 +41,7 @@ _SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 
 class _Parser(LightningArgumentParser):
-    """Says in a line what is wrong, without a hundred lines of usage before it."""
+    """Reports an error in one line, without a hundred lines of usage before it."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # the parser of a class among several that are tried
@@ -50,13 +50,13 @@ class _Parser(LightningArgumentParser):
         raise ConfigError(f"{line}. See: {_command(self.prog)} --help") from ex
 
     def format_help(self, *args: Any) -> str:
-        """The options, and of long lists of classes the suite's own."""
+        """The options; long lists of classes are cut to those of the suite."""
         text = short_lists(super().format_help(*args))
         return re.sub(r"^usage: \S+( \[options\] \w+)?", f"usage: {_command('cm-lightning')}", text)
 
 
 def _options(parser: ArgumentParser) -> list[str]:
-    """All that the parser and its subcommands know."""
+    """All options of the parser and its subcommands."""
     parts = [action.choices or {} for action in parser._actions if isinstance(action, _SubParsersAction)]
     return [
         *parser._option_string_actions,
@@ -65,33 +65,33 @@ def _options(parser: ArgumentParser) -> list[str]:
 
 
 def _command(prog: str) -> str:
-    """``cm-lightning fit``, also where jsonargparse speaks for a part of it."""
+    """The name of the command, ``cm-lightning fit``, also in errors of a part of its parser."""
     asked = next((argument for argument in sys.argv[1:] if argument in _SUBCOMMANDS), None)
     return " ".join([prog.split(maxsplit=1)[0], *([asked] if asked else [])])
 
 
 class _ConfigFile(ActionConfigFile):
-    """A file may name another under ``base``, relative to itself, and then says only what differs from it.
+    """Reads a configuration file, which may name another under ``base``, relative to itself, and override parts of it.
 
     jsonargparse's own ``config`` key inside a file does not merge the arguments of nested classes.
     """
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         for path in _lineage(Path(values)):
-            with suppress(OSError):  # the parser says what is wrong with it
+            with suppress(OSError):  # the parser reports what is wrong with it
                 make_known(path.read_text())
             super().__call__(parser, cfg, str(path), option_string)  # type: ignore[no-untyped-call]
-        cfg["base"] = None  # what is saved of a run is whole
+        cfg["base"] = None  # the saved configuration of a run is complete
 
 
 def _lineage(path: Path, heirs: tuple[Path, ...] = ()) -> list[Path]:
-    """The file after all the files that it builds on."""
+    """The files that a file builds on, followed by the file itself."""
     if path.resolve() in heirs:
-        raise ConfigError(f"{path} builds on itself: mend the base that it names")
+        raise ConfigError(f"{path} builds on itself: correct the base that it names")
     try:
         content = yaml.safe_load(path.read_text())
     except OSError:
-        return [path]  # the parser says what is wrong with it
+        return [path]  # the parser reports what is wrong with it
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not YAML: it is not text") from error
     except yaml.YAMLError as error:
@@ -103,9 +103,9 @@ def _lineage(path: Path, heirs: tuple[Path, ...] = ()) -> list[Path]:
 
 
 class _SaveConfig(SaveConfigCallback):
-    """The configuration goes into the run's own directory, to W&B under one key, and into the checkpoints.
+    """Saves the configuration to the run's directory, to W&B under one key, and to the checkpoints.
 
-    :class:`RunDirectory` asks for it when there is a directory.
+    :class:`RunDirectory` calls it when there is a directory.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -129,7 +129,7 @@ class _SaveConfig(SaveConfigCallback):
 class _CLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The one that is asked for: to build the parsers of the others takes time, and nobody sees them."""
+        """Only the requested subcommand, because building the parsers of the others takes time."""
         known = LightningCLI.subcommands()
         return {name: known[name] for name in sys.argv[1:2] if name in known} or known
 
@@ -166,7 +166,7 @@ class _CLI(LightningCLI):
         name_checkpoints(self.config[self.subcommand])
 
     def instantiate_classes(self) -> None:
-        # the largest network takes no memory on the meta device
+        # on the meta device even the largest network takes no memory
         with torch.device("meta") if self.config[self.subcommand].dry_run else nullcontext(), _refusals():
             super().instantiate_classes()
 
@@ -181,7 +181,7 @@ class _CLI(LightningCLI):
         raise SystemExit(0)
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the command line alone: Lightning's own lets the checkpoint overwrite the model that was asked for."""
+        """Do nothing: Lightning's own method lets the checkpoint overwrite the model of the command line."""
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self.config_init[self.subcommand]
@@ -203,7 +203,7 @@ class _CLI(LightningCLI):
         if self.config[self.subcommand].dry_run:
             return
         self.start = Start(str(self.subcommand), self.trainer, self.run, self.config_init[self.subcommand].ckpt_path)
-        for config in (self.config_init, self.config):  # the saved one names the file
+        for config in (self.config_init, self.config):  # so that the saved one names the file
             config[self.subcommand].ckpt_path = self.start.checkpoint
         if self.subcommand == "fit":
             self.start.compare(json.loads(self._parser("fit").dump(self.config["fit"], format="json", skip_none=False)))
@@ -214,7 +214,7 @@ class _CLI(LightningCLI):
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """A constructor's refusal of its arguments, in a line; jsonargparse tells every type that it has tried."""
+    """Reduce a constructor's error to one line; jsonargparse would list every type that it has tried."""
     try:
         yield
     except (TypeError, ValueError, ImportError, RuntimeError) as error:
@@ -231,14 +231,14 @@ def _wandb_logger(loggers: list[Any], offline: bool) -> WandbLogger:
 
 
 def _null(argument: str) -> str:
-    """W&B's agent writes null as ``--option=None``."""
+    """Replace ``--option=None``, as W&B's agent writes null, by ``--option=null``."""
     return f"{argument[: -len('None')]}null" if re.fullmatch(r"--[\w.+]+=None", argument) else argument
 
 
 def _files_first(arguments: Sequence[str]) -> list[str]:
-    """Options override files wherever they stand: W&B's agent sorts them by name, and callbacks come before config.
+    """Move files before options, which override them: W&B's agent sorts by name, so callbacks come before config.
 
-    ``--callbacks=null`` is told as a file tells it; as an option it would need names.
+    ``--callbacks=null`` is passed as a file, because as an option it would need names.
     """
     files, options, rest = [], [], list(arguments)
     while rest:
@@ -256,7 +256,7 @@ def _files_first(arguments: Sequence[str]) -> list[str]:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run ``fit``, ``validate``, ``test`` or ``predict``; ``args`` as on the command line, which is the default."""
+    """Run ``fit``, ``validate``, ``test`` or ``predict`` with ``args``, by default those of the command line."""
     keep_freed_memory()
     silence()
     set_parsing_settings(add_print_completion_argument=True)
@@ -264,7 +264,7 @@ def main(args: Sequence[str] | None = None) -> None:
     arguments = [_null(argument) for argument in take_debug(sys.argv[1:] if args is None else args)]
     make_known()
     make_known(" ".join(arguments))
-    sys.argv[1:] = _files_first(arguments)  # DDP starts its other ranks with this very command
+    sys.argv[1:] = _files_first(arguments)  # DDP starts its other ranks with this command
     with reported():
         _CLI(
             TrainedModule,

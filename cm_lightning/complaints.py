@@ -1,4 +1,4 @@
-"""What the parser of the command line found wrong, in one line: the option as it was given, the reason, the remedy."""
+"""An error of the command line's parser in one line: the option as it was given, the reason, and the remedy."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import yaml
 from cm_lightning.errors import ConfigError, flat, near
 from cm_lightning.registry import HOMES, SLOW, find
 
-#: Keys of YAML that stand between the names of options.
+#: Keys of YAML between the names of options.
 _BETWEEN = ("init_args", "class_path", "dict_kwargs")
-#: Where short names of classes are looked up after the suite's own.
+#: Packages in which short names of classes are looked up after those of the suite.
 _HOMES = ("torch.optim", "torch.optim.lr_scheduler", "lightning.pytorch.callbacks", "lightning.pytorch.loggers")
 _WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
 
@@ -25,12 +25,12 @@ Path_ = tuple[str, ...]
 
 
 def complaint(message: str, arguments: Sequence[str], options: Iterable[str] = ()) -> str:
-    """A line for the user.
+    """The line for the user.
 
     Args:
-        message: jsonargparse's, many lines that tell every type that was tried.
-        arguments: of the command line.
-        options: those that the parser itself knows, ``--trainer.max_steps`` among them.
+        message: jsonargparse's message, with many lines on every type that was tried.
+        arguments: arguments of the command line.
+        options: the options of the parser itself, such as ``--trainer.max_steps``.
     """
     if match := re.search(r"unrecognized arguments: (\S+)|Subcommand '\w+' does not accept option '([^']+)'", message):
         return _no_such_option(match[1] or match[2], arguments, options)
@@ -61,31 +61,31 @@ def _no_such_option(argument: str, arguments: Sequence[str], options: Iterable[s
 
 
 def short_lists(text: str) -> str:
-    """A help text in which long lists of known classes name the suite's own first, and count the others."""
+    """Shorten long lists of known classes in a help text: those of the suite come first, the others are counted."""
     return re.sub(r"(known subclasses:\s+)([^)]*)", lambda match: f"{match[1]}{_shortened(match[2])}", text)
 
 
 def _shortened(listed: str) -> str:
     names = [name.strip() for name in listed.split(",")]
     ours = [name.rpartition(".")[2] for name in names if name.startswith("cm_lightning")]
-    if "cm_lightning.UNet" in names:  # the type is any network
+    if "cm_lightning.UNet" in names:  # the option takes any network
         ours = sorted(_backbones())
     others = [name for name in names if not name.startswith("cm_lightning")]
     return ", ".join([*ours, *([f"and {len(others)} of other packages"] if len(others) > 20 else others)])
 
 
 def _innermost(message: str) -> tuple[Path_, str, str]:
-    """The whole name of the option, the class it belongs to, and what is wrong with it.
+    """The full name of the option, the class it belongs to, and what is wrong with it.
 
-    The message is a tree by indentation. Where several types were tried, the first that is a class is followed, and
-    in it the option that it complains of.
+    The message is a tree by indentation. If several types were tried, the first class is followed, down to the option
+    that it complains about.
     """
     path: Path_ = ()
     owner, text = "", message.strip()
     while True:
         if key := re.match(r"(?:Parser key|[Pp]roblem with key) \"([^\"]+)\":?\s*", text):
             path, text = (*path, *_parts(key[1])), text[key.end() :]
-        elif whole := re.match(r"Unable to load config .*?(?=Parser key)", text, re.S):  # which says the whole name
+        elif whole := re.match(r"Unable to load config .*?(?=Parser key)", text, re.S):  # it gives the full name
             path, text = (), text[whole.end() :]
         elif given := re.search(r"^( *)(?:- )?Problem with given class_path '([^']+)':\n", text, re.M):
             owner, text = given[2], _block(text[given.end() :], len(given[1]))
@@ -98,7 +98,7 @@ def _innermost(message: str) -> tuple[Path_, str, str]:
 
 
 def _block(text: str, indent: int) -> str:
-    """The lines at the beginning that lie deeper."""
+    """The first lines, as far as they are indented deeper."""
     lines = []
     for line in text.splitlines():
         if line.strip() and len(line) - len(line.lstrip()) <= indent:
@@ -108,7 +108,7 @@ def _block(text: str, indent: int) -> str:
 
 
 def _what_is_wrong(path: Path_, reason: str) -> str:
-    """What to say after the name of the option."""
+    """The text after the name of the option."""
     expected = list(dict.fromkeys(_expectations(reason)))
     value = re.search(r"(?:Given value:|Got value:) ?([^\n]*)", reason)
     if missing := re.findall(r"pip install (?:-U )?['\"`]*([a-zA-Z][\w-]*(?:\[\w+\])?)", reason):
@@ -122,7 +122,7 @@ def _what_is_wrong(path: Path_, reason: str) -> str:
 
 
 def _about_a_class(path: Path_, reason: str) -> str:
-    """What to say of a class that is not found, or not named; nothing where a number or text would do as well."""
+    """The text on a class that is not found or not named; "" if a number or text would do as well."""
     if match := re.search(r"but (\S+) is abstract", reason):
         return f"name its class first, one of {', '.join(sorted(_choices(path, match[1])))}"
     match = re.search(r"Expected a dot import path string: ([^\n]*)", reason)
@@ -138,7 +138,7 @@ def _about_a_class(path: Path_, reason: str) -> str:
 
 
 def _missing_extra(name: str) -> str:
-    """How to get what a public name needs; nothing where nothing is missing, or there is no such name."""
+    """How to install what a public name needs; "" if nothing is missing, or there is no such name."""
     try:
         find(name)
     except AttributeError:
@@ -149,7 +149,7 @@ def _missing_extra(name: str) -> str:
 
 
 def _refusal(reason: str) -> str:
-    """Of the types that were tried, what one said that is more than that it expects something else; else nothing."""
+    """The error of one of the tried types that says more than that it expects something else; "" if there is none."""
     entries = re.split(r"^ *- ", reason.partition("Errors:")[2].partition("Given value")[0], flags=re.M)
     return next((entry for entry in entries if entry.strip() and not entry.startswith(("Expected", "Not a "))), "")
 
@@ -159,7 +159,7 @@ def _listed(names: Sequence[str], most: int = 20) -> str:
 
 
 def _expectations(reason: str) -> Iterator[str]:
-    """What each type that was tried would have taken, in words."""
+    """The values that each tried type would have taken, in words."""
     literals = re.findall(r"Expected an? typing\.Literal\[([^\]]*)\]", reason)
     if literals:
         yield "one of " + ", ".join(part.strip().strip("'") for part in ", ".join(literals).split(","))
@@ -169,7 +169,7 @@ def _expectations(reason: str) -> Iterator[str]:
 
 
 def _choices(path: Path_, base: str) -> set[str]:
-    """The classes that may be named: the suite's own of that type, else torch's and Lightning's."""
+    """The classes that may be named: the suite's of that type, else those of torch and Lightning."""
     if path[-1:] == ("backbone",):
         return _backbones()
     cls = _class(base)
@@ -185,7 +185,7 @@ def _backbones() -> set[str]:
 
 
 def _is_abstract(cls: type) -> bool:
-    """Also of a class whose metaclass does not ask."""
+    """Whether a class is abstract, even if its metaclass does not check that."""
     return any(getattr(getattr(cls, name, None), "__isabstractmethod__", False) for name in dir(cls))
 
 
@@ -197,7 +197,7 @@ def _subclasses(cls: type) -> Iterator[type]:
 
 
 def _parameters(owner: str) -> set[str]:
-    """The names of a constructor's arguments, and of those that it hands on to its bases."""
+    """The names of a constructor's arguments, and of those that it passes on to its bases."""
     cls = _class(owner)
     makers = [c.__init__ for c in cls.__mro__ if c is not object and "__init__" in vars(c)] if cls else []  # type: ignore[misc]
     names = {name for maker in makers for name in inspect.signature(maker).parameters}
@@ -205,13 +205,13 @@ def _parameters(owner: str) -> set[str]:
 
 
 def _class(name: str) -> type | None:
-    """By its whole name, or by its short one."""
+    """The class of a full or short name."""
     package, _, attribute = name.rpartition(".")
     loaded = [module for module in list(sys.modules) if module.startswith("cm_lightning.")]
     for home in [package] if package else [*loaded, *_HOMES]:
         try:
             found = getattr(import_module(home), attribute, None)
-        except Exception:  # whatever a module of that name raises
+        except Exception:  # a module of that name may raise anything
             continue
         if isinstance(found, type):
             return found
@@ -223,7 +223,7 @@ def _parts(key: str) -> Path_:
 
 
 def _place(path: Path_, arguments: Sequence[str]) -> str:
-    """The option as the user would write it; and the file that has it, unless the command line does."""
+    """The option as the user would write it, and the file that sets it, unless the command line does."""
     option, place = f"--{'.'.join(path)}", ""
     for given, file in given_options(arguments):
         if given == path:
@@ -232,13 +232,13 @@ def _place(path: Path_, arguments: Sequence[str]) -> str:
 
 
 def given_options(arguments: Sequence[str]) -> Iterator[tuple[Path_, Path | None]]:
-    """The names of all that the files and the command line set, in order, and the file: ``("model", "backbone")``."""
+    """The options that files and command line set, in order, and the file: ``("model", "backbone")``."""
     for path, _, file in given_values(arguments):
         yield path, file
 
 
 def given_values(arguments: Sequence[str]) -> Iterator[tuple[Path_, Any, Path | None]]:
-    """The same, with the values; the name of a class is a value of the option that it is the class of."""
+    """The same with the values; the name of a class is the value of its option."""
     rest = list(arguments)
     while rest:
         option, equals, value = rest.pop(0).partition("=")

@@ -16,7 +16,7 @@ def chosen_device(name: str) -> torch.device:
     """The device of a name; ``auto`` is the accelerator if there is one, else the CPU.
 
     Raises:
-        ConfigError: no such name, or no such device here.
+        ConfigError: there is no such name, or no such device on this machine.
     """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -26,16 +26,16 @@ def chosen_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise ConfigError(f"--device {name} is not a device: give cpu, cuda, cuda:1, mps, or auto") from error
     try:
-        torch.zeros(1, device=device).item()  # which the meta device refuses, too
-    except Exception as error:  # each backend that is missing has an exception of its own
+        torch.zeros(1, device=device).item()  # the meta device refuses this, too
+    except Exception as error:  # each missing backend raises another kind
         raise ConfigError(f"--device {name} cannot be used here: leave it out, or give cpu") from error
     return device
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what tensors free instead of giving it back to the system, and asking for it anew a step later.
+    """Let glibc keep memory that tensors free, instead of returning it to the system and requesting it again.
 
-    A training step on the CPU is quicker by it. Elsewhere than on glibc nothing happens.
+    This makes a training step on the CPU faster. Without glibc nothing happens.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -14,12 +14,12 @@ from cm_lightning.errors import ConfigError
 
 @dataclass(frozen=True)
 class Domain:
-    """A set of numbers. Booleans, text, NaN and infinity belong to none.
+    """A set of numbers. Booleans, text, NaN and infinity do not belong to any.
 
     Args:
         name: completes the sentence "OPTION must be ...".
-        contains: tells whether a finite number belongs to it.
-        whole: whether only integers do.
+        contains: decides whether a finite number belongs to it.
+        whole: whether only integers belong to it.
     """
 
     name: str
@@ -39,15 +39,15 @@ class Domain:
         """Raise ConfigError for the first option whose value lies outside: ``POSITIVE.check(self, std=std)``.
 
         Args:
-            owner: the object whose options they are: its class begins the line. None: the option does.
-            options: values by their names.
+            owner: the object with these options; its class begins the line. If None, the option begins it.
+            options: values by name.
         """
         for option, value in options.items():
             if value not in self:
                 raise ConfigError(f"{_of(owner)}{option} must be {self.name}, got {_shown(value)}")
 
     def check_each(self, owner: object = None, /, **options: object) -> None:
-        """:meth:`check` for options that are lists. An empty list is as wrong as a bad entry."""
+        """:meth:`check` for options that are lists; an empty list is refused too."""
         for option, values in options.items():
             if isinstance(values, str) or not isinstance(values, Iterable) or not list(values):
                 raise ConfigError(f"{_of(owner)}{option} must be a list of values, got {_shown(values)}")
@@ -104,11 +104,11 @@ FRACTION = Domain("a number in [0, 1]", lambda value: 0 <= value <= 1)
 BELOW_ONE = Domain("a number in [0, 1)", lambda value: 0 <= value < 1)
 #: The open interval.
 INNER = Domain("a number in (0, 1)", lambda value: 0 < value < 1)
-#: The interval that is open at 0, for shares of which there is always some.
+#: The interval that is open at 0, for shares that are never empty.
 SHARE = Domain("a number in (0, 1]", lambda value: 0 < value <= 1)
 ABOVE_ONE = Domain("a finite number above 1", lambda value: value > 1)
 COUNT = at_least(1)
 NATURAL = at_least(0)
 INTEGER = Domain("a whole number", lambda value: True, whole=True)
-#: What torch's generators take.
+#: The seeds that torch's generators take.
 SEED = Domain("a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32, whole=True)

@@ -1,4 +1,4 @@
-"""What can go wrong by a user's doing. Each message is one line that names the option or file, and the remedy."""
+"""Errors that a user can cause. Each message is one line that names the option or file, and the remedy."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class CmError(Exception):
 
 
 class ConfigError(CmError, ValueError):
-    """Options out of range, or that do not fit each other or the data."""
+    """Options that are out of range, or do not fit each other or the data."""
 
 
 class DataError(CmError):
-    """A missing or broken data folder or file."""
+    """A missing or damaged data folder or file."""
 
 
 class CheckpointError(CmError):
@@ -35,7 +35,7 @@ def flat(text: str) -> str:
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """``; perhaps ... is meant`` where something that is known is spelt alike, else nothing."""
+    """``; perhaps ... is meant`` if a known name has a similar spelling, else ""."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.65)
     return f"; perhaps {found[0]} is meant" if found else ""
 
@@ -47,6 +47,6 @@ def what_yaml_says(error: Exception) -> str:
 
 
 def advice(error: ModuleNotFoundError) -> str | None:
-    """The line for a user who lacks an extra; None if the missing module is not of one."""
+    """The line for a user who lacks an extra; None if the missing module does not belong to one."""
     package = (error.name or "").partition(".")[0]
     return f"this needs {package}: pip install 'cm-lightning[lcm]'" if package in _LCM else None

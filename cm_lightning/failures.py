@@ -1,4 +1,4 @@
-"""The one place where what goes wrong becomes a line for the user, and an exit status."""
+"""The one place where an error becomes a line for the user and an exit status."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cm_lightning.errors import CmError, advice, flat
 DEBUG = "CM_LIGHTNING_DEBUG"
 FAILED, INTERRUPTED = 2, 130
 
-#: What Lightning and torch say without the option or the remedy.
+#: Messages of Lightning and torch that lack the option or the remedy.
 _SAID_BETTER = (
     (r"No supported gpu backend found", "--trainer.accelerator gpu: there is no GPU here: give cpu, or auto"),
     (r"No API key configured", "--wandb online: there is no API key: run 'wandb login', or give --wandb offline"),
@@ -27,9 +27,9 @@ _SAID_BETTER = (
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """End the program with one line, ``error: ...``, and exit status 2 when an exception passes.
+    """End the program with one line, ``error: ...``, and exit status 2 when an exception is raised.
 
-    A failure that is not of a kind the suite expects keeps its traceback in a file that the line names.
+    For a failure of an unexpected kind the traceback is kept in a file that the line names.
     """
     try:
         yield
@@ -48,19 +48,19 @@ def reported() -> Iterator[None]:
 
 
 def take_debug(arguments: Sequence[str]) -> list[str]:
-    """The arguments without ``--debug``, which is put into the environment, where other ranks find it."""
+    """Remove ``--debug`` from the arguments and put it into the environment, where other ranks find it."""
     if "--debug" in arguments:
         os.environ[DEBUG] = "1"
     return [argument for argument in arguments if argument != "--debug"]
 
 
 def describe(error: BaseException) -> str:
-    """What went wrong, in one line."""
+    """Describe an error in one line."""
     return _line(error)[0]
 
 
 def _line(error: BaseException) -> tuple[str, bool]:
-    """The line, and whether the error is of a kind that its message alone explains."""
+    """The line, and whether the message alone explains an error of this kind."""
     for explain in (_of_the_suite, _of_an_extra, _of_memory, _of_a_file, _said_better, _of_the_libraries):
         if line := explain(error):
             return line, True
@@ -69,14 +69,14 @@ def _line(error: BaseException) -> tuple[str, bool]:
 
 
 def _of_the_suite(error: BaseException) -> str | None:
-    """The message of the suite's own error, which may come from a worker process as text."""
+    """The message of an error of the suite, which may come from a worker process as text."""
     ours = error_of_the_suite(error)
     name = f"{type(ours).__module__}.{type(ours).__name__}: "
     return _last_line(str(ours)).removeprefix(name) if ours else None
 
 
 def error_of_the_suite(error: BaseException | None) -> CmError | None:
-    """An error of the suite's own, also where others have wrapped it."""
+    """The error of the suite, also if other errors wrap it."""
     while error is not None and not isinstance(error, CmError):
         error = error.__cause__ or error.__context__
     return error
@@ -109,24 +109,24 @@ def _said_better(error: BaseException) -> str | None:
 
 
 def _of_the_libraries(error: BaseException) -> str | None:
-    """A refusal of Lightning's, of the parser's, or of W&B's, whose message is meant for the user."""
+    """The message of an error that Lightning, the parser or W&B raised for the user."""
     refusal = _is(error, "MisconfigurationException", "UsageError") or _raised_in(error, "lightning", "jsonargparse")
     return flat(str(error)) if refusal else None
 
 
 def _raised_in(error: BaseException, *packages: str) -> bool:
-    """Whether it is a refusal of one of these packages, whose message is meant for the user."""
+    """Whether one of these packages raised the error, with a message for the user."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and any(f"site-packages/{package}/" in frames[-1].filename for package in packages)
 
 
 def _is(error: BaseException, *names: str) -> bool:
-    """Whether the error is of a class of that name, from a package that need not be imported to ask."""
+    """Whether the error is of a class of that name, without importing its package."""
     return any(cls.__name__ in names for cls in type(error).__mro__)
 
 
 def _last_line(text: str) -> str:
-    """An error from another process arrives with that process's traceback before it."""
+    """The last line of a message: an error from another process follows the traceback of that process."""
     return (text.strip().splitlines() or ["there is no message"])[-1].strip()
 
 
@@ -137,6 +137,6 @@ def _keep_traceback() -> str:
 
 
 def _rank() -> str:
-    """Of a process among several, for its line; nothing for the first."""
+    """The rank of this process, as a prefix of its line; "" for the first."""
     rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
     return "" if rank == "0" else f"rank {rank}: "

@@ -1,4 +1,4 @@
-"""Where files go. They are written under a temporary name and renamed: a killed process leaves no half file."""
+"""Writing files: under a temporary name and then renamed, so that a killed process leaves no partial file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cm_lightning.errors import ConfigError
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` (same suffix), renamed to it when the block ends well; folders are made."""
+    """A temporary path beside ``path`` (same suffix), renamed to it if the block succeeds; folders are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(_temporary_name(path))
@@ -31,7 +31,7 @@ def require_writable(path: Path, option: str) -> None:
 
     Args:
         path: the file to be written. For an option that names a folder, give a file in it.
-        option: how the user calls it, such as "--output", for the message.
+        option: its option, such as "--output", for the message.
 
     Raises:
         ConfigError: ``path`` is a folder or a device, something above it is not a folder, or writing is not allowed.
@@ -56,6 +56,6 @@ def _temporary_name(path: Path) -> str:
 
 
 def cache_folder(folder: str | None = None) -> Path:
-    """For what can be made again: ``folder``, or ``cm_lightning`` in ``$XDG_CACHE_HOME`` (``~/.cache``) if None."""
+    """The folder for reproducible files: ``folder``, or ``cm_lightning`` in ``$XDG_CACHE_HOME`` (``~/.cache``)."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(folder) if folder else Path(home) / "cm_lightning"

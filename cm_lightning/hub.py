@@ -1,6 +1,6 @@
-"""The hub of models: one question finds out whether it answers; its libraries ask six times and wait 23 s in between.
+"""The hub of models: one request finds out whether it answers; its libraries ask six times, with 23 s of waiting.
 
-A model that is in the cache needs no answer: it is read from there when the hub is silent.
+A model in the cache does not need an answer: if the hub does not answer, it is read from the cache.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ SECONDS = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or 2)
 
 
 def on_hub(path: str) -> bool:
-    """Whether a path is a name on the hub, OWNER/MODEL: no file here, nor missing from a folder that is here."""
+    """Whether a path is a name on the hub, OWNER/MODEL: neither a local file, nor missing from a local folder."""
     return path.count("/") == 1 and not path.startswith((".", "/")) and not Path(path).parent.is_dir()
 
 
 def out_of_reach(path: str) -> bool:
-    """Whether a path is a name on a hub that is not to be asked or does not answer, so that only the cache has it."""
+    """Whether a path is a name on a hub that must not be asked or does not answer, so that only the cache has it."""
     return on_hub(path) and not reachable()
 
 
 def reachable() -> bool:
-    """Whether the hub at HF_ENDPOINT answers, by the proxies that are set; False where HF_HUB_OFFLINE forbids to ask.
+    """Whether the hub at HF_ENDPOINT answers, through the proxies that are set; False if HF_HUB_OFFLINE is set.
 
-    One request, in a thread: the search for an address has no time limit of its own.
+    This makes one request, in a thread, because the lookup of an address does not have a time limit.
     """
     if constants.HF_HUB_OFFLINE:
         return False
@@ -40,13 +40,13 @@ def reachable() -> bool:
 
 
 def silence(option: str, path: str) -> str:
-    """The line for a name that is neither in the cache nor to be had from the hub."""
+    """The line for a name that is neither in the cache nor available from the hub."""
     if constants.HF_HUB_OFFLINE:
         why, remedy = "the hub is not asked, as HF_HUB_OFFLINE is set", "unset it"
     else:
         why = f"the hub cannot be reached: no answer from {constants.ENDPOINT} in {SECONDS:g} s (HF_HUB_ETAG_TIMEOUT)"
         remedy = "fetch it once where there is a network"
-    return f"{option} {path} is not, or not whole, in the cache, and {why}. Give a folder or file, or {remedy}"
+    return f"{option} {path} is not, or not completely, in the cache, and {why}. Give a folder or file, or {remedy}"
 
 
 def _answers() -> bool:

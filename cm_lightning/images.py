@@ -1,4 +1,4 @@
-"""Images: from bytes to [-1, 1] and back, sheets to look at, and PNG files."""
+"""Images: conversion from bytes to [-1, 1] and back, sheets, and PNG files."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from cm_lightning.files import replacing
 
 
 def to_unit_range(pixels: Tensor) -> Tensor:
-    """uint8 in 0 ... 255 -> float32 in [-1, 1]."""
+    """Convert uint8 in 0 ... 255 to float32 in [-1, 1]."""
     return pixels.float().div_(127.5).sub_(1)
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """Float in [-1, 1] -> uint8, rounded; values outside are cut."""
+    """Convert floats in [-1, 1] to uint8, rounded; values outside are clipped."""
     return (images.detach().float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def sheet(images: Tensor, columns: int = 10, scale: int = 1) -> Tensor:
-    """(N, C, H, W) in [-1, 1] -> one uint8 image (3, H', W'); grey images become RGB.
+    """Lay out (N, C, H, W) in [-1, 1] as one uint8 image (3, H', W'); grey images become RGB.
 
     Args:
-        images: to lay out row by row.
-        columns: images in a row.
-        scale: by what to enlarge every pixel.
+        images: the images, laid out row by row.
+        columns: number of images in a row.
+        scale: factor by which every pixel is enlarged.
     """
     COUNT.check(columns=columns, scale=scale)
     grid: Tensor = make_grid(to_pixels(images.cpu()), nrow=columns, padding=2, pad_value=128)

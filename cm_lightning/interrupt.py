@@ -1,4 +1,4 @@
-"""Ctrl-C that waits: what must not be left half done is done first."""
+"""Deferring Ctrl-C until work that must not be interrupted is done."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Deferred:
         self._received = False
 
     def start(self) -> None:
-        """From here on Ctrl-C waits, in the main thread, which alone hears of it, and unless it is switched off."""
+        """Make Ctrl-C wait from here on; only the main thread can, and not if Ctrl-C is switched off."""
         hears = threading.current_thread() is threading.main_thread()
         if self._former is None and hears and signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
             self._received = False

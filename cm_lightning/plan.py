@@ -1,4 +1,4 @@
-"""What a run would be: its size, its schedule and its memory, without running it."""
+"""The plan of a run: its size, schedule and memory, without running it."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from cm_lightning.modules.trained import TrainedModule
 _GIB = 2**30
 #: GiB of common cards.
 CARDS = (16.0, 24.0, 40.0, 80.0)
-#: Of a card's memory; the rest is for the context, workspaces, gradients of activations and fragments.
+#: Usable share of a card's memory; the rest is for the context, workspaces, gradients of activations and fragments.
 _USABLE = 0.85
 _TYPES = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32, "64": torch.float64}
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """About one pass over the training images, of whole steps.
+    """About one pass over the training images, in whole steps.
 
     Args:
-        images: in the training set, mirror images counted too.
-        steps: of the optimizer.
+        images: number of images in the training set, including mirror images.
+        steps: number of optimizer steps.
     """
 
     images: int
@@ -54,16 +54,16 @@ class Epoch:
 
 
 def plan_of(module: TrainedModule, data: Any, trainer: L.Trainer, memory: float | None = None) -> str:
-    """Lines for the user, of a run as it is configured.
+    """The plan of a run as it is configured, in lines for the user.
 
     Args:
         module: see :func:`plan`.
-        data: the data module; its images need not be there.
-        trainer: what would train.
+        data: the data module; its images may be missing.
+        trainer: the Trainer of the run.
         memory: GiB of a card; common cards if None.
 
     Raises:
-        ConfigError: the length of the run or the batch cannot be told, or memory is not positive.
+        ConfigError: the length of the run or the batch is not known, or memory is not positive.
     """
     if memory is not None:
         POSITIVE.check(**{"--memory": memory})
@@ -89,25 +89,25 @@ def plan(
     cards: Sequence[float] = CARDS,
     epoch: Epoch | None = None,
 ) -> str:
-    """Lines for the user.
+    """The plan of a run in lines for the user.
 
     Args:
-        module: on any device; on ``meta`` its weights take no memory.
+        module: the module on any device; on ``meta`` its weights take no memory.
         steps: optimizer steps of the run.
-        batch_size: of all ranks together, between two gradients.
-        ranks: processes.
+        batch_size: size of the batch of all ranks together, between two gradients.
+        ranks: number of processes.
         accumulate: batches of an optimizer step.
-        callbacks: of the trainer; each EMA keeps a copy of the network.
-        precision: of the trainer, such as ``bf16-mixed``.
+        callbacks: callbacks of the Trainer; each EMA keeps a copy of the network.
+        precision: precision of the Trainer, such as ``bf16-mixed``.
         cards: GiB of the cards to fill.
-        epoch: of the data, where it is known.
+        epoch: epoch of the data, if it is known.
     """
     plain, autocast = _types(precision)
     if plain != torch.float32:
         module.to(plain)
     weights, frozen = _bytes(module.backbone), module.frozen_networks()
     sizes = {
-        # a teacher whose file is not read is as large as the network that it teaches
+        # a teacher that is not read yet has the size of the network that it teaches
         name: _bytes(network) if network is module.backbone else _frozen_bytes(network)
         for name, network in frozen.items()
     }
@@ -125,15 +125,15 @@ def plan(
     lines = [
         f"{type(module).__name__}, {type(module.backbone).__name__}: "
         f"{sum(p.numel() for p in module.backbone.parameters()):,} parameters",
-        _images(steps, batch_size, accumulate) + f"; {share:,} a rank on {ranks} rank(s)",
+        _images(steps, batch_size, accumulate) + f"; {share:,} per rank on {ranks} rank(s)",
         *([f"{epoch.images:,} training images: {steps / epoch.steps:.1f} epochs"] if epoch else []),
-        f"memory a rank: {total / _GIB:.2f} GiB = "
+        f"memory per rank: {total / _GIB:.2f} GiB = "
         + " + ".join(f"{n} x {name}" for name, n in copies.items() if n)
         + f" of {weights / _GIB:.2f} GiB"
         + "".join(f" + {name} of {size / _GIB:.2f} GiB" for name, size in sizes.items())
         + (f" + weights in 16 bits of {kept.weights / _GIB:.2f} GiB" if kept.weights else ""),
-        f"and activations in {precision}{_left_out(module)}: {kept.image / 2**20:.1f} MiB an image, "
-        f"{kept.image * share / _GIB:.1f} GiB a rank's batch",
+        f"and activations in {precision}{_left_out(module)}: {kept.image / 2**20:.1f} MiB per image, "
+        f"{kept.image * share / _GIB:.1f} GiB for the batch of a rank",
         *_card_lines(cards, total, kept, batch_size * accumulate, ranks),
         "step        schedule",
     ]
@@ -151,7 +151,7 @@ def _types(precision: str) -> tuple[torch.dtype, torch.dtype | None]:
 def _epoch(data: Any, trainer: L.Trainer) -> tuple[Epoch | None, str]:
     """The epoch, or why it is not known."""
     if not isinstance(data, GenerativeDataModule):
-        return None, f"{type(data).__name__} does not tell its length"
+        return None, f"{type(data).__name__} does not give its length"
     try:
         return Epoch.of(data, trainer), ""
     except DataError as error:
@@ -159,14 +159,14 @@ def _epoch(data: Any, trainer: L.Trainer) -> tuple[Epoch | None, str]:
 
 
 def _steps(trainer: L.Trainer, epoch: Epoch | None, unknown: str) -> int:
-    """Optimizer steps of the run, by the first of the limits that it meets."""
+    """Optimizer steps of the run, by the first limit that it reaches."""
     limits = [trainer.max_steps] if trainer.max_steps > 0 else []
     if trainer.max_epochs is not None and trainer.max_epochs > 0 and epoch is not None:
         limits.append(trainer.max_epochs * epoch.steps)
     if limits:
         return min(limits)
     if trainer.max_epochs is not None and trainer.max_epochs > 0:
-        raise ConfigError(f"--dry_run cannot tell the steps of {trainer.max_epochs} epochs: {unknown}; or set "
+        raise ConfigError(f"--dry_run cannot compute the steps of {trainer.max_epochs} epochs: {unknown}; or set "
                           "--trainer.max_steps")  # fmt: skip
     raise ConfigError("--dry_run needs the length of the run: set --trainer.max_steps (or --trainer.max_epochs)")
 
@@ -177,21 +177,21 @@ def _images(steps: int, batch_size: int, accumulate: int) -> str:
 
 
 def _card_lines(cards: Sequence[float], constant: int, kept: Kept, images: int, ranks: int) -> list[str]:
-    """For each card the greatest batch that it holds, and the options that keep the images of a step.
+    """For each card, the largest batch that fits, and the options that keep the number of images per step.
 
     Args:
         cards: GiB of memory.
         constant: bytes that do not depend on the batch.
-        kept: by a forward pass.
-        images: of an optimizer step.
-        ranks: processes.
+        kept: bytes kept by a forward pass.
+        images: images of an optimizer step.
+        ranks: number of processes.
     """
-    lines = [f"greatest batch a rank on a card, of which {1 - _USABLE:.0%} stay free:"]
+    lines = [f"largest batch per rank on a card, with {1 - _USABLE:.0%} left free:"]
     for card in cards:
         most = int((card * _USABLE * _GIB - constant) // max(1, kept.image))
         part = max((n for n in range(1, min(most, images // ranks) + 1) if images % (n * ranks) == 0), default=0)
         options = f"--data.batch_size {part * ranks} --trainer.accumulate_grad_batches {images // max(1, part * ranks)}"
-        says = f"{most:,} image(s); {options} take {images:,} a step" if part else "not one image fits"
+        says = f"{most:,} image(s); {options} take {images:,} per step" if part else "not even one image fits"
         lines.append(f"{card:6g} GiB: {says}")
     return lines
 
@@ -201,12 +201,12 @@ def _bytes(network: nn.Module) -> int:
 
 
 def _frozen_bytes(network: nn.Module) -> int:
-    """Without the adapter that may be trained in it."""
+    """Bytes of a frozen network, without an adapter that is trained in it."""
     return sum(p.numel() * p.element_size() for p in network.parameters() if not p.requires_grad)
 
 
 def _left_out(module: TrainedModule) -> str:
-    """What is not among the activations that are counted."""
+    """A remark on activations that are not counted."""
     parts = [part for network in (module.backbone, *module.frozen_networks().values()) for part in network.modules()]
     left_out = []
     if any(getattr(part, "gradient_checkpointing", False) for part in parts):
@@ -229,7 +229,7 @@ def _optimizer(module: TrainedModule, parameter: nn.Parameter) -> torch.optim.Op
 
 
 def _optimizer_copies(module: TrainedModule) -> int:
-    """Tensors that the optimizer keeps for each weight, found by a step of it."""
+    """The number of tensors that the optimizer keeps for each weight, found by one step."""
     parameter = nn.Parameter(torch.zeros(2, 2, device="cpu"))
     parameter.grad = torch.zeros_like(parameter)
     optimizer = _optimizer(module, parameter)

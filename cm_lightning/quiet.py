@@ -1,4 +1,4 @@
-"""What the libraries say that helps nobody here: advertisements, absent hardware, others' deprecations, more bars."""
+"""Silencing unhelpful output of libraries: advertisements, absent hardware, their deprecations, more bars."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LINES = re.compile(r"(GPU|TPU|HPU) available: |.*litlogger|.*litmodels|LOCAL_RA
 
 
 def silence() -> None:
-    """Leave out Lightning's lines of that kind from now on; all other warnings stay."""
+    """Suppress Lightning's lines of these kinds from now on; all other warnings stay."""
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
@@ -34,7 +34,7 @@ def _tells_something(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No bars and reports of diffusers and transformers, errors alone, as long as the block runs."""
+    """Suppress bars and reports of diffusers and transformers, except errors, within the block."""
     # those that are imported: DINOv2 needs the second alone
     libraries = [sys.modules[name] for name in _LIBRARIES if name in sys.modules]
     before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]

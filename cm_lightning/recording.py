@@ -1,4 +1,4 @@
-"""Objects that remember the arguments they were built with, so that a checkpoint can tell how to build them again."""
+"""Objects that record the arguments they were built with, so that they can be rebuilt from a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-#: In a description in place of ``init_args``: the object did not remember its arguments.
+#: The key of a description, in place of ``init_args``, for an object that did not record its arguments.
 UNRECORDED = "unrecorded"
 
 
-#: Kinds of values that are kept, and as what; a bool is an Integral too, and comes first.
+#: Kinds of values that are kept, and their types; bool comes first, because it is an Integral too.
 _PLAIN: dict[type, Callable[[Any], Any]] = {
     NoneType: lambda value: value,
     bool: bool,
@@ -26,7 +26,7 @@ _PLAIN: dict[type, Callable[[Any], Any]] = {
 
 
 class Recorded:
-    """Base of classes whose objects remember their arguments: ``class MyNet(Recorded, nn.Module)``."""
+    """Base of classes that record the arguments of their objects: ``class MyNet(Recorded, nn.Module)``."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -39,7 +39,9 @@ def _remembering(init: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(init)
     def remember(self: Any, *args: Any, **options: Any) -> None:
-        if "_recorded" not in self.__dict__:  # else this is a base class's, called by the subclass's own
+        if (
+            "_recorded" not in self.__dict__
+        ):  # otherwise this is a base class, called by the constructor of its subclass
             self.__dict__["_recorded"] = _arguments(signature, self, args, options)
         init(self, *args, **options)
 
@@ -49,7 +51,7 @@ def _remembering(init: Callable[..., None]) -> Callable[..., None]:
 def _arguments(
     signature: inspect.Signature, self: Any, args: Sequence[Any], options: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """By name, described; None if a call cannot be told by names, or fits no signature and is about to fail."""
+    """The arguments by name, described; None if a call cannot be written with names, or does not fit the signature."""
     try:
         bound = signature.bind(self, *args, **options)
     except TypeError:
@@ -70,9 +72,9 @@ def _arguments(
 
 
 def describe(value: Any) -> Any:
-    """Numbers, text, lists and dictionaries as they are; an object as ``{class_path, init_args}``, in turn described.
+    """Describe a value: numbers, text, lists and dictionaries as they are, objects as ``{class_path, init_args}``.
 
-    An object whose arguments are not known is ``{class_path, unrecorded: True}``.
+    An object with unknown arguments becomes ``{class_path, unrecorded: True}``.
     """
     for kind, plain in _PLAIN.items():
         if isinstance(value, kind):
@@ -81,7 +83,7 @@ def describe(value: Any) -> Any:
         return [describe(item) for item in value]
     if isinstance(value, Mapping) and all(isinstance(key, str | int) for key in value):
         return {key: describe(item) for key, item in value.items()}
-    value = getattr(value, "_orig_mod", value)  # of torch.compile
+    value = getattr(value, "_orig_mod", value)  # inside the wrapper of torch.compile
     arguments = _known_arguments(value)
     name = value.__qualname__ if inspect.isroutine(value) or inspect.isclass(value) else type(value).__qualname__
     path = f"{value.__module__ if hasattr(value, '__module__') else type(value).__module__}.{name}"
@@ -91,7 +93,7 @@ def describe(value: Any) -> Any:
 
 
 def _known_arguments(value: Any) -> dict[str, Any] | None:
-    """Those an object remembers, or none where its constructor takes none."""
+    """The recorded arguments of an object, or no arguments if its constructor takes none."""
     if inspect.isroutine(value) or inspect.isclass(value):
         return None
     if "_recorded" in getattr(value, "__dict__", {}):

@@ -1,4 +1,4 @@
-"""The public names and the modules where they are at home, as ``__init__.pyi`` lists them."""
+"""The public names and their modules, as listed in ``__init__.pyi``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SLOW = frozenset(name for _, name, extra in _LINES if extra)
 
 
 def find(name: str) -> Any:
-    """What a public name stands for; its module is imported.
+    """Import the object of a public name.
 
     Raises:
         AttributeError: there is no such name.
@@ -39,11 +39,11 @@ def find(name: str) -> Any:
 
 
 def make_known(text: str | None = None) -> None:
-    """Import classes, so that jsonargparse, which looks among a type's subclasses, knows them by their short names.
+    """Import classes, so that jsonargparse, which searches the subclasses of a type, finds them by their short names.
 
     Args:
-        text: whose words are looked up; with one slow name the others, its alternatives, are imported too, unless the
-            extra is missing. None: all names but the slow.
+        text: its words are looked up; with one slow name all slow names, its alternatives, are imported too, unless the
+            extra is missing. If None, all names but the slow ones are imported.
     """
     names = HOMES.keys() - SLOW if text is None else HOMES.keys() & set(re.findall(r"\w+", text))
     for name in names | SLOW if names & SLOW else names:

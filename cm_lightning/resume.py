@@ -1,4 +1,4 @@
-"""What a resumed run does otherwise than the run it goes on from: what it may, and what it may not."""
+"""Changes of options between a run and its resumption: which are allowed, and which are not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cm_lightning.checkpoint import CONFIG_KEY
 from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.named_callbacks import by_name
 
-#: Options that say where a run is, not what it does.
+#: Options for the location of a run, which do not affect it otherwise.
 _ASIDE = (
     "ckpt_path",
     "base",
@@ -24,10 +24,10 @@ _ASIDE = (
     "trainer.logger",
     "trainer.default_root_dir",
 )
-#: A checkpoint's tensors belong to these: with others it is another network, optimizer, method or data.
+#: The options that a checkpoint's tensors depend on: the network, optimizer, method and data.
 _FIXED = ("model.class_path", "model.image_shape", "model.backbone", "model.student", "model.optimizer.class_path",
           "model.optimizer.init_args.amsgrad")  # fmt: skip
-#: Of a network, what its weights do not depend on.
+#: Options of a network that its weights do not depend on.
 _FREE = ("dropout", "gradient_checkpointing", "path", "cache")
 _DEFAULTS = {"model.optimizer": {"class_path": "torch.optim.RAdam", "init_args": {}}}
 
@@ -51,26 +51,26 @@ class Change:
 
     @property
     def allowed(self) -> bool:
-        """Whether the training can go on with it."""
+        """Whether training can be resumed with it."""
         fixed = any(self.option == name or self.option.startswith(f"{name}.") for name in _FIXED)
         return not fixed or self.option.rpartition(".")[2] in _FREE
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """The options that two configurations both have, with different values; the parts of one class are compared."""
+    """The options in both configurations that have different values; the arguments of one class are compared."""
     return [change for change in _compare("", _plain(old), _plain(new)) if not _is_aside(change.option)]
 
 
 def allowed_changes(checkpoint: Mapping[str, Any], path: Path, config: Mapping[str, Any]) -> list[Change]:
-    """What a run that goes on from a checkpoint changes.
+    """The changes of a resumed run.
 
     Args:
         checkpoint: the contents of the file at ``path``.
-        path: of the checkpoint; ``config.yaml`` of its run is looked for above its folder.
-        config: of the run that goes on.
+        path: path of the checkpoint; ``config.yaml`` of its run is looked for above its folder.
+        config: configuration of the resumed run.
 
     Raises:
-        ConfigError: the change of an option that a resumed run must keep, by its name and both values.
+        ConfigError: an option that a resumed run must keep has changed; the message names it and both values.
         CheckpointError: the checkpoint holds weights alone.
     """
     found = changes(_former(checkpoint, path), config)
@@ -85,7 +85,7 @@ def allowed_changes(checkpoint: Mapping[str, Any], path: Path, config: Mapping[s
 
 
 def at_its_end(checkpoint: Mapping[str, Any], max_steps: int, max_epochs: int | None) -> str | None:
-    """A line for the user if a run that goes on from a checkpoint is at its end already, else None."""
+    """A line for the user if the run of a checkpoint has already reached its end, else None."""
     step, epochs = checkpoint.get("global_step", 0), _epochs(checkpoint)
     if step >= max_steps > 0:
         return f"has trained {step} of {max_steps} steps: to train longer, raise --trainer.max_steps"
@@ -100,7 +100,7 @@ def _epochs(checkpoint: Mapping[str, Any]) -> int:
 
 
 def _former(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The configuration of the checkpoint's run; what the checkpoint itself says of its model comes first."""
+    """The configuration of the checkpoint's run; that in the checkpoint itself has precedence for its model."""
     try:
         saved = yaml.safe_load((path.parent.parent / "config.yaml").read_text())
     except (OSError, yaml.YAMLError):
@@ -112,7 +112,7 @@ def _former(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the model and the data beside each other, lists of objects by the names of their classes."""
+    """The configuration with arguments beside class names, and lists of objects by the names of their classes."""
     plain: dict[str, Any] = {}
     for name, value in by_name(config).items():
         if name in ("model", "data"):
@@ -129,7 +129,7 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_arguments(value: Any) -> Any:
-    """The arguments of a class beside its name."""
+    """Put the arguments of a class beside its name."""
     if not isinstance(value, Mapping):
         return value
     return {"class_path": value.get("class_path"), **(value.get("init_args") or {})}

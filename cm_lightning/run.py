@@ -1,6 +1,6 @@
-"""The directory of a run: where its configuration, checkpoints, metrics and samples lie together.
+"""The directory of a run, which holds its configuration, checkpoints, metrics and samples.
 
-``runs/NAME/version_3`` is one version of the run ``runs/NAME``: each start of a training makes a new one.
+``runs/NAME/version_3`` is one version of the run ``runs/NAME``: each start of training makes a new one.
 """
 
 from __future__ import annotations
@@ -16,49 +16,49 @@ from pathlib import Path
 from cm_lightning.errors import CheckpointError
 from cm_lightning.files import replacing
 
-#: Environment variable that names a file in which a run says where it lies: who starts a run learns it so.
+#: Environment variable with the path of a file to which a run writes its directory, for the program that started it.
 RUN_FILE = "CM_LIGHTNING_RUN_FILE"
-#: The mark of a version whose training came to its end.
+#: The mark of a version that was trained to its end.
 FINISHED = "finished.json"
 
 
 def version_name(version: int | str) -> str:
-    """The folder's name of a version, as Lightning's loggers write it."""
+    """The name of a version's folder, as Lightning's loggers write it."""
     return version if isinstance(version, str) else f"version_{version}"
 
 
 def version_number(path: Path) -> int | None:
-    """N of ``version_N``; None for a version that was given a name of its own."""
+    """N of ``version_N``; None for a version with another name."""
     found = re.fullmatch(r"version_(\d+)", path.name)
     return int(found[1]) if found else None
 
 
 def claim_version(roots: Sequence[Path]) -> int:
-    """Make ``version_N`` in the first of ``roots``, where N is free in all; no other process can take the same."""
+    """Make ``version_N`` in the first of ``roots``, with N free in all, safely among several processes."""
     while True:
         numbers = [version_number(path) for root in roots if root.is_dir() for path in root.iterdir() if path.is_dir()]
         number = max((n for n in numbers if n is not None), default=-1) + 1
         try:
             (roots[0] / version_name(number)).mkdir(parents=True)
         except FileExistsError:
-            continue  # another run was quicker
+            continue  # another run was faster
         return number
 
 
 def holds_a_run(directory: Path) -> bool:
-    """Whether a training has written into a directory."""
+    """Whether training has written into a directory."""
     return any((directory / name).exists() for name in ("config.yaml", "metrics.csv", "checkpoints"))
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint that a path stands for.
+    """Find the checkpoint that a path refers to.
 
     Args:
-        path: a file stands for itself; a version's folder for its last checkpoint; a run's folder for the last
-            checkpoint of its newest finished version, or of its newest one if none is finished.
+        path: a file refers to itself; a version's folder to its last checkpoint; a run's folder to the last
+            checkpoint of its newest finished version, or of its newest version if none is finished.
 
     Raises:
-        CheckpointError: there is none; or the run's versions have names of their own, and which one is not said.
+        CheckpointError: there is none, or the choice between versions with names of their own is open.
     """
     path = Path(path)
     if path.is_file():
@@ -69,10 +69,10 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def last_checkpoint(run: Path) -> Path:
-    """The last checkpoint of the newest version of a run, whether or not it is finished: where to go on.
+    """Find the last checkpoint of the newest version of a run, finished or not, to resume from.
 
     Raises:
-        CheckpointError: there is none; or the run's versions have names of their own, and which one is not said.
+        CheckpointError: there is none, or the choice between versions with names of their own is open.
     """
     found = _last_of(run) or _last_of(_newest(run, _with_checkpoints(run)))
     assert found is not None
@@ -80,10 +80,10 @@ def last_checkpoint(run: Path) -> Path:
 
 
 def find_export(path: str) -> str:
-    """The ``export`` of a version or a run that a path names, as in :func:`find_checkpoint`; else the path itself.
+    """The ``export`` of a version or run, found as in :func:`find_checkpoint`; for other paths, the path itself.
 
     Raises:
-        CheckpointError: the run's versions have names of their own, and which one is not said.
+        CheckpointError: the choice between versions with names of their own is open.
     """
     run = Path(path)
     if (run / "export").is_dir():
@@ -107,7 +107,7 @@ def _with_checkpoints(run: Path) -> list[Path]:
 
 
 def _newest(run: Path, versions: list[Path]) -> Path:
-    """By number: the time of a file says little on a disc that several machines share."""
+    """The newest version by number, because file times are unreliable on a disc that several machines share."""
     numbered = {number: path for path in versions if (number := version_number(path)) is not None}
     if numbered:
         return numbered[max(numbered)]
@@ -125,7 +125,7 @@ def _stopped_early(run: Path) -> str:
 
 
 def _last_of(version: Path) -> Path | None:
-    """``last.ckpt`` of a version (or of its folder ``checkpoints``); without SaveLast, the one of the highest step."""
+    """``last.ckpt`` of a version (or of its folder ``checkpoints``), else the checkpoint of the highest step."""
     for folder in (version / "checkpoints", version):
         files = sorted(folder.glob("*.ckpt"), key=_step)
         if (folder / "last.ckpt").is_file():
@@ -141,7 +141,7 @@ def _step(path: Path) -> int:
 
 
 def _nearest(path: Path) -> str:
-    """What the user may have meant: the folders beside the one that is missing."""
+    """A hint at what the user may have meant: the folders beside the missing one."""
     if path.suffix or not path.parent.is_dir() or path.parent == Path():
         return ""
     names = sorted(other.name for other in path.parent.iterdir() if other.is_dir())
@@ -151,18 +151,18 @@ def _nearest(path: Path) -> str:
 
 @dataclass(frozen=True)
 class RunNote:
-    """Where a run lies, and whether it came to its end; its exit status does not tell, as it is 0 after a SIGTERM."""
+    """The directory of a run, and whether it was finished; the exit status does not show it, being 0 after SIGTERM."""
 
     directory: str | None = None
     finished: bool = False
 
     def leave(self) -> None:
-        """Write the note for whoever asked for it."""
+        """Write the note if it was requested."""
         if path := os.environ.get(RUN_FILE):
             with replacing(path) as temporary:
                 temporary.write_text(json.dumps(asdict(self)))
 
     @classmethod
     def read(cls, path: Path) -> RunNote:
-        """The note, or an empty one."""
+        """Read the note; an empty one if there is none."""
         return cls(**json.loads(path.read_text())) if path.is_file() else cls()

@@ -1,4 +1,4 @@
-"""How a run of the Trainer begins and ends: what it goes on from, where it writes, and what it leaves behind."""
+"""The beginning and end of a run of the Trainer: its checkpoint, its directory, and the marks that it leaves."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _INSTEAD = {
 
 
 def name_checkpoints(config: Any) -> None:
-    """Put the file in the place of a run's folder in the model's options, so that the saved configuration names it.
+    """Replace a run's folder by its checkpoint in the model's options, so that the saved configuration names the file.
 
-    A folder without one stays: whether the file is needed is for the module to say.
+    A folder without a checkpoint stays, because only the module knows whether it needs the file.
     """
     options = config.model.get("init_args") or {}
     for name in ("teacher", "start_from"):
@@ -46,7 +46,7 @@ def name_checkpoints(config: Any) -> None:
 
 
 def trainer_options(config: Any) -> dict[str, Any]:
-    """The Trainer's options where they differ from ours: its interval of validation is in batches, ours in steps."""
+    """The Trainer's options where they differ from the suite's: the Trainer validates after batches, not steps."""
     interval, accumulate = config.val_check_interval, config.accumulate_grad_batches
     if isinstance(interval, int) and not isinstance(interval, bool) and isinstance(accumulate, int):
         return {"val_check_interval": interval * max(1, accumulate)}
@@ -58,29 +58,29 @@ class Start:
 
     Args:
         subcommand: ``fit``, ``validate``, ``test`` or ``predict``.
-        trainer: with its loggers, which have not written yet.
-        run: the directory, among the trainer's callbacks.
-        ckpt_path: as given: ``last``, a file, or the folder of a run or of one of its versions.
+        trainer: the Trainer, with loggers that have not written yet.
+        run: the callback for the run's directory, one of the Trainer's.
+        ckpt_path: the option as given: ``last``, a file, or the folder of a run or of one of its versions.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
-        ConfigError: a test without weights, or a version that holds another run.
+        ConfigError: a test has no weights, or the version already holds another run.
     """
 
     def __init__(self, subcommand: str, trainer: L.Trainer, run: RunDirectory, ckpt_path: str | None) -> None:
         self.trainer, self.run = trainer, run
         run.prepare(trainer)
-        #: The file, as Lightning takes it.
+        #: The file, in the form that Lightning takes.
         self.checkpoint = _checkpoint(subcommand, run, ckpt_path)
         self._file = Path(self.checkpoint) if self.checkpoint and ckpt_path not in ("best", "hpc") else None
-        self._content = read_checkpoint(self._file) if self._file else None  # says in a line what is wrong with it
+        self._content = read_checkpoint(self._file) if self._file else None  # reports a damaged file in one line
         run.require_free(self._file)
 
     def compare(self, config: Mapping[str, Any]) -> None:
-        """Find what a resumed run changes; stop here if there is nothing left to train.
+        """Find the changes of a resumed run; exit if there is nothing left to train.
 
         Raises:
-            ConfigError: it changes what it must keep.
+            ConfigError: an option has changed that a resumed run must keep.
         """
         if self._file is None or self._content is None:
             return
@@ -91,7 +91,7 @@ class Start:
         self._content = None
 
     def fit(self, **options: Any) -> None:
-        """Train; afterwards mark the run as finished, or say how to go on with it."""
+        """Train; afterwards mark the run as finished, or print how to resume it."""
         handler = signal.getsignal(signal.SIGINT)
         try:
             self.trainer.fit(**options)

@@ -1,4 +1,4 @@
-"""State dicts: their names under wrappers of networks, and how two of them differ."""
+"""State dicts: names without the wrappers of networks, and the differences between two of them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from torch import Tensor
 
 
 def plain_name(name: str) -> str:
-    """Without what ``torch.compile`` puts into the names of a network's tensors."""
+    """A tensor's name without the prefix of ``torch.compile``."""
     return name.replace("_orig_mod.", "")
 
 
 def renamed_like(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """The same tensors under the given names, where a name differs by being of a compiled network or not."""
+    """Rename tensors to the given names, which may differ only by the prefix of a compiled network."""
     due = {plain_name(name): name for name in names}
     return {due.get(plain_name(name), name): tensor for name, tensor in state.items()}
 
 
 def difference(found: Mapping[str, Tensor], due: Mapping[str, Tensor]) -> str:
-    """How the tensors of a file differ from those of a network, in a line; empty if they fit."""
+    """The differences between the tensors of a file and of a network, in one line; "" if they fit."""
     shared = [name for name in due if name in found]
     odd = [name for name in shared if found[name].shape != due[name].shape]
     missing, left = [n for n in due if n not in found], [n for n in found if n not in due]

@@ -1,4 +1,4 @@
-"""How many optimizer steps a training has taken."""
+"""The number of optimizer steps that training has taken."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import lightning as L
 
 
 def steps_taken(trainer: L.Trainer) -> int:
-    """The module's own count, which is one a step however many optimizers there are; the Trainer's if it keeps none."""
+    """The module's own count, one per step for any number of optimizers; the Trainer's if the module has none."""
     return int(getattr(trainer.lightning_module, "trained_steps", trainer.global_step))

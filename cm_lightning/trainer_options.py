@@ -1,4 +1,4 @@
-"""The domains of the Trainer's numbers, which Lightning accepts, or divides by, without a look."""
+"""The domains of the Trainer's numbers, which Lightning accepts, or divides by, without a check."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _DEVICES = Domain("-1 (all) or a whole number of at least 1", lambda value: valu
 
 
 def check_trainer(options: Mapping[str, Any], prefix: str = "trainer") -> None:
-    """Raise ConfigError for the first number that means nothing, by its name on the command line."""
+    """Raise ConfigError for the first number that is out of range, with its name on the command line."""
     for name, domain in _DOMAINS.items():
         if options.get(name) is not None:
             domain.check(**{f"{prefix}.{name}": options[name]})

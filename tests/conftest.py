@@ -24,7 +24,7 @@ SLOWEST = [
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slowest files first: a process that has a long one left at the end works alone."""
+    """Run the slowest files first, so that no process is left alone with a long one at the end."""
     place = {Path(__file__).parent / file: number for number, file in enumerate(SLOWEST)}
     items.sort(key=lambda item: place.get(item.path, len(place)))
 
@@ -37,7 +37,7 @@ def one_thread_and_one_seed() -> None:
 
 @pytest.fixture(scope="session")
 def inception_file(tmp_path_factory):
-    """A file of torch-fidelity's format with weights that mean nothing."""
+    """A file in torch-fidelity's format with arbitrary weights."""
     from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
     class Constructed(Exception):

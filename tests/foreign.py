@@ -1,4 +1,4 @@
-"""What a checkpoint must never import."""
+"""A module that a checkpoint must never import."""
 
 from cm_lightning.backbones.mlp import ResidualMLP as Net
 

@@ -29,7 +29,7 @@ def images(shape: tuple[int, ...], n: int = 4, batch_size: int = 2, classes: int
 
 
 def few_digits(patch: Any, every: int = 8) -> None:
-    """Let the embedded digits be some of them, of all classes: much that is measured is measured against them all."""
+    """Reduce the embedded digits to some of each class, because many measurements take all of them."""
     patch.setattr(
         "cm_lightning.data.mnist.embedded_digits", lambda split: [part[::every] for part in embedded_digits(split)]
     )
@@ -50,11 +50,11 @@ def module(**options: Any) -> ConsistencyTraining:
 
 
 class OwnMLP(ResidualMLP):
-    """A network of somebody else's package."""
+    """A network from another package."""
 
 
 class Dropout(nn.Module):
-    """A network whose output is its dropout mask."""
+    """A network that returns its dropout mask."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class KillAt(L.Callback):
 
 
 class InterruptAt(L.Callback):
-    """Ends its own training as a scheduler that asks politely would, after a number of steps."""
+    """Sends its own process SIGTERM, as a scheduler would, after a number of steps."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -110,11 +110,11 @@ class _At(L.Callback):
             self.act()
 
     def act(self) -> None:
-        """What is done."""
+        """The action at the step."""
 
 
 class FailAt(_At):
-    """Ends the run by an error."""
+    """Ends the run with an error."""
 
     def act(self) -> None:
         raise ConfigError("as asked")
@@ -132,7 +132,7 @@ class SignalAt(_At):
 
 
 class NoFiles(Logger):
-    """A logger that writes no file."""
+    """A logger that does not write files."""
 
     name, version = "no files", None
 

@@ -1,4 +1,4 @@
-"""Numbers without meaning are refused where they are set, in a line that names class and option."""
+"""Numbers out of range are refused where they are set, in a line that names class and option."""
 
 from __future__ import annotations
 
@@ -330,7 +330,7 @@ PROMPT = "--pipeline=none --prompt=a"
         (f"{PROMPT} --image=a.png --strength 2", "--strength"),
         (f"{PROMPT} --image=a.png --strength nan", "--strength"),
         (f"{PROMPT} --strength 0.5", "--strength needs --image"),
-        (f"{PROMPT} --image=a.png --strength 0.1", "is no step"),
+        (f"{PROMPT} --image=a.png --strength 0.1", "makes less than one step"),
         (f"{PROMPT} --image=a.png --height 64", "--height and --width of an --image go together"),
         (f"{PROMPT} --height 7", "--height: must be a multiple of 8 above 0"),
         (f"{PROMPT} --height 0", "--height"),

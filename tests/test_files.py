@@ -1,4 +1,4 @@
-"""Whether a file can be written is known before the work whose result it takes."""
+"""A path that cannot be written is found before the work begins."""
 
 import os
 import sys

@@ -36,7 +36,7 @@ NAME = "nobody-at-all/nothing"
 
 @pytest.fixture(autouse=True)
 def online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """As if HF_HUB_OFFLINE were not set, with an empty cache, and no wait between two questions."""
+    """Act as if HF_HUB_OFFLINE were not set, with an empty cache, and without waiting between two requests."""
 
     def wait(seconds: float) -> None:
         raise AssertionError(f"waits {seconds} s to ask again")
@@ -65,7 +65,7 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @contextmanager
 def server(status: int) -> Iterator[tuple[str, list[str]]]:
-    """An address that answers everything with a status, and what it was asked."""
+    """An address that answers every request with a status, and the list of requests."""
     asked: list[str] = []
 
     class Answer(BaseHTTPRequestHandler):
@@ -182,7 +182,9 @@ def test_the_line_names_the_option_and_the_way_out(option: str, load: Callable[[
     with pytest.raises(CheckpointError) as error:
         load()
     message = str(error.value)
-    assert message.startswith(f"{option} {NAME} is not, or not whole, in the cache, and the hub cannot be reached:")
+    assert message.startswith(
+        f"{option} {NAME} is not, or not completely, in the cache, and the hub cannot be reached:"
+    )
     assert closed in message
     assert "Give a folder or file" in message
     assert "\n" not in message
@@ -200,7 +202,7 @@ def test_a_hub_out_of_order_is_asked_once(
 
 
 def cached(name: str) -> Path:
-    """Where the cache has the files of a name."""
+    """The folder of a name's files in the cache."""
     folder, commit = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}", "0" * 40
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text(commit)
@@ -234,7 +236,7 @@ def test_a_cached_model_that_is_not_whole_says_so(closed: str) -> None:
     folder = cached("tiny/model")
     tiny_sd().save_pretrained(folder)
     next(folder.glob("unet/*.safetensors")).unlink()
-    with pytest.raises(CheckpointError, match="--pipeline tiny/model is not, or not whole, in the cache"):
+    with pytest.raises(CheckpointError, match="--pipeline tiny/model is not, or not completely, in the cache"):
         load_pipeline("tiny/model")
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C that waits."""
+"""Deferred Ctrl-C."""
 
 import os
 import signal

@@ -19,7 +19,7 @@ RECIPES = sorted(p for p in (ROOT / "experiments").glob("[ci]*/*.yaml") if p.ste
 
 
 class Square(nn.Module):
-    """Keeps its input (for the weight's gradient), and one output of 4 bytes an entry to be squared."""
+    """Keeps its input (for the gradient of the weight), and one output of 4 bytes per entry to be squared."""
 
     def __init__(self):
         super().__init__()
@@ -37,11 +37,11 @@ def test_memory_is_counted_by_what_the_parts_keep(optimizer, copies):
     m = module(backbone=Square(), image_shape=(1, 32, 32), optimizer=optimizer, target_rate=ConstantRate(0.5))
     text = plan(m, 100, 8, 2, 3, [EMA(), EMA(0.5, evaluate=False)])
     assert "Square: 1,048,576 parameters" in text
-    assert "100 steps x 24 images = 2,400 images; 4 a rank on 2 rank(s)" in text
+    assert "100 steps x 24 images = 2,400 images; 4 per rank on 2 rank(s)" in text
     assert f"{(5 + copies) * 4 / 1024:.2f} GiB = 1 x weights + 1 x gradients" in text
     assert (f"{copies} x optimizer" in text) == (copies > 0)
     assert "2 x averages + 1 x target of 0.00 GiB" in text
-    assert f"{2 * 4096 / 2**20:.1f} MiB an image" in text
+    assert f"{2 * 4096 / 2**20:.1f} MiB per image" in text
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: "/".join(path.parts[-2:]))
@@ -101,14 +101,14 @@ def test_true_half_precision_halves_everything():
     assert kept(layers.bfloat16(), None, torch.bfloat16) == (2 * 2 * IMAGE, 0)
     m = module(backbone=Square(), image_shape=(1, 32, 32))
     text = plan(m, 1, 1, 1, 1, [], "bf16-true")
-    assert f"{2 * 2048 / 2**20:.1f} MiB an image" in text
+    assert f"{2 * 2048 / 2**20:.1f} MiB per image" in text
     assert "activations in bf16-true" in text
-    assert f"memory a rank: {4 * 2 / 1024:.2f} GiB" in text
+    assert f"memory per rank: {4 * 2 / 1024:.2f} GiB" in text
     assert torch.get_default_dtype() == torch.float32
 
 
 class Wide(nn.Module):
-    """Keeps 256 MiB an image, and hardly a weight."""
+    """Keeps 256 MiB per image, and hardly any weights."""
 
     def __init__(self):
         super().__init__()
@@ -121,7 +121,7 @@ class Wide(nn.Module):
 
 def card_lines(*arguments, **options):
     lines = plan(module(backbone=Wide()), *arguments, **options).splitlines()
-    first = next(i for i, line in enumerate(lines) if line.startswith("greatest batch"))
+    first = next(i for i, line in enumerate(lines) if line.startswith("largest batch"))
     return [line.strip() for line in lines[first + 1 : -6]]
 
 
@@ -130,7 +130,7 @@ def test_cards_are_filled_and_the_images_of_a_step_kept():
     assert card_lines(10, 64, 1, 4, [], cards=[24, 0.2, 1000]) == [
         f"24 GiB: {int(0.85 * 24 * 2**30 / image)} image(s); "
         "--data.batch_size 64 --trainer.accumulate_grad_batches 4 take 256 a step",
-        "0.2 GiB: not one image fits",
+        "0.2 GiB: not even one image fits",
         "1000 GiB: 3,399 image(s); --data.batch_size 256 --trainer.accumulate_grad_batches 1 take 256 a step",
     ]
     # of two ranks together; a batch that divides the step, not the greatest
@@ -183,7 +183,7 @@ def test_a_length_that_is_not_known_gets_a_line(tmp_path):
 
     with pytest.raises(ConfigError, match=r"needs the length of the run: set --trainer.max_steps"):
         plan_of(module(), Toy(), trainer(tmp_path, max_steps=-1, max_epochs=-1))
-    with pytest.raises(ConfigError, match=r"steps of 3 epochs: Own does not tell its length; or set --trainer"):
+    with pytest.raises(ConfigError, match=r"steps of 3 epochs: Own does not give its length; or set --trainer"):
         plan_of(module(), Own(), trainer(tmp_path, max_steps=-1, max_epochs=3))
     with pytest.raises(ConfigError, match="data module with batch_size"):
         plan_of(module(), None, trainer(tmp_path))
@@ -208,7 +208,7 @@ def test_the_recipes_for_folders_fit_cards_of_24_and_of_80_gb(recipe, batch, mos
         return capsys.readouterr().out.splitlines()
 
     text = lines("--memory=24")
-    assert f"100,000 steps x 128 images = 12,800,000 images; {batch} a rank" in text[1]
+    assert f"100,000 steps x 128 images = 12,800,000 images; {batch} per rank" in text[1]
     (card,) = [line for line in text if line.startswith("    24 GiB")]
     assert f"--data.batch_size {most} --trainer.accumulate_grad_batches {128 // most} take 128" in card
     assert batch <= most
@@ -228,7 +228,7 @@ def test_the_recipes_for_folders_fit_cards_of_24_and_of_80_gb(recipe, batch, mos
         (["--memory=-1", "--dry_run"], "error: --memory must be a finite number above 0, got -1.0"),
         (["--dry_run", "--trainer.max_steps=-1"], "error: --dry_run needs the length of the run"),
         (["--dry_run", "--trainer.max_steps=-1", "--trainer.max_epochs=2"],
-         "error: --dry_run cannot tell the steps of 2 epochs: no folder images"),
+         "error: --dry_run cannot compute the steps of 2 epochs: there is no folder images"),
     ],
 )  # fmt: skip
 def test_options_of_a_dry_run_that_mean_nothing_get_a_line(options, line, capsys, monkeypatch, tmp_path):

@@ -78,7 +78,7 @@ def test_every_class_that_a_recipe_may_name_is_listed():
 
 @pytest.mark.parametrize("base", [*TYPES[:4], nn.Module, "the suite's own"])
 def test_every_class_is_known_by_its_short_name(base, capsys):
-    """``--x.help NAME`` describes the class that the name stands for."""
+    """``--x.help NAME`` describes the class of that name."""
     for name, cls in classes().items():
         own = next(c for c in cls.__mro__[::-1] if c.__module__.startswith("cm_lightning.") and c is not Recorded)
         kind = next((known for known in (*TYPES[:4], nn.Module) if issubclass(cls, known)), "the suite's own")

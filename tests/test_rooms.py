@@ -1,4 +1,4 @@
-"""The rooms of the package: imports point down, and no way leads in a circle."""
+"""The packages of the suite: imports point down, without cycles."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def imports(path):
 
 
 def room(name):
-    """``cm_lightning.core.noise.add_noise`` -> ``core``; what ``cm_lightning`` itself has -> ``__init__``."""
+    """The package of a name: ``core`` for ``cm_lightning.core.noise.add_noise``, ``__init__`` for top-level names."""
     part = name.split(".")[1] if "." in name else "__init__"
     return part if (PACKAGE / part).is_dir() or (PACKAGE / f"{part}.py").is_file() else "__init__"
 
 
 def rooms():
-    """Of each room, those that it imports and the files that do."""
+    """For each package, those that it imports, with the files that do so."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         relative = path.relative_to(PACKAGE)
@@ -51,7 +51,7 @@ ROOMS = rooms()
 
 
 def circle(graph):
-    """The nodes of a way that ends where it began; None if there is none."""
+    """The nodes of a cycle; None if there is none."""
     done = set()
 
     def walk(node, way):

@@ -1,1 +1,1 @@
-"""The zoo: one file a network, all with ``forward(x, noise_label, class_label=None)``."""
+"""The zoo: one file for each network, all with ``forward(x, noise_label, class_label=None)``."""

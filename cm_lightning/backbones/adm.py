@@ -1,4 +1,4 @@
-"""ADM (Dhariwal & Nichol 2021), the network of EDM's and CM's ImageNet 64 x 64 and of CM's LSUN 256 x 256."""
+"""ADM (Dhariwal & Nichol 2021): the network of EDM and CM for ImageNet 64 x 64, and of CM for LSUN 256 x 256."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from cm_lightning.domains import COUNT
 
 
 class ADMConditioning(nn.Module):
-    """Noise label through two layers, plus a vector of the class.
+    """The noise label after two layers, plus a vector of the class.
 
     Args:
-        width: of the output.
-        num_classes: 0 for an unconditional network. Label num_classes is the null class, to which nothing is added.
+        width: width of the output.
+        num_classes: 0 for an unconditional network. Label num_classes is the null class, for which nothing is added.
         noise_embedding: (B,) -> (B, embedding_width).
-        embedding_width: of the noise embedding.
+        embedding_width: width of the noise embedding.
     """
 
     def __init__(self, width: int, num_classes: int, noise_embedding: nn.Module, embedding_width: int) -> None:
@@ -32,7 +32,7 @@ class ADMConditioning(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(embedding_width, width), nn.SiLU(), nn.Linear(width, width))
         self.classes = nn.Linear(num_classes, width, bias=False) if num_classes else None
         if self.classes is not None:
-            nn.init.normal_(self.classes.weight)  # as an embedding table starts
+            nn.init.normal_(self.classes.weight)  # as for an embedding table
 
     def forward(self, noise_label: Tensor, class_label: Tensor | None) -> Tensor:
         """(B,), (B,) or None -> (B, width)."""
@@ -43,9 +43,9 @@ class ADMConditioning(nn.Module):
 
 
 class ADM(PyramidNet):
-    """The U-Net of guided diffusion: attention at three resolutions, the condition scales and shifts the norms.
+    """The U-Net of guided diffusion: attention at three resolutions; the condition scales and shifts the norms.
 
-    OpenAI's weights expect the noise label 250 ln sigma: ``noise_scale=250`` of the parameterization; EDM's expect
+    OpenAI's weights expect the noise label 250 ln sigma: set ``noise_scale=250`` of the parameterization. EDM's expect
     0.25 ln sigma.
 
     Args:
@@ -61,8 +61,8 @@ class ADM(PyramidNet):
             CM's networks of LSUN.
         noise_embedding: (B,) -> (B, channels); positional if None.
         forward_mode: attention that ``torch.func.jvp`` passes through; see :mod:`cm_lightning.backbones.attention`.
-        norm_groups: groups of every norm, a divisor of all widths; None: 32, but of at least four channels each, as EDM
-            has them. OpenAI's and diffusers' networks have 32 whatever their width.
+        norm_groups: groups of every norm, a divisor of all widths; None: 32, but of at least four channels each, as in
+            EDM. The networks of OpenAI and diffusers have 32 at every width.
     """
 
     def __init__(
@@ -102,11 +102,11 @@ class ADM(PyramidNet):
 
     @classmethod
     def imagenet64(cls, **options: Any) -> ADM:
-        """EDM's and CM's of ImageNet, 3 x 64 x 64, class-conditional; dropout as for EDM in its Table 7."""
+        """The network of EDM and CM for ImageNet, 3 x 64 x 64, class-conditional; dropout from EDM's Table 7."""
         return cls(**{"num_classes": 1000, "dropout": 0.1, **options})
 
     @classmethod
     def lsun256(cls, **options: Any) -> ADM:
-        """CM's of LSUN bedroom and cat, 3 x 256 x 256, unconditional."""
+        """CM's network for LSUN bedroom and cat, 3 x 256 x 256, unconditional."""
         sizes = {"channels": 256, "multipliers": (1, 1, 2, 2, 4, 4), "blocks": 2, "attention_levels": (3, 4, 5)}
         return cls(**{**sizes, "scale_shift": False, **options})

@@ -1,4 +1,4 @@
-"""Attention of all the zoo: one place where the kernel is chosen."""
+"""The attention of all networks of the zoo: the one place where the kernel is chosen."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class DotProduct(nn.Module):
     """softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, Eq. 1), without weights.
 
     Args:
-        forward_mode: False: torch's fused kernel, which has no forward-mode derivative. True: the formula as it
-            stands, the softmax in float32 at least, which ``torch.func.jvp`` passes through. Continuous-time methods
-            need it; it keeps all scores in memory.
+        forward_mode: False takes torch's fused kernel, which does not have a forward-mode derivative. True takes the
+            formula itself with the softmax in float32 or better, which ``torch.func.jvp`` can differentiate.
+            Continuous-time methods need it; it keeps all scores in memory.
     """
 
     def __init__(self, forward_mode: bool = False) -> None:
@@ -42,7 +42,7 @@ def set_forward_mode(network: nn.Module, forward_mode: bool) -> None:
     """Choose the kernel of all attention of a network that is already built.
 
     Raises:
-        ConfigError: it has attention of diffusers with a fused kernel, which is chosen when the network is built.
+        ConfigError: the network has diffusers' attention with a fused kernel, which is fixed when it is built.
     """
     for module in network.modules():
         if isinstance(module, DotProduct):
@@ -58,12 +58,12 @@ class SelfAttention(nn.Module):
     """Attention over all pixels, with a residual connection. The 3C channels are ordered (q/k/v, head, d).
 
     Args:
-        channels: of input and output.
+        channels: channels of input and output.
         head_width: channels of a head; None: one head.
         forward_mode: see :class:`DotProduct`.
-        scale: of the sum of input and output.
-        eps: of the norm.
-        groups: of the norm; see :func:`~cm_lightning.backbones.layers.group_norm`.
+        scale: factor on the sum of input and output.
+        eps: epsilon of the norm.
+        groups: groups of the norm; see :func:`~cm_lightning.backbones.layers.group_norm`.
     """
 
     def __init__(

@@ -18,10 +18,10 @@ class SongConditioning(nn.Module):
     """Noise label and class label, added and then mixed by two layers.
 
     Args:
-        width: of the output.
-        num_classes: 0 for an unconditional network. Label num_classes is the null class, to which nothing is added.
+        width: width of the output.
+        num_classes: 0 for an unconditional network. Label num_classes is the null class, for which nothing is added.
         noise_embedding: (B,) -> (B, embedding_width).
-        embedding_width: of the noise embedding.
+        embedding_width: width of the noise embedding.
     """
 
     def __init__(self, width: int, num_classes: int, noise_embedding: nn.Module, embedding_width: int) -> None:
@@ -41,14 +41,14 @@ class SongConditioning(nn.Module):
 
 
 class DDPMpp(PyramidNet):
-    """EDM's network of CIFAR-10 (55.7 M parameters), FFHQ and AFHQ.
+    """EDM's network for CIFAR-10 (55.7 M parameters), FFHQ and AFHQ.
 
     Args:
         image_channels: C of the images.
         channels: width of the finest level, in units of which ``multipliers`` are.
         multipliers: width of each level, finest first; each level halves the resolution.
         blocks: residual blocks of a level on the way down; one more on the way up.
-        attention_levels: the levels with self-attention in one head, 0 the finest: at 16 pixels of CIFAR-10's 32.
+        attention_levels: the levels with self-attention in one head, 0 the finest: at 16 pixels for CIFAR-10's 32.
         num_classes: 0 for an unconditional network. Label num_classes is the null class.
         dropout: probability, inside the residual blocks.
         noise_embedding: (B,) -> (B, channels); positional if None.
@@ -88,10 +88,10 @@ class DDPMpp(PyramidNet):
 
     @classmethod
     def cifar10(cls, **options: Any) -> DDPMpp:
-        """EDM's of CIFAR-10, 3 x 32 x 32; dropout as its Table 7 has it."""
+        """EDM's network for CIFAR-10, 3 x 32 x 32; dropout as in its Table 7."""
         return cls(**{"dropout": 0.13, **options})
 
     @classmethod
     def ffhq64(cls, **options: Any) -> DDPMpp:
-        """EDM's of FFHQ and AFHQv2, 3 x 64 x 64; dropout as for FFHQ in its Table 7."""
+        """EDM's network for FFHQ and AFHQv2, 3 x 64 x 64; dropout as for FFHQ in its Table 7."""
         return cls(**{"multipliers": (1, 2, 2, 2), "attention_levels": (2,), "dropout": 0.05, **options})

@@ -20,7 +20,7 @@ _NOISE_WIDTH = 256
 
 
 class Modulation(nn.Module):
-    """The condition -> shifts, scales and gates of a block, each 0 at first (AdaLN-zero, Section 3.2)."""
+    """Maps the condition to the shifts, scales and gates of a block, each 0 at first (AdaLN-zero, Section 3.2)."""
 
     def __init__(self, channels: int, vectors: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Modulation(nn.Module):
 
 
 class ModulatedNorm(nn.Module):
-    """A layer norm without weights of its own, then shifted and scaled."""
+    """A layer norm without learned weights, then a shift and a scale."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -83,14 +83,14 @@ class TokenBlock(nn.Module):
 class DiT(Recorded, nn.Module):
     """A transformer for images or latents of any size, cut into square patches.
 
-    Its noise labels were timesteps of up to 1000; with EDM's labels of about 0.25 ln sigma most of its 128
-    frequencies hardly move, so give the parameterization ``noise_scale=250``, or a ``noise_embedding``.
+    The published noise labels are timesteps of up to 1000. With EDM's labels, 0.25 ln sigma, most of the 128
+    frequencies hardly vary, so give the parameterization ``noise_scale=250``, or a ``noise_embedding``.
 
     Args:
         image_channels: C of the images.
         channels: width of a token, a multiple of 4.
-        blocks: number of them.
-        patch: side of a patch, in pixels; the images' sides are multiples of it.
+        blocks: number of blocks.
+        patch: side of a patch, in pixels; the sides of the images are multiples of it.
         head_width: channels of an attention head.
         num_classes: 0 for an unconditional network. Label num_classes is the null class.
         dropout: probability, inside the blocks.
@@ -111,7 +111,7 @@ class DiT(Recorded, nn.Module):
         forward_mode: bool = False,
     ) -> None:
         COUNT.check(self, image_channels=image_channels, blocks=blocks, patch=patch, head_width=head_width)
-        multiple_of(4).check(self, channels=channels)  # sines and cosines of row and column
+        multiple_of(4).check(self, channels=channels)  # for sines and cosines of row and column
         check_conditions(self, num_classes, dropout)
         super().__init__()
         self.num_classes, self.patch = num_classes, patch
@@ -146,7 +146,7 @@ class DiT(Recorded, nn.Module):
         return cls(**{"channels": 1152, "blocks": 28, "head_width": 72, **options})
 
     def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
-        """(B, C, H, W), (B,), (B,) or None -> (B, C, H, W). Raises ConfigError if the sides hold no whole patches."""
+        """(B, C, H, W), (B,), (B,) or None -> (B, C, H, W). Raises ConfigError if patches do not fill the sides."""
         require_divisible(x, self.patch)
         rows = x.shape[2] // self.patch
         condition = self._condition(noise_label, class_label)
@@ -166,12 +166,12 @@ class DiT(Recorded, nn.Module):
         return cast(Tensor, condition + self.classes(class_label))
 
     def _places(self, rows: int, columns: int, x: Tensor) -> Tensor:
-        """Where each patch is: half of the channels for its row, half for its column, (rows columns, channels)."""
+        """The embedding of each patch's position, half of the channels for its row: (rows columns, channels)."""
         place_y, place_x = (self.place(torch.arange(n, device=x.device, dtype=x.dtype)) for n in (rows, columns))
         return torch.cat([place_y.repeat_interleave(columns, dim=0), place_x.repeat(rows, 1)], dim=1)
 
     def _start(self) -> None:
-        """As published: Xavier-uniform, 0 for the head and all modulation."""
+        """Initialise as published: Xavier-uniform, 0 for the head and all modulation."""
         zeros = [self.head, *(m.linear for m in self.modules() if isinstance(m, Modulation))]
         for layer in self.modules():
             if isinstance(layer, nn.Linear):

@@ -1,4 +1,4 @@
-"""EDM2 (Karras et al. 2024, 2312.02696, configuration G): no layer changes the magnitude of what it is given."""
+"""EDM2 (Karras et al. 2024, 2312.02696, configuration G): every layer preserves the magnitude of its input."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ def _unit(x: Tensor, dims: Sequence[int]) -> Tensor:
 
 
 def _silu(x: Tensor) -> Tensor:
-    """SiLU over the standard deviation that it gives unit noise (Eq. 81)."""
+    """SiLU divided by the standard deviation of its output on unit noise (Eq. 81)."""
     return nnf.silu(x) / 0.596
 
 
 def _mix(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """(1 - t) a + t b, over the magnitude that it has where a and b are independent (Eq. 88)."""
+    """(1 - t) a + t b, divided by its magnitude for independent a and b (Eq. 88)."""
     return torch.lerp(a, b, t) / math.hypot(1 - t, t)
 
 
 def _join(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """Both in one tensor, weighted so that each contributes according to t and the magnitude stays (Eq. 103)."""
+    """Concatenate a and b, weighted so that each contributes according to t and the magnitude is kept (Eq. 103)."""
     n, m = a.shape[1], b.shape[1]
     scale = math.sqrt((n + m) / ((1 - t) ** 2 + t**2))
     return torch.cat([a * (scale * (1 - t) / math.sqrt(n)), b * (scale * t / math.sqrt(m))], dim=1)
 
 
 class UnitLinear(nn.Module):
-    """A linear map, or a convolution with zeros around, whose weights have unit norm for each output (Eq. 47, 66).
+    """A linear map or zero-padded convolution with weights of unit norm for each output (Eq. 47, 66).
 
     Args:
-        channels_in: of the input.
-        channels_out: of the output.
+        channels_in: channels of the input.
+        channels_out: channels of the output.
         kernel: side of the convolution; None: a linear map of vectors.
     """
 
@@ -64,16 +64,17 @@ class UnitLinear(nn.Module):
         super().__init__()
         window = (kernel, kernel) if kernel else ()
         self.weight = nn.Parameter(torch.randn(channels_out, channels_in, *window))
-        self._normed = -1  # the version of the weights that was last brought to norm
+        self._normed = -1  # the version of the weights that was last normalised
 
     def _dims(self) -> range:
         return range(1, self.weight.ndim)
 
     @torch.no_grad()
     def force_norm(self) -> None:
-        """Bring the stored weights back to their norm, which updates at right angles to them make ever larger.
+        """Bring the stored weights back to their norm, which updates orthogonal to them would let grow.
 
-        Once after each change: a second pass before the optimizer's step must leave alone what backward needs.
+        This happens once after each change: a second pass before the optimizer's step must not touch what backward
+        needs.
         """
         if self.weight._version != self._normed:
             self.weight.copy_(_unit(self.weight, self._dims()))
@@ -88,7 +89,7 @@ class UnitLinear(nn.Module):
 
 
 class UnitFourier(Recorded, nn.Module):
-    """sqrt(2) cos(frequency label + phase), random and fixed at construction (Eq. 75); unit magnitude."""
+    """sqrt(2) cos(frequency label + phase) of unit magnitude, drawn once at construction (Eq. 75)."""
 
     frequencies: Tensor
     phases: Tensor
@@ -176,17 +177,17 @@ class UnitBlock(nn.Module):
 
 
 class UnitPyramid(Pyramid):
-    """A pyramid whose skip connections weigh as much as what they are joined to."""
+    """A pyramid in which skip connections weigh as much as the features they are joined to."""
 
     def join(self, h: Tensor, skip: Tensor) -> Tensor:
         return _join(h, skip, 0.5)
 
 
 class EDM2(Recorded, nn.Module):
-    """EDM2's network of ImageNet, for pixels at 64 x 64 or latents of 64 x 64.
+    """EDM2's network for ImageNet, for pixels at 64 x 64 or latents of 64 x 64.
 
-    After each optimizer step the weights are brought back to unit norm, at the next pass that makes a gradient, so
-    that the learning rate alone says how fast they turn (Section 2.3): use a schedule that decays.
+    After each optimizer step, at the next pass that computes a gradient, the weights are brought back to unit norm.
+    The learning rate alone then sets how fast they rotate (Section 2.3): use a schedule that decays.
 
     Args:
         image_channels: C of the images.
@@ -245,7 +246,7 @@ class EDM2(Recorded, nn.Module):
             for module in self.modules():
                 if isinstance(module, UnitLinear):
                     module.force_norm()
-        ones = torch.ones_like(x[:, :1])  # in place of the biases that no layer has
+        ones = torch.ones_like(x[:, :1])  # in place of biases, which the layers do not have
         image = torch.cat([x, ones], dim=1).contiguous(memory_format=torch.channels_last)
         h = self.pyramid(self.stem(image), self.conditioning(noise_label, class_label), image)
         return cast(Tensor, self.head(h, self.gain))

@@ -16,8 +16,8 @@ class PositionalEmbedding(Recorded, nn.Module):
     """Cosines and sines of the label at geometrically spaced frequencies from 1 down to 1/10,000.
 
     Args:
-        width: of the output, even; as a rule the network's channels.
-        endpoint: whether 1/10,000 is the last frequency (DDPM++), or the one that would follow it (ADM, DiT).
+        width: width of the output, even; usually the network's channels.
+        endpoint: whether 1/10,000 is the last frequency (DDPM++), or the one that would follow the last (ADM, DiT).
     """
 
     frequencies: Tensor
@@ -39,7 +39,7 @@ class PositionalEmbedding(Recorded, nn.Module):
 class FourierEmbedding(Recorded, nn.Module):
     """Cosines and sines at random frequencies N(0, scale^2), fixed at construction (NCSN++).
 
-    NCSN++ has scale 16; iCT lowers it to 0.02, so that f changes slowly with sigma. The label is 0.25 ln sigma.
+    NCSN++ has scale 16; iCT lowers it to 0.02, so that f changes slowly in sigma. The label is 0.25 ln sigma.
     """
 
     frequencies: Tensor
@@ -57,13 +57,13 @@ class FourierEmbedding(Recorded, nn.Module):
 
 
 class SinusoidEmbedding(Recorded, nn.Module):
-    """Cosines and sines at geometrically spaced frequencies between two bounds: for continuous-time methods.
+    """Cosines and sines at geometrically spaced frequencies between two bounds, for continuous-time methods.
 
-    The derivative in t is bounded by the highest frequency, which is why it is low.
+    The highest frequency bounds the derivative in t, and is therefore low.
 
     Args:
-        width: of the output, even, at least 4.
-        low: the lowest frequency, in radians for a unit of the label.
+        width: width of the output, even, at least 4.
+        low: the lowest frequency, in radians per unit of the label.
         high: the highest one.
     """
 
@@ -85,10 +85,10 @@ class SinusoidEmbedding(Recorded, nn.Module):
 
 
 class TwoTimesEmbedding(Recorded, nn.Module):
-    """The embedding of two labels, each by half of the width: what makes a flow map of any network of the zoo.
+    """The embedding of two labels, each in half of the width; it turns any network of the zoo into a flow map.
 
     Args:
-        width: of the output, a multiple of 4, at least 8.
+        width: width of the output, a multiple of 4, at least 8.
         low: see :class:`SinusoidEmbedding`.
         high: see :class:`SinusoidEmbedding`.
     """
@@ -114,10 +114,10 @@ def one_hot(class_label: Tensor | None, num_classes: int, like: Tensor) -> Tenso
 
 
 class Conditioning(nn.Module):
-    """Noise label and class label -> one vector that every block sees.
+    """Maps noise label and class label to one vector that every block receives.
 
     Args:
-        width: of the output.
+        width: width of the output.
         num_classes: 0 for an unconditional network; otherwise label num_classes is the null class.
         noise_embedding: (B,) -> (B, its width); :class:`PositionalEmbedding` if None.
         embedding_width: width of ``noise_embedding``.

@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from cm_lightning.domains import NATURAL
 from cm_lightning.errors import ConfigError
 
-#: What a block does to the resolution.
+#: The change of resolution in a block.
 Resampling: TypeAlias = Literal["keep", "down", "up"]
 
 
 def zero(layer: nn.Conv2d) -> nn.Conv2d:
-    """Start a layer at 0, so that its residual branch starts as the identity."""
+    """Initialise a layer to 0, so that its residual block starts as the identity."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(cast(Tensor, layer.bias))
     return layer
 
 
 def group_norm(channels: int, eps: float = 1e-5, groups: int | None = None) -> nn.GroupNorm:
-    """So many groups; None: 32, but of at least four channels each, and a number that divides the channels.
+    """A group norm of ``groups``; None: 32, but of at least four channels each, and a divisor of the channels.
 
     Raises:
         ConfigError: the groups do not divide the channels.
@@ -41,7 +41,9 @@ def require_divisible(x: Tensor, factor: int) -> None:
     """Raise ConfigError unless height and width of x (B, C, H, W) can be divided by ``factor``."""
     height, width = x.shape[2:]
     if height % factor or width % factor:
-        raise ConfigError(f"images of {height} x {width} do not fit: this network's sides are multiples of {factor}")
+        raise ConfigError(
+            f"images of {height} x {width} do not fit: give this network sides that are multiples of {factor}"
+        )
 
 
 class Resample(nn.Module):
@@ -50,7 +52,7 @@ class Resample(nn.Module):
     Args:
         resampling: ``down`` or ``up``; ``keep`` is the identity.
         taps: (1, 1), a box: the mean of four pixels, and their repetition. (1, 3, 3, 1): NCSN++'s triangle.
-        margin: zeros around the image; as many as keep its middle in the middle if None.
+        margin: width of the zeros around the image; if None, as many as keep it centred.
     """
 
     kernel: Tensor

@@ -16,7 +16,7 @@ class ResidualMLP(Recorded, nn.Module):
 
     Args:
         dim: number of entries of a sample, whatever its shape.
-        width: of the hidden layers, even.
+        width: width of the hidden layers, even.
         depth: number of residual layers.
         num_classes: 0 for an unconditional network. Label num_classes is the null class.
         noise_embedding: (B,) -> (B, width), or (B, 2) for two times; Fourier features of scale 0.5 if None.
@@ -44,7 +44,7 @@ class ResidualMLP(Recorded, nn.Module):
         nn.init.zeros_(self.head.weight)
 
     def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
-        """(B, ...) with ``dim`` entries a sample, (B,), (B,) or None -> the shape of x."""
+        """(B, ...) with ``dim`` entries per sample, (B,), (B,) or None -> the shape of x."""
         condition = self.conditioning(noise_label, class_label)
         h = self.stem(x.flatten(1))
         for layer, shift in zip(self.layers, self.shifts, strict=True):

@@ -19,9 +19,9 @@ _TAPS = (1, 3, 3, 1)
 
 
 class Inlet(nn.Module):
-    """The image, or what became of it a level above, filtered to half the size and added to the features.
+    """The image, or its version from the level above, filtered to half the size and added to the features.
 
-    The convolution reaches two pixels beyond the border, so that the filter needs no border of its own.
+    The convolution reaches two pixels beyond the border, so that the filter does not need padding.
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
@@ -34,7 +34,7 @@ class Inlet(nn.Module):
 
 
 class InletPyramid(Pyramid):
-    """A pyramid into which the image flows at each level, not at the finest alone."""
+    """A pyramid that takes in the image at each level, not at the finest alone."""
 
     def __init__(self, image_channels: int, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -57,8 +57,8 @@ def _halves(block: nn.Module) -> bool:
 
 
 class NCSNpp(PyramidNet):
-    """EDM's second network of CIFAR-10, and Song et al.'s: DDPM++ with Fourier features of the noise level, triangle
-    filters, and the image itself added at every level on the way down.
+    """EDM's second network for CIFAR-10, due to Song et al.: DDPM++ with Fourier features of the noise level,
+    triangle filters, and the image itself added at every level on the way down.
 
     Args:
         image_channels, channels, multipliers, blocks, attention_levels, num_classes, dropout, forward_mode: see
@@ -107,10 +107,10 @@ class NCSNpp(PyramidNet):
 
     @classmethod
     def cifar10(cls, **options: Any) -> NCSNpp:
-        """EDM's of CIFAR-10, 3 x 32 x 32; dropout as its Table 7 has it."""
+        """EDM's network for CIFAR-10, 3 x 32 x 32; dropout as in its Table 7."""
         return cls(**{"dropout": 0.13, **options})
 
     @classmethod
     def ffhq64(cls, **options: Any) -> NCSNpp:
-        """EDM's of FFHQ and AFHQv2, 3 x 64 x 64; dropout as for FFHQ in its Table 7."""
+        """EDM's network for FFHQ and AFHQv2, 3 x 64 x 64; dropout as for FFHQ in its Table 7."""
         return cls(**{"multipliers": (1, 2, 2, 2), "attention_levels": (2,), "dropout": 0.05, **options})

@@ -1,4 +1,4 @@
-"""What every network of the zoo promises, and what a network of your own must."""
+"""The interface that every network of the zoo, and any of your own, must have."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A network F(x, noise_label, class_label): any ``nn.Module`` with this forward drops in.
+    """A network F(x, noise_label, class_label): any ``nn.Module`` with this forward will do.
 
-    It needs no preconditioning of its own: the parameterization scales its input to unit variance and its output to
-    that of the data.
+    It does not need preconditioning of its own: the parameterization scales its input to unit variance and its output
+    to the variance of the data.
     """
 
     def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:

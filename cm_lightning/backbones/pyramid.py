@@ -1,4 +1,4 @@
-"""The U that DDPM++, NCSN++, ADM and EDM2 share: which blocks there are, and which of them are joined."""
+"""The U shape that DDPM++, NCSN++, ADM and EDM2 share: the blocks, and the skip connections between them."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ BlockFactory: TypeAlias = Callable[[int, int, Resampling, bool], nn.Module]
 
 
 class Pyramid(nn.Module):
-    """Encoder and decoder, with a skip connection from each stage of the one to each of the other.
+    """Encoder and decoder, with a skip connection from each stage of the encoder to one of the decoder.
 
-    A level is ``blocks`` blocks on the way down, after a block that halves the resolution, and ``blocks + 1`` on the
-    way up, before a block that doubles it. At the bottom two blocks more, the first with attention.
+    A level has ``blocks`` blocks on the way down, after a block that halves the resolution, and ``blocks + 1`` on the
+    way up, before a block that doubles it. At the bottom there are two more blocks, the first with attention.
 
     Args:
         stem: channels of the input.
         widths: channels of each level, finest first.
-        blocks: of a level on the way down.
-        attention_levels: whose blocks have attention, 0 the finest.
+        blocks: number of blocks of a level on the way down.
+        attention_levels: the levels with attention in their blocks, 0 the finest.
         encode: makes the blocks on the way down.
         decode: makes the blocks on the way up.
-        up_attention: whether every block on the way up of these levels attends, or only the last.
+        up_attention: whether every block of these levels on the way up has attention, or only the last.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Pyramid(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
-        self.joins: list[bool] = []  # of each block of the decoder: whether it takes a skip connection
+        self.joins: list[bool] = []  # for each block of the decoder: whether it takes a skip connection
         self.factor = 2 ** (len(widths) - 1)
         width, skips = stem, [stem]
         for level, target in enumerate(widths):
@@ -96,7 +96,7 @@ class Pyramid(nn.Module):
 
 @dataclass(frozen=True)
 class Style:
-    """What the families differ in, block by block.
+    """The options in which the blocks of the families differ.
 
     Attributes:
         condition: width of the conditioning vector.
@@ -104,11 +104,11 @@ class Style:
         head_width: channels of an attention head; None: one head.
         forward_mode: see :class:`~cm_lightning.backbones.attention.DotProduct`.
         scale_shift: whether the condition scales and shifts the second norm (ADM), or is added before it.
-        scale: of the sum of branch and skip: sqrt(1/2) keeps its variance.
-        eps: of the norms.
-        taps: of the resampling filter.
-        project: whether a skip that is resampled goes through a 1 x 1 convolution too.
-        groups: of the norms; see :func:`~cm_lightning.backbones.layers.group_norm`.
+        scale: factor on the sum of branch and skip: sqrt(1/2) keeps its variance.
+        eps: epsilon of the norms.
+        taps: taps of the resampling filter.
+        project: whether a resampled skip passes through a 1 x 1 convolution too.
+        groups: groups of the norms; see :func:`~cm_lightning.backbones.layers.group_norm`.
     """
 
     condition: int
@@ -129,7 +129,7 @@ class Style:
 
 
 class PyramidBlock(nn.Module):
-    """Norm, SiLU, convolution, twice, resampled within the first; the condition enters at the second norm."""
+    """Norm, SiLU and convolution, twice, with resampling in the first; the condition enters at the second norm."""
 
     def __init__(
         self, channels_in: int, channels_out: int, resampling: Resampling, attends: bool, style: Style
@@ -197,7 +197,7 @@ class PyramidNet(Recorded, nn.Module):
 
 
 def start_as_edm(network: PyramidNet) -> None:
-    """EDM's first weights of DDPM++ and NCSN++: Xavier-uniform, zero biases, residual branches almost 0.
+    """Initialise DDPM++ or NCSN++ as EDM does: Xavier-uniform, zero biases, residual branches almost 0.
 
     Karras et al. 2022, released code: a gain of sqrt(0.2) into attention, and 1e-5 where other networks start at 0.
     """

@@ -1,4 +1,4 @@
-"""The domains of the sizes that the networks share, checked before any layer is made."""
+"""The domains of the sizes that the networks share; they are checked before any layer is made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def check_levels(
     blocks: int,
     attention_levels: Sequence[int],
 ) -> None:
-    """Raise ConfigError, which names the owner's class and the option, unless these make a network of levels."""
+    """Raise ConfigError, which names the owner's class and the option, unless these describe a network of levels."""
     COUNT.check(owner, image_channels=image_channels, channels=channels, blocks=blocks)
     COUNT.check_each(owner, multipliers=multipliers)
     last = len(multipliers) - 1
@@ -26,7 +26,7 @@ def check_levels(
 
 
 def check_conditions(owner: object, num_classes: int, dropout: float) -> None:
-    """Raise ConfigError, which names the owner's class and the option, for a number that has no meaning."""
+    """Raise ConfigError, which names the owner's class and the option, for a number out of range."""
     NATURAL.check(owner, num_classes=num_classes)
     BELOW_ONE.check(owner, dropout=dropout)
 

@@ -69,8 +69,8 @@ class UNet(Recorded, nn.Module):
         attention_levels: the levels with self-attention, 0 the finest.
         num_classes: 0 for an unconditional network. Label num_classes is the null class.
         dropout: probability, inside the residual blocks.
-        patch: side of the patches folded into channels before the first level (space to depth): 2 makes an image a
-            quarter as many pixels and the network about four times as quick.
+        patch: side of the patches folded into channels before the first level (space to depth). 2 leaves a quarter of
+            the pixels and makes the network about four times as fast.
         head_width: channels of an attention head.
         noise_embedding: (B,) -> (B, channels); positional if None.
         forward_mode: attention that ``torch.func.jvp`` passes through; see :mod:`cm_lightning.backbones.attention`.

@@ -22,14 +22,14 @@ class ClassTable(nn.Embedding):
 
 
 class DiffusersUNet(Recorded, nn.Module):
-    """Any 2-D U-Net that diffusers can build, under ``network`` with diffusers' own names of its weights.
+    """Any 2-D U-Net that diffusers can build, kept under ``network`` with diffusers' names of the weights.
 
     ``diffusers.ConsistencyModelPipeline`` gives its network 250 ln sigma: set ``noise_scale=250`` of the
     parameterization if weights are to come from there, or go there.
 
     Args:
-        config: the arguments of ``diffusers.UNet2DModel``, as its ``config.json`` has them. Keys that begin with an
-            underscore are passed over.
+        config: the arguments of ``diffusers.UNet2DModel``, as in its ``config.json``. Keys that begin with an
+            underscore are ignored.
         forward_mode: attention that ``torch.func.jvp`` passes through; see :mod:`cm_lightning.backbones.attention`.
 
     Raises:
@@ -46,7 +46,7 @@ class DiffusersUNet(Recorded, nn.Module):
         arguments = {name: value for name, value in config.items() if not name.startswith("_")}
         try:
             network: Any = UNet2DModel(**arguments)  # type: ignore[no-untyped-call]
-        except Exception as error:  # whatever diffusers makes of arguments that do not fit each other
+        except Exception as error:  # diffusers raises many kinds for arguments that do not fit together
             raise ConfigError(f"diffusers cannot build this UNet2DModel: {error}") from error
         table = network.class_embedding
         if table is not None and not isinstance(table, nn.Embedding):

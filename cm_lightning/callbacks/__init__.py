@@ -1,1 +1,1 @@
-"""What watches or follows a run: averaged weights, sample grids, quality, speed."""
+"""Callbacks that follow a run: averaged weights, sample grids, quality, speed."""

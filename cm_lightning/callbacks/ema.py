@@ -23,15 +23,15 @@ from cm_lightning.steps import steps_taken
 class EMA(Callback):
     """average <- decay average + (1 - decay) weights after every optimizer step; buffers are copied.
 
-    Validation, test and prediction use the averaged weights; training goes on with its own. Checkpoints hold the raw
-    weights under ``state_dict`` and the average under this callback. Several averages are several callbacks, of which
-    one has ``evaluate=True``. Place it before callbacks that draw samples.
+    Validation, test and prediction use the averaged weights; training continues with the raw ones. Checkpoints hold
+    the raw weights under ``state_dict`` and the average under this callback. For several averages use several
+    callbacks, one of them with ``evaluate=True``. Place it before callbacks that draw samples.
 
     Args:
-        decay: in [0, 1). 0.9999 looks back over about 10,000 steps.
+        decay: the decay, in [0, 1). 0.9999 averages over about 10,000 steps.
         attribute: the submodule of the LightningModule to average.
         evaluate: whether evaluation uses this average.
-        ramp: at step k use min(decay, (1 + k) / (10 + k)), so that a short run forgets its beginning.
+        ramp: whether to use min(decay, (1 + k) / (10 + k)) at step k, so that a short run forgets its beginning.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class EMA(Callback):
         self.average = {name: tensor.clone() for name, tensor in state_dict["average"].items()} or None
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Find an average also where the checkpoint's has another decay: that of the same use, of the nearest decay."""
+        """Find the average even if its decay differs in the checkpoint: the nearest decay for the same use."""
         found = averages(checkpoint, self.attribute)
         if found and self.state_key not in checkpoint["callbacks"]:
             self.load_state_dict(
@@ -76,7 +76,7 @@ class EMA(Callback):
         mine = [c for c in trainer.callbacks if isinstance(c, EMA) and c.attribute == self.attribute]  # type: ignore[attr-defined]
         if sum(c.evaluate for c in mine) > 1:
             raise ConfigError(
-                f"two EMA callbacks of {self.attribute} evaluate: give all but one evaluate: false, or "
+                f"two EMA callbacks of {self.attribute} evaluate: set evaluate: false for all but one, or "
                 "leave one out by --callbacks.ema null"
             )
 
@@ -85,7 +85,7 @@ class EMA(Callback):
         if self.average is None:
             self.average = {name: tensor.detach().clone() for name, tensor in live.items()}
         self._check(live)
-        # of the network's own precision, which need not be that of the run that is resumed
+        # in the precision of the network, which may differ from that of the run that is resumed
         self.average = {name: tensor.to(live[name], copy=True) for name, tensor in self.average.items()}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -101,7 +101,7 @@ class EMA(Callback):
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        """Take the weights of ``module`` after optimizer step ``step`` into the average."""
+        """Update the average with the weights of ``module`` after optimizer step ``step``."""
         assert self.average is not None, "on_fit_start makes the average"
         decay = min(self.decay, (1 + step) / (10 + step)) if self.ramp else self.decay
         parameters = dict(module.named_parameters(remove_duplicate=False))  # tied weights have several names
@@ -115,7 +115,7 @@ class EMA(Callback):
         assert self.average is not None, "there is an average once a fit has started or a checkpoint was loaded"
         live = self._live(pl_module)
         self._check(live)
-        # test and predict run in inference mode, whose tensors no later training step could update
+        # test and predict run in inference mode; a later training step could not update tensors made in it
         with uninterrupted(), torch.inference_mode(False), torch.no_grad():
             held = {name: tensor.clone() for name, tensor in live.items()}
             for name, tensor in live.items():
@@ -125,7 +125,7 @@ class EMA(Callback):
 
     @contextmanager
     def applied(self, pl_module: L.LightningModule) -> Iterator[None]:
-        """Within the context the module holds the averaged weights: ``with ema.applied(module): module.sample(16)``."""
+        """A context in which the module holds the averaged weights: ``with ema.applied(module): module.sample(16)``."""
         self.swap(pl_module)
         try:
             yield
@@ -174,5 +174,5 @@ class EMA(Callback):
         self.average = renamed_like(self.average, live)
         if differing := difference(self.average, live):
             raise CheckpointError(
-                f"the averaged weights in the checkpoint are those of another {self.attribute}: {differing}"
+                f"the averaged weights in the checkpoint belong to another {self.attribute}: {differing}"
             )

@@ -1,4 +1,4 @@
-"""The trained model in the format that others read, at the end of a run."""
+"""Exports the trained model at the end of a run, in the format that other programs read."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from cm_lightning.errors import ConfigError
 
 
 class Export(Callback):
-    """Writes ``export/`` into the run's directory at the end of a training: the averaged weights, if there are any."""
+    """Writes ``export/`` into the run's directory at the end of training, with averaged weights if there are any."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not callable(getattr(pl_module, "export", None)):
-            raise ConfigError(f"Export: {type(pl_module).__name__} has no format of others: remove the callback")
+            raise ConfigError(
+                f"Export: {type(pl_module).__name__} does not export to another format: remove the callback"
+            )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -34,7 +36,7 @@ class Export(Callback):
 
 
 def write_folder(folder: Path, module: Any) -> None:
-    """Let a module export itself, to a folder that is there whole or not at all."""
+    """Let a module export itself to a folder, which appears complete or not at all."""
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

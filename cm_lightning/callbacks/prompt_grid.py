@@ -1,4 +1,4 @@
-"""A sheet of images drawn from the data's prompts, and how good they are."""
+"""A sheet of images drawn from the data's prompts, and their scores."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _SCORED = Domain("0, or a whole number of at least 2", lambda value: value == 0 
 
 
 class PromptGrid(Callback):
-    """Draws held-out prompts by the module's pipeline at each validation; judges them where the data has a judge.
+    """Draws held-out prompts with the module's pipeline at each validation, and scores digits with a classifier.
 
     Writes ``samples/step_000500_steps4.png`` and logs ``val/frechet_mnist_steps4`` and ``val/accuracy_steps4``.
 
     Args:
-        steps: numbers of sampling steps, a sheet and a score each.
+        steps: numbers of sampling steps, with a sheet and a score for each.
         guidance: guidance_scale of the pipeline.
-        num_samples: images that a score is of; 0 for none. The first hundred are shown.
-        seed: of the noise.
-        scale: by what to enlarge the sheet.
+        num_samples: number of images for a score; 0 for no score. The first hundred are shown.
+        seed: seed of the noise.
+        scale: factor by which the sheet is enlarged.
 
     Raises:
         ConfigError: a number out of range.
@@ -50,9 +50,11 @@ class PromptGrid(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not callable(getattr(pl_module, "pipeline", None)):
-            raise ConfigError(f"PromptGrid: {type(pl_module).__name__} draws no prompts: remove the callback")
+            raise ConfigError(f"PromptGrid: {type(pl_module).__name__} does not draw from prompts: remove the callback")
         if not isinstance(trainer.datamodule, CaptionedDataModule):  # type: ignore[attr-defined]
-            raise ConfigError("PromptGrid takes its prompts from CaptionedMNIST and its kin: remove the callback")
+            raise ConfigError(
+                "PromptGrid takes its prompts from CaptionedMNIST or a similar data module: remove the callback"
+            )
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking and trainer.is_global_zero:

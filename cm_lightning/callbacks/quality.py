@@ -1,4 +1,4 @@
-"""How good samples are at each number of evaluations of the network."""
+"""The quality of samples at each number of evaluations of the network."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from cm_lightning.modules.base import GenerativeModule
 class Quality(Callback):
     """Logs the Frechet distance of samples to the training images at validation and test, and prints it as a table.
 
-    Where the extractor tells classes, the accuracy of the labels that were asked for too. The images of the split
-    ``val`` give the floor: what real images score. Samples, reference and floor are shared out over the ranks; each
-    sample has a noise of its own, so the scores do not depend on how many there are. The extractor stays outside the
-    module, and so outside its checkpoints. An extractor whose weights are not there yet measures nothing: a line says
-    where to put them.
+    If the extractor also classifies, the accuracy of the requested labels is logged too. The images of the split
+    ``val`` give the floor: the score of real images. Samples, reference and floor are divided among the ranks; each
+    sample has its own noise, so the scores do not depend on the number of ranks. The extractor stays outside the
+    module, and so outside its checkpoints. If the extractor's weights are missing, nothing is measured, and a line
+    says where to put them.
 
     Args:
-        nfe: numbers of evaluations of the network for a sample; the log's names tell how many there really were.
-        num_samples: images drawn for each, the classes in turn.
+        nfe: numbers of evaluations of the network for each sample; the names in the log give the actual numbers.
+        num_samples: images drawn for each number, the classes in turn.
         batch_size: images drawn at a time.
-        extractor: of the features; the judge of digits if None.
-        seed: of the noise, the same at every call.
+        extractor: extractor of the features; the classifier of digits if None.
+        seed: seed of the noise, the same at every call.
         cache: folder in which the statistics of training images are kept from run to run; ``cm_lightning`` in
             ``$XDG_CACHE_HOME`` (``~/.cache``) if None.
-        kid: whether to log the kernel distance of the features too, which a few hundred images do not bias; of more
-            than 5,000 it takes 5,000.
+        kid: whether to log the kernel distance of the features too, which is unbiased for a few hundred images; it
+            uses at most 5,000.
 
     Raises:
         ConfigError: a number out of range.
@@ -69,24 +69,26 @@ class Quality(Callback):
         self._data: str | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Find what is missing before the training, not at its first validation."""
+        """Find what is missing before training starts, not at the first validation."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, GenerativeDataModule):
             raise ConfigError("Quality needs a data module of this suite, for its images: use one, or remove it")
         self._check_shapes(data.image_shape, getattr(pl_module, "image_shape", None))
         if trainer.world_size > self.num_samples:
-            raise ConfigError(f"Quality: {self.num_samples} samples are fewer than ranks: raise num_samples")
+            raise ConfigError(f"Quality: there are fewer samples ({self.num_samples}) than ranks: raise num_samples")
         if stage == "predict":
             return
         if not isinstance(pl_module, GenerativeModule):
             raise ConfigError(f"Quality does not measure a {type(pl_module).__name__}: use PromptGrid for prompts")
         for steps in self.nfe:
-            pl_module.default_sigmas(steps)  # raises for a number that its sampler cannot do
+            pl_module.default_sigmas(steps)  # raises for a number of steps that its sampler cannot take
         if missing := self.extractor.missing():
             rank_zero_info(f"Quality measures nothing, as there are no weights: {missing}")
             return
         if few := [split for split in ("train", "val") if len(data.split(split)) < 2]:  # type: ignore[arg-type]
-            raise ConfigError(f"Quality compares with 2 images or more, {few[0]} has fewer: add images, or remove it")
+            raise ConfigError(
+                f"Quality compares with at least 2 images, and {few[0]} has fewer: add images, or remove it"
+            )
         if self._scores is None:
             self._scores = self._new_scores()
 
@@ -94,17 +96,17 @@ class Quality(Callback):
         if model is not None and model != tuple(data):
             shape = ",".join(map(str, data))
             raise ConfigError(
-                f"the data has images of shape {tuple(data)}, the model expects {model}: "
+                f"the data has images of shape {tuple(data)}, but the model expects {model}: "
                 f"set --model.image_shape=[{shape}] and the channels of its backbone"
             )
         if (wanted := self.extractor.image_shape) and wanted != model:
             name = type(self.extractor).__name__
             raise ConfigError(
-                f"Quality: {name} judges images of shape {wanted} only: set its extractor to Inception or "
+                f"Quality: {name} measures images of shape {wanted} only: set its extractor to Inception or "
                 "TorchvisionFeatures"
             )
         if len(data) != 3 or data[0] not in (1, 3):
-            raise ConfigError(f"Quality judges grey and colour images, not samples of shape {tuple(data)}: remove it")
+            raise ConfigError(f"Quality measures grey and colour images, not samples of shape {tuple(data)}: remove it")
 
     def _new_scores(self) -> FrechetScores:
         return FrechetScores(self.extractor, kernel=self.kid)
@@ -132,7 +134,7 @@ class Quality(Callback):
             Console().print(_table(title, rows))
 
     def _meet_data(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Make the reference and the floor, which are of the data alone, once for each data set."""
+        """Make the reference and the floor once for each data set, as they depend on the data alone."""
         data = _fingerprint(trainer, self.extractor)
         if data == self._data:
             return
@@ -144,9 +146,9 @@ class Quality(Callback):
         self._data = data
 
     def _reference(self, trainer: L.Trainer, scores: FrechetScores, data: str) -> None:
-        """The statistics of the training images: from the cache, or made and kept there."""
+        """Read the statistics of the training images from the cache, or compute and keep them there."""
         path = self.cache / f"{self.extractor.name}{'-kernel' if self.kid else ''}-{data}.safetensors"
-        if trainer.strategy.broadcast(path.is_file()):  # the first rank's word counts on nodes with discs of their own
+        if trainer.strategy.broadcast(path.is_file()):  # the first rank decides: nodes may have separate discs
             if trainer.is_global_zero:
                 scores.load_reference(path)
             return
@@ -190,7 +192,7 @@ def _share(trainer: L.Trainer, split: str) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _fingerprint(trainer: L.Trainer, extractor: Extractor) -> str:
-    """Of the extractor, the data set, its length and 64 of its images: other data never meets old statistics."""
+    """A digest of the extractor, the data set, its length and 64 of its images: it keeps the statistics apart."""
     data: GenerativeDataModule = trainer.datamodule  # type: ignore[attr-defined]
     images: Any = data.split("train")
     digest = hashlib.sha256(f"{extractor.identity()} {len(images)}".encode())
@@ -200,7 +202,7 @@ def _fingerprint(trainer: L.Trainer, extractor: Extractor) -> str:
 
 
 def _shown(name: str, values: dict[str, float]) -> str:
-    """A number; the kernel distance of good samples is of the order of 0.001."""
+    """Format a number; the kernel distance of good samples is of the order of 0.001."""
     return "" if name not in values else f"{values[name]:.5f}" if name.startswith("kid") else f"{values[name]:.3f}"
 
 

@@ -1,4 +1,4 @@
-"""A run that goes on with other options: what the checkpoint brings back gives way to what was asked for."""
+"""A run that is resumed with other options: the new options replace what the checkpoint restores."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _BATCHES = ("data", "trainer.accumulate_grad_batches", "trainer.limit_train_batc
 
 
 class Resumed(Callback):
-    """Applies the changes of a resumed run, and says them.
+    """Applies the changes of a resumed run, and prints them.
 
-    The optimizer keeps its moments and takes the configured learning rate, betas and the like; its schedule goes on at
-    the same step. Where nothing of that changed, nothing is touched, and the run is the uninterrupted one to the bit.
+    The optimizer keeps its moments and takes the configured learning rate, betas and the like; its schedule continues
+    at the same step. Without such changes nothing is touched, and the run equals the uninterrupted one to the bit.
 
     Args:
-        changes: from :func:`cm_lightning.resume.allowed_changes`.
+        changes: the changes, from :func:`cm_lightning.resume.allowed_changes`.
     """
 
     def __init__(self, changes: Sequence[Change]) -> None:
         self.changes = changes
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        # callbacks may change, and what changed is said below
+        # callbacks may change, and the changes are printed below
         warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
         warnings.filterwarnings("ignore", "The dirpath has changed")
 
@@ -64,16 +64,16 @@ class Resumed(Callback):
 
 
 def _begin_an_epoch(progress: dict[str, Any], batches: int) -> None:
-    """Let the next batch be the first of an epoch: Lightning's counts are of batches and epochs of the old sizes."""
+    """Let the next batch be the first of an epoch: Lightning's counts refer to the old sizes of batches and epochs."""
     progress["total"] = dict.fromkeys(progress["total"], batches)
     progress["current"] = dict.fromkeys(progress["current"], 0)
     progress["is_last_batch"] = False
 
 
 def _end_within_a_batch(loops: dict[str, Any], step: int) -> None:
-    """Put a checkpoint from the end of a training into the state of those that are saved while it goes on.
+    """Give a checkpoint from the end of training the state of those that are saved during it.
 
-    From the other, Lightning counts a step twice that is followed by a validation, and the logs miss every row.
+    Otherwise Lightning counts a step twice if a validation follows it, and the logs miss every row.
     """
     for progress in (loops["epoch_loop.batch_progress"]["total"], loops["epoch_loop.batch_progress"]["current"]):
         progress["completed"] = progress["processed"] - 1
@@ -99,10 +99,10 @@ def _parts(configured: Any) -> tuple[Optimizer, list[LRScheduler]]:
 
 
 def _advance(scheduler: LRScheduler, steps: int) -> None:
-    """Bring a new schedule, and the rate of its optimizer, to where it is after so many steps."""
+    """Advance a new schedule, and the rate of its optimizer, to the state after a number of steps."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the optimizer it was made with does not step
-        if type(scheduler) is LambdaLR and steps:  # whose rate depends on the step alone
+        if type(scheduler) is LambdaLR and steps:  # its rate depends on the step alone
             scheduler.last_epoch, steps = steps - 1, 1
         for _ in range(steps):
             scheduler.step()

@@ -1,4 +1,4 @@
-"""The directory of a run: where it is, and that it is made when the training has taken its first step."""
+"""The directory of a run: its path, and its creation once training has taken its first step."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _FileLogger = CSVLogger | TensorBoardLogger
 
 
 class RunDirectory(Callback):
-    """Gives every run ``NAME/version_N`` of its own, whatever loggers it has, and leaves nothing of one that fails.
+    """Gives every run its own ``NAME/version_N``, whatever loggers it has, and leaves nothing behind if it fails.
 
-    Until the first batch is done nothing is written, and what the loggers of files are told before is kept for them.
-    A version that the configuration names is taken only if it is free, or if this training goes on from it.
+    Nothing is written until the first batch is done; calls of the loggers of files before that are kept and replayed.
+    A version that the configuration names is taken only if it is free, or if this training resumes from it.
 
     Args:
-        name: of a run whose loggers have none.
-        fits: whether this is a training; a test of a version that is named leaves that version alone.
+        name: name of the run if its loggers do not have one.
+        fits: whether the run trains; a test of a named version leaves that version alone.
     """
 
     def __init__(self, name: str, fits: bool) -> None:
         self.name, self.fits = name, fits
-        #: Where the run writes; None until it does.
+        #: The directory that the run writes to; None until it does.
         self.path: Path | None = None
         self._named: Path | None = None
         self._roots: list[Path] = []
@@ -45,7 +45,7 @@ class RunDirectory(Callback):
         self._first_step = 0
 
     def prepare(self, trainer: L.Trainer) -> None:
-        """Find where the run belongs, before a logger takes a version, and hold the loggers back."""
+        """Find the directory of the run before a logger takes a version, and hold the loggers back."""
         loggers = _of_files(trainer)
         self._roots = list(dict.fromkeys(Path(logger.root_dir) for logger in loggers)) or [_folder(trainer) / self.name]
         if loggers and loggers[0]._version is not None:
@@ -54,14 +54,14 @@ class RunDirectory(Callback):
             logger._experiment = _Waiting()  # type: ignore[assignment]
 
     def require_free(self, checkpoint: Path | None) -> None:
-        """Raise ConfigError if a training would write over another, which it does not go on from."""
+        """Raise ConfigError if training would overwrite a run that it does not resume."""
         path = self._named
         if path is None or not self.fits or not holds_a_run(path):
             return
         if checkpoint is None or path.resolve() not in checkpoint.resolve().parents:
             raise ConfigError(
                 f"trainer.logger.init_args.version: {path} holds a run already: name another version, leave it out, or "
-                f"go on with that run by --ckpt_path {path}"
+                f"resume that run with --ckpt_path {path}"
             )
 
     @property
@@ -132,7 +132,7 @@ class RunDirectory(Callback):
 
 
 def run_directory(trainer: L.Trainer) -> Path:
-    """Where this run writes; unlike ``trainer.log_dir`` it does not synchronise ranks.
+    """The directory that this run writes to; unlike ``trainer.log_dir`` it does not synchronise ranks.
 
     It is the version that the command line made, else the CSV logger's directory, else the trainer's root.
     """
@@ -146,7 +146,7 @@ def run_directory(trainer: L.Trainer) -> Path:
 
 
 class _Waiting:
-    """Stands for a logger's file until there is one, and keeps what it is told."""
+    """Stands in for a logger's file until there is one, and keeps the calls."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, Any, Any]] = []
@@ -156,7 +156,7 @@ class _Waiting:
 
 
 class _Appending(ExperimentWriter):
-    """Lightning's writer of metrics.csv, which keeps the rows of a run that goes on up to the step it goes on from."""
+    """Lightning's writer of metrics.csv, but for a resumed run it keeps the rows up to the step of the checkpoint."""
 
     def __init__(self, log_dir: str, first_step: int) -> None:
         super().__init__(log_dir)
@@ -171,16 +171,16 @@ class _Appending(ExperimentWriter):
             writer.writerows(rows)
 
     def _check_log_dir_exists(self) -> None:
-        """Lightning's own deletes the former rows."""
+        """Do nothing: Lightning's own method deletes the former rows."""
 
 
 def _release(logger: _FileLogger, path: Path, first_step: int) -> None:
-    """Let a logger write into a run's directory, first what it was told while it waited."""
+    """Let a logger write into a run's directory, beginning with the calls that were kept."""
     waiting, number = logger._experiment, version_number(path)
     logger._version = path.name if number is None else number
     logger._experiment = None
     if not isinstance(waiting, _Waiting):
-        return  # another rank's, which writes nothing
+        return  # the logger of another rank, which writes nothing
     if isinstance(logger, CSVLogger):
         logger._experiment = _Appending(logger.log_dir, first_step)
     for name, args, kwargs in waiting.told:
@@ -188,13 +188,13 @@ def _release(logger: _FileLogger, path: Path, first_step: int) -> None:
 
 
 def _of_files(trainer: L.Trainer) -> list[_FileLogger]:
-    """The loggers that write into ``NAME/version_N``; the one whose directory is the run's first."""
+    """The loggers that write into ``NAME/version_N``; the first is the one with the run's directory."""
     found = [logger for logger in trainer.loggers if isinstance(logger, (CSVLogger, TensorBoardLogger))]
     return sorted(found, key=lambda logger: not isinstance(logger, CSVLogger))
 
 
 def _folder(trainer: L.Trainer) -> Path:
-    """Of runs without such a logger."""
+    """The directory of runs without such a logger."""
     folder = Path(trainer.default_root_dir)
     return Path("runs") if folder == Path.cwd() else folder
 

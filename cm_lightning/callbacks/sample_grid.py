@@ -1,4 +1,4 @@
-"""A sheet of samples from the same noise every time."""
+"""A sheet of samples, drawn from the same noise every time."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from cm_lightning.steps import steps_taken
 class SampleGrid(Callback):
     """Writes ``samples/step_000500_nfe1.png`` into the run's directory at each validation, and to W&B if it is on.
 
-    The noise comes from a generator of its own with a fixed seed: looking at samples never changes the training.
+    The noise comes from a separate generator with a fixed seed, so drawing samples never changes the training.
 
     Args:
         num_samples: images on a sheet; the classes in turn.
-        nfe: numbers of sampling steps, one sheet each.
+        nfe: numbers of sampling steps, with one sheet for each.
         columns: images in a row; with as many as there are classes, each column is one class.
-        seed: of the noise.
-        scale: by what to enlarge the sheet.
-        batch_size: images drawn at a time; it changes nothing but the memory that is needed.
+        seed: seed of the noise.
+        scale: factor by which the sheet is enlarged.
+        batch_size: images drawn at a time; it affects only the memory that is needed.
 
     Raises:
         ConfigError: a number out of range.
@@ -58,7 +58,7 @@ class SampleGrid(Callback):
         if not isinstance(pl_module, GenerativeModule) or len(pl_module.image_shape) != 3:
             raise ConfigError("SampleGrid shows images: remove the callback for other data and other modules")
         for steps in self.nfe:
-            pl_module.default_sigmas(steps)  # raises for a number that its sampler cannot do
+            pl_module.default_sigmas(steps)  # raises for a number of steps that its sampler cannot take
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking and trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""The checkpoint that a run goes on from, and that everything else reads."""
+"""The checkpoint that a run is resumed from, and that the other commands read."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from cm_lightning.interrupt import Deferred
 
 
 class SaveLast(ModelCheckpoint):
-    """``checkpoints/last.ckpt`` every so many steps, and at the end: Lightning's own leaves the last steps out.
+    """Writes ``checkpoints/last.ckpt`` at intervals and at the end; Lightning's own callback omits the last steps.
 
-    On one rank the last step is saved at Ctrl-C and SIGTERM, too: a step that has begun is finished first.
+    On one rank the last step is saved at Ctrl-C and SIGTERM, too, after the current step is finished.
 
     Args:
-        every_n_train_steps: optimizer steps between two checkpoints, each of which replaces the former; at least 1.
+        every_n_train_steps: optimizer steps between two checkpoints, at least 1; each replaces the former.
     """
 
     def __init__(self, every_n_train_steps: int = 1000) -> None:
         COUNT.check(self, every_n_train_steps=every_n_train_steps)
-        # one file, also of a run that goes on in its own folder, where Lightning would begin to number them
+        # one file, also if a run is resumed in its own folder, where Lightning would start to number them
         super().__init__(
             save_last=True, save_top_k=0, every_n_train_steps=every_n_train_steps, enable_version_counter=False
         )
         self._step = Deferred()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing of a former run matters to the next: it writes into another folder."""
+        """Do nothing: a resumed run writes into another folder."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._last_global_step_saved = trainer.global_step  # what was resumed is on disc
+        self._last_global_step_saved = trainer.global_step  # the resumed checkpoint is on disc
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

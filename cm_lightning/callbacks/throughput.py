@@ -1,4 +1,4 @@
-"""Images a second, and the totals of a run: images and seconds."""
+"""Images per second, and the totals of a run: images and seconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cm_lightning.steps import steps_taken
 class Throughput(Callback):
     """Logs ``train/images_per_s``, and the totals ``train/images`` and ``train/seconds``, over all ranks.
 
-    Data loading counts, validation does not. The totals go on in a resumed run.
+    Data loading counts, validation does not. A resumed run continues the totals.
     """
 
     def __init__(self) -> None:

@@ -1,1 +1,1 @@
-"""One file a command. Importing this package is quick; each command imports what it needs."""
+"""One file for each command. Importing this package is quick; each command imports what it needs."""

@@ -1,4 +1,4 @@
-"""``cm-lightning compare``: several runs side by side, from their own files."""
+"""``cm-lightning compare``: compare several runs, from their own files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _STYLE = (
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="compare",
-        description="A table, curves, and samples of several runs: compare.md, compare.html and PNG files.",
+        description="Compare runs by tables, curves and samples: compare.md, compare.html and PNG files.",
     )
     parser.add_argument(
         "runs",
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--metric", help="frechet_mnist, fid, accuracy, ...; default: the Frechet distance they logged")
     parser.add_argument("--nfe", type=COUNT.parse, help="evaluations of the curves and the target; default: the fewest")
-    parser.add_argument("--target", type=FINITE.parse, help="a quality: who reached it first, and by how much")
+    parser.add_argument("--target", type=FINITE.parse, help="a value of the metric: report which run reached it first")
     parser.add_argument("--output", type=Path, default=Path("compare"), help="the folder to write to")
     parser.add_argument("--overwrite", action="store_true", help="replace the comparison that is in the folder")
     return parser
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
         tables.append(target_table(runs, metric, nfe, args.target))
     tables = [table for table in (*tables, difference_table(runs)) if table.rows]
     for old in [args.output / "curves.png", *args.output.glob("samples_nfe*.png")]:
-        old.unlink(missing_ok=True)  # of a comparison that is replaced
+        old.unlink(missing_ok=True)  # from the comparison that is replaced
     pictures = [args.output / "curves.png"] if curves(runs, metric, nfe, args.output / "curves.png") else []
     for number in sorted({score.nfe for run in runs for score in run.scores} | {nfe}):
         sheet = args.output / f"samples_nfe{number}.png"
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _require_place(folder: Path, overwrite: bool) -> None:
-    """Before anything is read: the page can be written, and no other is lost by it."""
+    """Check, before anything is read, that the page can be written and does not replace another."""
     for page in (folder / "compare.md", folder / "compare.html"):
         require_writable(page, "--output")
         if page.exists() and not overwrite:
@@ -89,7 +89,7 @@ def _require_place(folder: Path, overwrite: bool) -> None:
 
 
 def _nfe(runs: Sequence[Run], metric: str, asked: int | None) -> int:
-    """The number of evaluations to draw curves of; of consistency models, unless only others were measured."""
+    """The number of evaluations for the curves, of consistency models unless only others were measured."""
     scores = [score for run in runs for score in run.scores]
     measured = [score for score in scores if score.metric == metric]
     if not measured:
@@ -106,7 +106,7 @@ def _nfe(runs: Sequence[Run], metric: str, asked: int | None) -> int:
 
 
 def _metric(runs: Sequence[Run]) -> str:
-    """The Frechet distance that most measurements are of."""
+    """The Frechet distance that most measurements have."""
     names = [s.metric for run in runs for s in run.scores if s.metric == "fid" or s.metric.startswith("frechet")]
     if not names:
         raise DataError("these runs measured no Frechet distance: add the callback Quality, or name another --metric")

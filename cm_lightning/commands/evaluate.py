@@ -1,4 +1,4 @@
-"""``cm-lightning evaluate``: text-to-image models over numbers of steps and guidance scales."""
+"""``cm-lightning evaluate``: measure text-to-image models over numbers of steps and guidance scales."""
 
 from __future__ import annotations
 
@@ -24,18 +24,24 @@ if TYPE_CHECKING:
     from cm_lightning.metrics.prompts import PromptScores
     from cm_lightning.report.cells import Cell
 
-_END = 2**20  # bytes of a file's beginning and end that tell it from another
+_END = 2**20  # bytes of a file's beginning and end that identify it
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """What the command takes."""
+    """The parser of the command."""
     parser = CommandParser(
         prog="evaluate",
         description="Measure text-to-image models over steps and guidance scales: tables, heat maps, sample sheets. "
-        "What was measured before is kept.",
+        "Earlier measurements are kept.",
     )
     add = parser.add_argument
-    add("--model", action="append", default=[], metavar="NAME=PIPELINE[+LORA]", help="may repeat; a name again: a seed")
+    add(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME=PIPELINE[+LORA]",
+        help="may repeat; the same name adds a seed",
+    )
     add("--steps", type=COUNT.parse_list, default=[1, 2, 4, 8])
     add("--guidance", type=NON_NEGATIVE.parse_list, default=[1.0, 1.5, 2.0, 4.0])
     add("--data", default="CaptionedMNIST", help="CaptionedMNIST, CaptionedPairs, or a folder of captioned images")
@@ -44,13 +50,17 @@ def make_parser() -> argparse.ArgumentParser:
         "--batch_size",
         type=COUNT.parse,
         default=50,
-        help="images drawn at a time; the time of an image is measured with it",
+        help="images drawn at a time; the time per image depends on it",
     )
     add("--seed", type=SEED.parse, default=0, help="of the noise")
     add("--clip", help="folder or hub name of a CLIP model, for the CLIP score")
     add("--inception", help="torch-fidelity's weights for the FID of a folder's images; downloaded if not given")
-    add("--latency", type=POSITIVE.parse, help="seconds: also name the best setting that takes no longer for an image")
-    add("--scheduler", choices=("lcm", "trailing", "own"), help="default: lcm, or trailing for a base without LoRA")
+    add(
+        "--latency",
+        type=POSITIVE.parse,
+        help="seconds: also report the best setting that takes at most this time per image",
+    )
+    add("--scheduler", choices=("lcm", "trailing", "own"), help="default: lcm; trailing for a base without LoRA")
     add("--device", default="auto")
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     add("--output", type=Path, default=Path("runs/evaluate"))
@@ -75,7 +85,7 @@ class _Model:
         return cls(name, find_export(pipeline), tuple(find_export(lora) for lora in loras))
 
     def require_files(self) -> None:
-        """Raise ConfigError for what is written as a path of this machine and is not there; a hub's name is not one."""
+        """Raise ConfigError if a local path does not exist; names on the hub are not checked."""
         for path in (self.pipeline, *self.loras):
             looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
             if looks_local and not Path(path).exists():
@@ -85,13 +95,13 @@ class _Model:
 
     @property
     def weights(self) -> str:
-        """The files, and a digest of what is in them: weights trained anew are measured anew."""
+        """The files and a digest of their contents, so that retrained weights are measured again."""
         digest = hashlib.sha256("".join(_digest(path) for path in (self.pipeline, *self.loras)).encode())
         return "+".join([self.pipeline, *self.loras]) + f" {digest.hexdigest()[:8]}"
 
 
 def _digest(path: str) -> str:
-    """Of the ends of the weights' files; of a name on the hub the name alone."""
+    """A digest of the ends of the weights' files; for a name on the hub, of the name alone."""
     root, digest = Path(path), hashlib.sha256()
     files = sorted(root.rglob("*.safetensors")) if root.is_dir() else [root] if root.is_file() else []
     for file in files:
@@ -103,7 +113,7 @@ def _digest(path: str) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure what is missing, then report on all that is there."""
+    """Measure the missing cells, then report on all."""
     args = make_parser().parse_args(argv)
     models = [_Model.parse(text) for text in args.model]
     for model in models:
@@ -119,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _measure(args: argparse.Namespace, models: Sequence[_Model]) -> list[Cell]:
-    """The cells that were asked for: those of before, and those that were missing."""
+    """The requested cells: those measured before, and the missing ones."""
     from cm_lightning.report.cells import cell_path, read_cells, require_same_way
 
     subject = _Subject.make(args)
@@ -138,7 +148,7 @@ def _measure(args: argparse.Namespace, models: Sequence[_Model]) -> list[Cell]:
 
 @dataclass
 class _Subject:
-    """The prompts, and what judges their images."""
+    """The prompts, and the scores of their images."""
 
     prompts: list[str]
     labels: Tensor | None
@@ -171,7 +181,7 @@ class _Subject:
         return cls(prompts, None, PromptScores(Inception(args.inception), real, clip, device), None)
 
     def way(self, args: argparse.Namespace) -> dict[str, Any]:
-        """All that cells must share to be compared."""
+        """Everything that cells must share to be compared."""
         prompts = hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()[:8]
         options = ("data", "num_samples", "seed", "scheduler", "dtype", "clip", "inception")
         return {**{name: getattr(args, name) for name in options}, "prompts": prompts}
@@ -221,7 +231,7 @@ def _write_sheet(folder: Path, cell: Cell, pixels: Tensor) -> None:
 
 
 def _log(args: argparse.Namespace, cells: Sequence[Cell], trial: Path) -> None:
-    """To the sweep that asked for it: by a file of metrics for ours, by W&B's own way for theirs."""
+    """Log to the sweep that started this trial: to a file of metrics for ``cm-lightning sweep``, or to W&B."""
     rows = [{**cell.scores, "seconds": cell.seconds, "nfe": cell.nfe} for cell in cells]
     if not rows:
         return
@@ -246,7 +256,7 @@ def _report(folder: Path, latency: float | None) -> None:
 
     found = settings(read_cells(folder))
     if not found:
-        raise ConfigError(f"nothing was measured yet in {folder}: give --model NAME=PIPELINE")
+        raise ConfigError(f"nothing has been measured in {folder}: give --model NAME=PIPELINE")
     metrics = [name for name in found[0].cells[0].scores if all(name in c.scores for s in found for c in s.cells)]
     tables = [best_table(found, metrics, latency), guidance_table(found, metrics), grid_table(found, metrics)]
     heat_maps(found, metrics, folder / "heat_maps.png")

@@ -1,4 +1,4 @@
-"""``cm-lightning export``: weights for other programs."""
+"""``cm-lightning export``: write weights for other programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cm_lightning.modules.base import GenerativeModule
 
 _USE = {
-    "safetensors": '`cm_lightning.load_module("THIS FOLDER")` builds the module by `config.json`. '
+    "safetensors": '`cm_lightning.load_module("THIS FOLDER")` builds the module from `config.json`. '
     "`weights.safetensors` holds the state dict of its network alone.",
     "diffusers": '`diffusers.ConsistencyModelPipeline.from_pretrained("THIS FOLDER")(num_inference_steps=1)`. '
     "With more steps it takes noise levels of its own grid, which are not those of `module.sample`.",
@@ -26,8 +26,8 @@ def _parser() -> CommandParser:
     parser = CommandParser("export", "Write weights for other programs.")
     parser.add_argument("--ckpt_path", required=True, help="a checkpoint, openai:FILE, edm:FILE or diffusers:FOLDER")
     parser.add_argument("--format", choices=tuple(_USE), required=True)
-    parser.add_argument("--output", type=Path, required=True, help="the folder to write to, a new or an empty one")
-    parser.add_argument("--overwrite", action="store_true", help="write to a folder that holds files already")
+    parser.add_argument("--output", type=Path, required=True, help="the folder to write to, new or empty")
+    parser.add_argument("--overwrite", action="store_true", help="write to a folder that already holds files")
     parser.add_argument("--weights", choices=("ema", "raw"), help="default: the averaged ones if there are any")
     parser.add_argument("--license", default="unknown", help="of the weights, for the card: an SPDX identifier")
     parser.add_argument("--trust", action="append", default=[], help="a package the checkpoint may take classes from")
@@ -52,12 +52,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:
-    """Raise ConfigError, before anything is loaded, if the folder cannot be written to, or is in use."""
+    """Raise ConfigError, before anything is loaded, if the folder cannot be written to or is not empty."""
     from cm_lightning.errors import ConfigError
 
     try:
         if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-            raise ConfigError(f"--output {folder} holds files already: choose another folder, or add --overwrite")
+            raise ConfigError(f"--output {folder} already holds files: choose another folder, or add --overwrite")
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
             pass
@@ -68,7 +68,7 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
 
 
 def _origin(path: str, which: str | None) -> tuple[int, str]:
-    """Optimizer steps that the weights have seen, 0 if that is not known, and what kind of weights they are."""
+    """The optimizer steps of the weights, 0 if that is not known, and their kind."""
     from cm_lightning.checkpoint import averages, read_checkpoint
     from cm_lightning.interop.folder import find_export
     from cm_lightning.interop.foreign import is_foreign
@@ -92,14 +92,14 @@ def _write(module: GenerativeModule, kind: str, folder: Path, steps: int, weight
 
         write_export(module, folder, steps, weights)
     elif not isinstance(module, ConsistencyModule | FlowMapModule):
-        raise ConfigError(f"--format {kind} takes a one-step model, and this is a {type(module).__name__}")
+        raise ConfigError(f"--format {kind} takes a one-step model, but this is a {type(module).__name__}")
     elif kind == "onnx":
         from cm_lightning.export.onnx import write_onnx
 
         write_onnx(module, folder / "generator.onnx")
     elif not isinstance(module, ConsistencyModule) or getattr(module.parameterization, "told_t", False):
         raise ConfigError(
-            "--format diffusers: its pipeline tells a network ln sigma, and this one is told another time: "
+            "--format diffusers: its pipeline gives the network ln sigma, but this network takes another time: "
             "give --format onnx"
         )
     else:

@@ -1,4 +1,4 @@
-"""The parser that the commands share: one spelling of options, and one line for what is wrong with them."""
+"""The parser that the commands share: one spelling of options, and errors in one line."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from cm_lightning.errors import near
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, which names the option, and exit code 2.
+    """An argument parser that reports an error in one line, which names the option, and exits with status 2.
 
-    Options are spelt with underscores, as those of ``fit`` are; ``--batch-size`` is taken for ``--batch_size``.
+    Options are spelt with underscores, as in ``fit``; ``--batch-size`` is read as ``--batch_size``.
     """
 
     def __init__(self, prog: str, description: str) -> None:
@@ -23,7 +23,7 @@ class CommandParser(argparse.ArgumentParser):
         return super().parse_args([self._spelt(argument) for argument in args])
 
     def _spelt(self, argument: str) -> str:
-        """An argument with the parser's own spelling of its option."""
+        """An argument with its option in the parser's own spelling."""
         option, equals, value = argument.partition("=")
         own = f"--{option[2:].replace('-', '_')}"
         return f"{own}{equals}{value}" if option.startswith("--") and own in self._option_string_actions else argument

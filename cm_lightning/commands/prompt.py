@@ -1,4 +1,4 @@
-"""``cm-lightning sample --pipeline``: images from prompts, by a text-to-image model in few steps."""
+"""``cm-lightning sample --pipeline``: draw images from prompts with a text-to-image model in few steps."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def parser() -> CommandParser:
         action="append",
         default=[],
         metavar="PATH[:WEIGHT]",
-        help="LCM-LoRA, and style LoRA beside it; may repeat",
+        help="an LCM-LoRA, or a style LoRA in addition; may repeat",
     )
     add("--prompt", action="append", required=True, help="may repeat")
-    add("--negative_prompt", help="what to lead away from; needs a LoRA or base, and --guidance above 1")
-    add("--num_samples", type=COUNT.parse, help="images; default: one a prompt; the prompts in turn")
+    add("--negative_prompt", help="what to steer away from; needs a LoRA or base, and --guidance above 1")
+    add("--num_samples", type=COUNT.parse, help="images, from the prompts in turn; default: one for each prompt")
     add("--steps", type=COUNT.parse, default=4)
     add(
         "--guidance",
         type=NON_NEGATIVE.parse,
         default=1.0,
-        help="guidance_scale; 1 is none, above 1 a LoRA takes two evaluations",
+        help="guidance_scale; 1 is no guidance; above 1 a LoRA takes two evaluations per step",
     )
-    add("--scheduler", choices=("lcm", "trailing", "own"), help="default: lcm where there is a LoRA, else trailing")
+    add("--scheduler", choices=("lcm", "trailing", "own"), help="default: lcm with a LoRA, else trailing")
     add("--image", type=Path, help="start from this image")
     add("--strength", type=SHARE.parse, help=f"with --image: how much of it to change, in (0, 1]; default: {_STRENGTH}")
     add("--height", type=_SIDE.parse, help="pixels, a multiple of 8; default: the model's")
@@ -48,21 +48,21 @@ def parser() -> CommandParser:
     add("--columns", type=COUNT.parse, default=4, help="images in a row of the sheet")
     add("--batch_size", type=COUNT.parse, default=4)
     add("--device", default="auto", help="cpu, cuda, ...; auto takes an accelerator if there is one")
-    add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of the weights")
+    add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="type of the weights")
     return parser
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The options, checked as far as they can be before the model is read."""
+    """The options, checked as far as possible before the model is read."""
     options = parser()
     args = options.parse_args(argv)
     if args.output.suffix not in ("", ".png"):
         options.error(f"--output {args.output}: give a .png, or a folder")
     if args.strength is not None and not args.image:
-        options.error("--strength needs --image, which it is of: give one, or leave it out")
+        options.error("--strength needs --image: give one, or leave it out")
     args.strength = _STRENGTH if args.strength is None else args.strength
     if args.image and args.steps * args.strength < 1:
-        options.error(f"--steps {args.steps} at --strength {args.strength} is no step: raise one of them")
+        options.error(f"--steps {args.steps} at --strength {args.strength} makes less than one step: raise one of them")
     if args.image and (args.height is None) != (args.width is None):
         options.error("--height and --width of an --image go together, or it would be stretched: give both or neither")
     if args.negative_prompt is not None and args.guidance <= 1:
@@ -84,7 +84,9 @@ def main(argv: Sequence[str]) -> None:
 
     pipe = few_step_pipeline(args.pipeline, weights, args.scheduler, chosen_device(args.device), args.dtype)
     if args.negative_prompt is not None and pipe.unet.config.time_cond_proj_dim is not None:
-        raise ConfigError("--negative_prompt has no effect on a model that is told its guidance: leave it out")
+        raise ConfigError(
+            "--negative_prompt has no effect on a model that takes the guidance as an input: leave it out"
+        )
     options = _options(args)
     if args.image:
         pipe = image_to_image(pipe)
@@ -102,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _weights(loras: Sequence[str]) -> dict[str, float]:
-    """``style.safetensors:0.8`` -> the file and its weight; 1 if none is given."""
+    """Split ``style.safetensors:0.8`` into the file and its weight, which is 1 by default."""
     weights = {}
     for lora in loras:
         path, colon, weight = lora.rpartition(":")

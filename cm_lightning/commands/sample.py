@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def parser() -> CommandParser:
     """The options of ``sample --ckpt_path``."""
     parser = CommandParser(
-        prog="sample", description="Draw images from a checkpoint; or from prompts, with the options after --pipeline."
+        prog="sample", description="Draw images from a checkpoint, or from prompts with the options of --pipeline."
     )
     parser.add_argument("--ckpt_path", type=Path, help="a checkpoint made by cm-lightning fit")
     parser.add_argument("--num_samples", type=COUNT.parse, default=64)
@@ -52,7 +52,7 @@ def parser() -> CommandParser:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The options, checked as far as they can be before the checkpoint is read."""
+    """The options, checked as far as possible before the checkpoint is read."""
     options = parser()
     args = options.parse_args(argv)
     args.output = args.output or [Path("samples.png")]
@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
     device = chosen_device(args.device)
     module = load_module(args.ckpt_path, args.weights, args.trust)
     if len(module.image_shape) != 3 and any(output.suffix != ".npz" for output in args.output):
-        raise ConfigError("--output: this checkpoint draws no images: write its samples to an .npz file")
+        raise ConfigError("--output: the samples of this checkpoint are not images: write them to an .npz file")
     module = module.to(device)
     labels = None
     if args.labels:

@@ -26,16 +26,14 @@ _OVER = ("finished", "stopped", "failed")
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         "sweep",
-        "Run a W&B sweep file on this machine, a process a trial; 'wandb sweep' takes the same file. "
-        "The exit status is 1 when trials failed or none logged the metric, and 130 after an interruption.",
+        "Run a W&B sweep file on this machine, with one process for each trial; 'wandb sweep' takes the same file. "
+        "The exit status is 1 if trials failed or none logged the metric, and 130 after an interruption.",
     )
     parser.add_argument("file", type=Path, help="sweeps/mnist_cd_vs_ct.yaml")
-    parser.add_argument(
-        "--count", type=COUNT.parse, help="at most so many trials in all; default: run_cap, or the whole grid"
-    )
+    parser.add_argument("--count", type=COUNT.parse, help="the most trials in all; default: run_cap, or the whole grid")
     parser.add_argument("--dry_run", action="store_true", help="print the commands, run nothing")
-    parser.add_argument("--resume", action="store_true", help="go on with a sweep: finished trials are kept")
-    parser.add_argument("--retry_failed", action="store_true", help="as --resume, and failed trials run again")
+    parser.add_argument("--resume", action="store_true", help="resume a sweep: finished trials are kept")
+    parser.add_argument("--retry_failed", action="store_true", help="like --resume, and run failed trials again")
     parser.add_argument("--output", type=Path, help="default: runs/sweeps/NAME")
     return parser
 
@@ -44,9 +42,9 @@ def main(argv: Sequence[str]) -> None:
     """Propose, run, record, rank.
 
     Raises:
-        ConfigError: a fault of the file or of an option, found before anything runs.
-        SystemExit: with status 1, when trials failed or none logged the metric.
-        KeyboardInterrupt: after the trial's processes have ended, and what goes on with the sweep has been told.
+        ConfigError: the file or an option is wrong; this is found before anything runs.
+        SystemExit: with status 1, if trials failed or none logged the metric.
+        KeyboardInterrupt: after the trial's processes have ended and the command to resume has been printed.
     """
     args = _parser().parse_args(argv)
     sweep = read_sweep(args.file)
@@ -63,7 +61,9 @@ def main(argv: Sequence[str]) -> None:
     with alone(records.folder), _termination_as_interrupt(), _told_how_to_go_on(argv):
         trials = records.read()
         if trials and not (args.resume or args.retry_failed):
-            raise ConfigError(f"{records.folder} has {len(trials)} trials: give --resume to go on, or another --output")
+            raise ConfigError(
+                f"{records.folder} has {len(trials)} trials: give --resume to continue, or another --output"
+            )
         changed = records.keep_definition(sweep)
         if trials and changed:
             print(f"{args.file} has changed since these trials were made: {', '.join(changed)}", flush=True)
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
 
 @contextmanager
 def _termination_as_interrupt() -> Iterator[None]:
-    """A plain kill or a closed terminal ends a sweep as Ctrl-C does: with the trial's processes, and its record."""
+    """Let SIGTERM and a closed terminal end a sweep like Ctrl-C, which ends the trial's processes and records it."""
     kinds = [kind for kind in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(kind) == signal.SIG_DFL]  # not nohup
     for kind in kinds:
         signal.signal(kind, _interrupt)
@@ -156,7 +156,7 @@ def _report(sweep: Sweep, records: Records) -> list[tuple[Trial, float | None]]:
 
 
 def _end_in_failure(file: Path, sweep: Sweep, trials: Sequence[Trial]) -> None:
-    """Say what went wrong on the whole, and end with status 1; return where nothing did."""
+    """Report failures of the sweep as a whole, and exit with status 1; return if there are none."""
     said = [_of_failures(trials), _of_metric(file, sweep.metric, trials)]
     if any(said):
         sys.stderr.writelines(f"error: {line}\n" for line in said if line)

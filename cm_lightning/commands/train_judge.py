@@ -1,4 +1,4 @@
-"""``cm-lightning train-judge``: make the weights of the classifier that judges digits."""
+"""``cm-lightning train-judge``: train the classifier of digits that measures samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cm_lightning.files import replacing, require_writable
 
 def main(argv: Sequence[str]) -> None:
     """Train on the embedded digits, print the accuracy on the held-out ones, write the weights."""
-    parser = CommandParser(prog="train-judge", description="Train the classifier that judges digits.")
+    parser = CommandParser(prog="train-judge", description="Train the classifier of digits that measures samples.")
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--epochs", type=COUNT.parse, default=40)
     parser.add_argument("--seed", type=SEED.parse, default=0)

@@ -1,6 +1,6 @@
 """What changes with the training step: the levels t >= q >= r of a training pair, and the rate of the target network.
 
-Every schedule is a pure function of the clock: a resumed run, and every rank of a distributed one, sees the same.
+Every schedule is a pure function of the clock, so a resumed run and every rank of a distributed one see the same.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Clock(NamedTuple):
 
 
 class Times(NamedTuple):
-    """The levels of n samples, each (n,): both ways from t to r start at t, and one of them goes by way of q."""
+    """The levels of n samples, each (n,): both ways from t to r start at t, and one of them passes through q."""
 
     t: Tensor
     q: Tensor
@@ -46,7 +46,7 @@ class Times(NamedTuple):
 class Curriculum(Recorded, ABC):
     """Draws the levels t >= q >= r >= 0 of one training step.
 
-    A consistency function knows one r alone, the clean end, and a curriculum for it returns r = 0.
+    The only r of a consistency function is the clean end, so its curricula return r = 0.
     """
 
     #: N(k), where the levels lie on a grid.
@@ -54,18 +54,18 @@ class Curriculum(Recorded, ABC):
 
     @abstractmethod
     def draw(self, n: int, clock: Clock, device: Device = "cpu", generator: Generator | None = None) -> Times:
-        """The levels of n samples, float32."""
+        """Draw the levels of n samples, in float32."""
 
     def target_is_data(self, clock: Clock) -> bool:
         """Whether every q of this step is 0, so that the target is the clean image itself."""
         return False
 
     def own_clock(self, clock: Clock) -> Clock:
-        """The clock that N(k) is evaluated at; the rate of the target network keeps the same time."""
+        """The clock at which N(k) is evaluated, and with it the rate of the target network."""
         return clock
 
     def progress(self, clock: Clock) -> dict[str, float]:
-        """What to show of the curriculum at this step, by the papers' names."""
+        """The values of the curriculum's schedules at this step, under the papers' names."""
         return {}
 
 
@@ -124,7 +124,7 @@ class GridCurriculum(Curriculum):
 
     Args:
         levels: N(k).
-        density: which interval of the grid (CM: all alike; iCT: log-normal).
+        density: probabilities of the intervals of the grid (CM: uniform; iCT: log-normal).
         sigma_min: lower end of the grid.
         sigma_max: upper end of the grid.
         rho: exponent of the grid.
@@ -171,11 +171,11 @@ class ContinuousCurriculum(Curriculum):
     """ECT: t from a continuous density, r = :func:`ect_r`, which shrinks the gap t - r by q at every stage.
 
     Args:
-        density: of t.
+        density: the density that t is drawn from.
         stages: number of stages, of equal length.
-        q: by what the gap shrinks from stage to stage.
+        q: the factor by which the gap shrinks from stage to stage.
         k: how much wider the gap is at small t.
-        b: where in t that widening ends.
+        b: the rate in t at which that widening decays.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class ContinuousCurriculum(Curriculum):
         self.stages, self.q, self.k, self.b = stages, q, k, b
 
     def stage(self, step: int, total: int) -> int:
-        """0 ... stages - 1."""
+        """The stage at a step, 0 ... stages - 1."""
         return min(step * self.stages // total, self.stages - 1)
 
     def draw(self, n: int, clock: Clock, device: Device = "cpu", generator: Generator | None = None) -> Times:
@@ -212,7 +212,7 @@ class WarmUp(Curriculum):
     Args:
         then: the curriculum that follows, which sees only its own steps.
         fraction: part of all steps that the warm-up takes, in [0, 1]; 1 is a diffusion model with f's scalings.
-        density: of t during the warm-up.
+        density: the density that t is drawn from during the warm-up.
     """
 
     def __init__(self, then: Curriculum, fraction: float = 1 / 3, density: LogNormal | None = None) -> None:
@@ -253,10 +253,10 @@ class TargetRate(Recorded, ABC):
 
     @abstractmethod
     def __call__(self, curriculum: Curriculum, clock: Clock) -> float:
-        """Mu in [0, 1) at a step of a run under this curriculum, whose N(k) it may ask for."""
+        """Mu in [0, 1) at a step of a run under this curriculum; the rate may depend on the curriculum's N(k)."""
 
     def check(self, curriculum: Curriculum) -> None:
-        """Raise ConfigError unless the rate can be told under this curriculum."""
+        """Raise ConfigError unless the rate is defined under this curriculum."""
 
 
 class ConstantRate(TargetRate):
@@ -274,9 +274,9 @@ class ProgressiveRate(TargetRate):
     """mu(k) = exp(s0 ln mu0 / N(k)): CM, Appendix C. N(k) and s0 are those of the run's curriculum.
 
     Args:
-        levels: the curriculum's own, which None stands for; others are refused.
+        levels: None takes the curriculum's own; any others are refused.
         mu0: the paper's mu_0.
-        released_code: evaluate with N(k) - 1 as the released code does: at k = 0 it has 0.81 where the paper has 0.9.
+        released_code: whether to use N(k) - 1, as the released code does: at k = 0 mu is 0.81, not the paper's 0.9.
     """
 
     def __init__(self, levels: ProgressiveLevels | None = None, mu0: float = 0.9, released_code: bool = False) -> None:

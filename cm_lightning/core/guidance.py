@@ -29,7 +29,7 @@ def guided_function(
         f: a denoiser or a consistency function.
         labels: classes (B,); None for an unconditional network.
         null: the null class.
-        w: 0 costs one evaluation, and any other guidance two, in one batch.
+        w: strength of the guidance; 0 costs one evaluation, any other value two, in one batch.
     """
     if w == 0 or labels is None:
         return lambda x, t: f(x, t, labels)
@@ -43,7 +43,7 @@ def guided_function(
 
 
 def guidance_embedding(w: Tensor, width: int = 256) -> Tensor:
-    """Sines and cosines of 1000 w: (B,) -> (B, width), what the student's ``time_cond_proj`` takes (LCM, section 4.2).
+    """Sines and cosines of 1000 w, (B,) -> (B, width), for the student's ``time_cond_proj`` (LCM, section 4.2).
 
     Raises:
         ConfigError: an odd width.

@@ -1,4 +1,4 @@
-"""What a network without any error of its own would learn from N noise levels: the limits of CD and CT at a given N."""
+"""What a network without approximation error would learn from N noise levels: the limits of CD and CT at a given N."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def same_noise_point(oracle: MixtureOracle, x: Tensor, t: Tensor, r: Tensor, gen
 
 
 def trained(oracle: MixtureOracle, x: Tensor, sigmas: Tensor, draws: int, generator: torch.Generator) -> Tensor:
-    """The fixed point of CT with the l2 distance at x (B, D), by Monte Carlo over ``draws`` chains a point.
+    """The fixed point of CT with the l2 distance at x (B, D), by Monte Carlo over ``draws`` chains for each point.
 
     f(x, t_{n+1}) = E[f(x0 + t_n z, t_n) | x0 + t_{n+1} z = x] is the mean end of the chain of :func:`same_noise_point`.
     """

@@ -1,4 +1,4 @@
-"""What Stable Diffusion and latent consistency (LCM) have of their own: predictions, timesteps, guidance.
+"""What is specific to Stable Diffusion and latent consistency (LCM): predictions, timesteps, guidance.
 
 A noisy latent is ``z_t = alpha_t z_0 + sigma_t epsilon`` with ``alpha_t^2 + sigma_t^2 = 1``; t counts from 0 to T - 1.
 """
@@ -23,7 +23,7 @@ Prediction: TypeAlias = Literal["epsilon", "v_prediction", "sample"]
 
 
 class LatentSchedule(DDPM):
-    """The path of Stable Diffusion, and what a network's output means on it.
+    """The path of Stable Diffusion, and the meaning of a network's output on it.
 
     Args:
         alphas_cumprod: (T,) alpha_t^2, falling with t.
@@ -45,7 +45,7 @@ class LatentSchedule(DDPM):
         return alpha * epsilon - sigma * x
 
     def clean(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The clean latent that a network's output at x_t (B, ...), t (B,) amounts to."""
+        """The clean latent that a network's output at x_t (B, ...), t (B,) implies."""
         alpha, sigma = self._scales(t, x_t)
         if self.prediction == "epsilon":
             return (x_t - sigma * output) / alpha
@@ -59,11 +59,11 @@ class LatentSchedule(DDPM):
 class ScaledBoundary:
     """f = c_skip z_t + c_out z_0, the consistency function of LCM, section 4.1: the identity at t = 0.
 
-    It is :class:`BoundaryShifted` at the noise level ``scaling`` t, with the estimate of z_0 in the network's place; so
-    beyond the first timesteps f is nearly that estimate.
+    It is :class:`BoundaryShifted` at the noise level ``scaling`` t, with the estimate of z_0 in the network's place.
+    Beyond the first timesteps f is therefore nearly that estimate.
 
     Args:
-        scaling: of timesteps.
+        scaling: factor on the timesteps.
     """
 
     def __init__(self, scaling: float = 10.0) -> None:
@@ -76,13 +76,13 @@ class ScaledBoundary:
         return c_skip, c_out / SIGMA_DATA
 
     def __call__(self, z_t: Tensor, t: Tensor, clean: Tensor) -> Tensor:
-        """F for z_t (B, ...), t (B,) and the estimate of z_0 (B, ...)."""
+        """The value f at z_t (B, ...), t (B,), from the estimate of z_0 (B, ...)."""
         c_skip, c_out = self.coefficients(t)
         return expand(c_skip, z_t) * z_t + expand(c_out, z_t) * clean
 
 
 def ddim_timesteps(n: int = 50, total: int = 1000) -> Tensor:
-    """The n timesteps k - 1, 2k - 1, ..., total - 1 with k = total / n, that LCM is distilled on: (n,) int64, rising.
+    """The n timesteps k - 1, 2k - 1, ..., total - 1 that LCM is distilled on, k = total / n: (n,) int64, ascending.
 
     Raises:
         ConfigError: n does not divide total.
@@ -111,7 +111,7 @@ class Timesteps(Curriculum):
 
 
 def lcm_timesteps(steps: int, n: int = 50, total: int = 1000) -> list[int]:
-    """The timesteps of sampling in a number of steps, falling: every (n / steps)-th of :func:`ddim_timesteps`.
+    """The timesteps to sample with, descending: every (n / steps)-th of :func:`ddim_timesteps`.
 
     Raises:
         ConfigError: not 1 <= steps <= n.
@@ -134,9 +134,9 @@ def lcm_sample(
 
     Args:
         f: (z_t (B, ...), t (B,)) -> the clean latent.
-        schedule: of the noise.
+        schedule: the noise schedule.
         z: unit noise (B, C, h, w).
-        timesteps: falling, the first near T - 1, :func:`lcm_timesteps`.
+        timesteps: descending, the first near T - 1; see :func:`lcm_timesteps`.
         renoise: draws fresh unit noise of the shape of its argument.
     """
 

@@ -12,11 +12,11 @@ from cm_lightning.domains import FRACTION
 
 
 class OneTime(Curriculum):
-    """t alone, for the limit q -> t of consistency functions: from a density of noise levels, on any path.
+    """Draws t alone, for the limit q -> t of consistency functions: from a density of noise levels, on any path.
 
     Args:
-        density: of the levels in units of VE, sigma; sCM's ln sigma ~ N(-1.0, 1.4^2) if None.
-        path: what t belongs to; TrigFlow if None, on which t = arctan(sigma / sigma_data) (sCM, Algorithm 1).
+        density: density of the levels in units of VE, sigma; sCM's ln sigma ~ N(-1.0, 1.4^2) if None.
+        path: the path that t belongs to; TrigFlow if None, where t = arctan(sigma / sigma_data) (sCM, Algorithm 1).
     """
 
     def __init__(self, density: LogNormal | None = None, path: Path | None = None) -> None:
@@ -28,11 +28,11 @@ class OneTime(Curriculum):
 
 
 class TwoTimes(Curriculum):
-    """t and r <= t of average velocities, for the limit q -> t (MeanFlow, section 4.3).
+    """Draws t and r <= t for average velocities, in the limit q -> t (MeanFlow, section 4.3).
 
     Args:
-        density: of both, of which the larger is t; logit-normal (-0.4, 1.0) if None.
-        earlier: of r, where it has a law of its own: r is then the smaller of the two draws, and t keeps its law.
+        density: density of two draws, the larger of which is t and the smaller r; logit-normal (-0.4, 1.0) if None.
+        earlier: density of a separate draw for r: r is the smaller of it and t, and t keeps its own density.
         different: share of the samples with r below t, in [0, 1]; for the others r = t, which is flow matching.
     """
 
@@ -46,7 +46,7 @@ class TwoTimes(Curriculum):
         first = self.density.sample(n, device, generator)
         second = (self.earlier or self.density).sample(n, device, generator)
         t = first if self.earlier else torch.maximum(first, second)
-        # which of the batch is drawn anew for each sample: no rank, and no class, has always the same kind
+        # drawn anew for each sample, so that neither a rank nor a class always gets the same kind
         keeps = torch.rand(n, device=device, generator=generator) < self.different
         r = torch.where(keeps, torch.minimum(first, second), t)
         return Times(t, t, r)

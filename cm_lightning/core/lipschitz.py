@@ -12,7 +12,7 @@ from cm_lightning.core.solver import Denoiser
 
 
 def jacobian(function: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
-    """The derivative by x at each point, by automatic differentiation: x (B, D), sigma (B,) -> (B, D, D)."""
+    """The derivative in x at each point, by automatic differentiation: x (B, D), sigma (B,) -> (B, D, D)."""
     x = x.detach().requires_grad_()
     y = function(x, sigma)
     rows = [torch.autograd.grad(y[:, i].sum(), x, retain_graph=True)[0] for i in range(y.shape[1])]
@@ -20,29 +20,29 @@ def jacobian(function: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def ball_bound(radius: float, t: Tensor) -> Tensor:
-    """Data within a ball: |dv/dx| <= max(1, (R / t)^2 - 1) / t.
+    """The bound for data within a ball: |dv/dx| <= max(1, (R / t)^2 - 1) / t.
 
-    Along any direction the data spread over at most 2 R, so their variance there, given x, is at most R^2
-    (Popoviciu 1935). Two points 2 R apart attain it half-way between them.
+    Along any direction the data spread over at most 2 R, so their variance in that direction, given x, is at most R^2
+    (Popoviciu 1935). Data of two points 2 R apart attain the bound half-way between them.
     """
     return ((radius / t) ** 2 - 1).clamp(min=1) / t
 
 
 def smooth_bound(radius: float, std: float, t: Tensor) -> Tensor:
-    """Data within a ball plus N(0, s^2) noise: |dv/dx| <= t / V max(1, R^2 / V - 1) with V = s^2 + t^2.
+    """The bound for data within a ball plus N(0, s^2) noise: |dv/dx| <= t / V max(1, R^2 / V - 1), V = s^2 + t^2.
 
-    It is the ball's bound at noise sqrt(V), for v of the blurred data at t is t / sqrt(V) times v of the ball's data at
-    sqrt(V). It stays finite as t -> 0.
+    It follows from the bound for the ball at noise sqrt(V): v of the blurred data at t is t / sqrt(V) times v of the
+    data in the ball at sqrt(V). It stays finite as t -> 0.
     """
     blurred = (std**2 + t**2).sqrt()
     return t / blurred * ball_bound(radius, blurred)
 
 
 def separation_bounds(radius: float, std: float, t: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
-    """How the distance of two trajectories may change from level r to level t > r: lower and upper bound of the ratio.
+    """Lower and upper bound of the ratio of two trajectories' distance at level t to that at level r < t.
 
-    The eigenvalues of dv/dx lie between t / V (1 - R^2 / V) and t / V, V = s^2 + t^2; these are their integrals'
-    exponentials (Groenwall's inequality). The lower one is above 0: trajectories do not meet.
+    The eigenvalues of dv/dx lie between t / V (1 - R^2 / V) and t / V, V = s^2 + t^2; the bounds are the exponentials
+    of their integrals (Groenwall's inequality). The lower bound is above 0: trajectories do not meet.
     """
     blurred_t, blurred_r = std**2 + t**2, std**2 + r**2
     upper = (blurred_t / blurred_r).sqrt()

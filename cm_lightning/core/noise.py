@@ -66,7 +66,7 @@ def unit_noise(
 ) -> Tensor:
     """N(0, 1) noise (B, ...), drawn on the generator's device.
 
-    With a sequence of B generators each sample has its own, and does not depend on the batch it is drawn in.
+    With a sequence of B generators each sample has its own, so it does not depend on the batch it is drawn in.
     """
     if isinstance(generator, torch.Generator):
         return torch.randn(*shape, generator=generator, device=generator.device).to(device, dtype)
@@ -76,12 +76,12 @@ def unit_noise(
 
 
 def generators(seed: int, samples: Iterable[int]) -> list[torch.Generator]:
-    """One generator for each numbered sample of a seed, for :func:`unit_noise`."""
+    """One generator for each sample's number under a seed, for :func:`unit_noise`."""
     return [torch.Generator().manual_seed(derived_seed(seed, i)) for i in samples]
 
 
 def derived_seed(seed: int, stream: int) -> int:
-    """A seed of its own for each of a million streams; torch's CPU generator looks at 32 bits only."""
+    """A separate seed for each of a million streams; torch's CPU generator uses 32 bits only."""
     return (seed + 1_000_003 * (stream + 1)) % 2**32
 
 
@@ -101,7 +101,7 @@ class LogNormal(Recorded):
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
 
     def sample(self, n: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None) -> Tensor:
-        """N noise levels, (n,) float32."""
+        """Draw n noise levels, (n,) float32."""
         normal = torch.randn(n, dtype=torch.float32, device=device, generator=generator)
         return (self.mean + self.std * normal).exp().clamp(self.sigma_min, self.sigma_max)
 
@@ -109,7 +109,7 @@ class LogNormal(Recorded):
 class LogitNormal(Recorded):
     """ln(t / (1 - t)) ~ N(mean, std^2), on the linear path: MeanFlow trains with (-0.4, 1.0).
 
-    In units of VE ln sigma is normal, for sigma = t / (1 - t).
+    In units of VE, where sigma = t / (1 - t), ln sigma is normal.
     """
 
     def __init__(self, mean: float = -0.4, std: float = 1.0) -> None:
@@ -118,13 +118,13 @@ class LogitNormal(Recorded):
         self.mean, self.std = mean, std
 
     def sample(self, n: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None) -> Tensor:
-        """N levels in (0, 1), (n,) float32."""
+        """Draw n levels in (0, 1), (n,) float32."""
         normal = torch.randn(n, dtype=torch.float32, device=device, generator=generator)
         return (self.mean + self.std * normal).sigmoid()
 
 
 class IntervalDensity(Recorded, ABC):
-    """Which of the N-1 intervals of a descending grid a training step looks at."""
+    """Probabilities of the N-1 intervals of a descending grid, from which training draws."""
 
     @abstractmethod
     def probabilities(self, sigmas: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class IntervalDensity(Recorded, ABC):
 
 
 class UniformIntervals(IntervalDensity):
-    """Every interval alike (CM, Algorithms 2 and 3)."""
+    """The same probability for every interval (CM, Algorithms 2 and 3)."""
 
     def probabilities(self, sigmas: Tensor) -> Tensor:
         return torch.full((len(sigmas) - 1,), 1 / (len(sigmas) - 1), dtype=sigmas.dtype)

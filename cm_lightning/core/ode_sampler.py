@@ -1,4 +1,4 @@
-"""From noise to images along the probability-flow ODE: the diffusion baselines of one-step methods."""
+"""From noise to images along the probability-flow ODE: the diffusion baselines for one-step methods."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ON_DDPM = Domain("a finite number of at least 0.02", lambda value: value >= 0.0
 
 
 def integrate(step: Step, denoiser: Denoiser, z: Tensor, sigmas: Tensor) -> Tensor:
-    """Follow the ODE from sigmas[0] z down the levels, and from the last of them to 0 in an Euler step.
+    """Follow the ODE from sigmas[0] z down the levels, with an Euler step from the last of them to 0.
 
     Args:
         step: :func:`euler_step` or :func:`heun_step`.
@@ -35,10 +35,10 @@ def integrate(step: Step, denoiser: Denoiser, z: Tensor, sigmas: Tensor) -> Tens
 
 
 def ddpm_sigmas(n: int, sigma_max: float = SIGMA_MAX) -> Tensor:
-    """The noise levels of n evenly spaced timesteps of DDPM's linear schedule (Ho et al. 2020): (n,) float64, falling.
+    """The levels of n evenly spaced timesteps of DDPM's linear schedule (Ho et al. 2020): (n,) float64, descending.
 
-    sigma = sqrt((1 - alpha_bar) / alpha_bar). The first timestep is the last of 1,000 with a level of at most
-    sigma_max (999 has 157): above it the network was not trained.
+    sigma = sqrt((1 - alpha_bar) / alpha_bar). The first timestep is the last of 1,000 whose level is at most
+    sigma_max (that of 999 is 157): above it the network was not trained.
     """
     alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
     sigmas = ((1 - alpha_bar) / alpha_bar).sqrt()
@@ -50,7 +50,7 @@ def ddpm_sigmas(n: int, sigma_max: float = SIGMA_MAX) -> Tensor:
 class ODESampler(Recorded, ABC):
     """A solver with its noise levels, for a given number of evaluations of the network (NFE)."""
 
-    #: What is usual.
+    #: The usual number of evaluations.
     default_nfe = 50
 
     @abstractmethod

@@ -20,9 +20,9 @@ class GaussianOracle:
 
     Args:
         std: standard deviation s of the data.
-        mean: m, of the data.
-        path: what the levels belong to.
-        sigma_min: level at which trajectories end; None: SIGMA_MIN on the VE path, 0 on the others.
+        mean: mean m of the data.
+        path: the path that the levels belong to.
+        sigma_min: level at which trajectories end; if None, SIGMA_MIN on the VE path and 0 on the others.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class GaussianOracle:
         return expand(self.path.scales(r)[0], x) * self.mean + expand(growth, x) * self._centred(x, t)
 
     def average_velocity(self, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
-        """U = (x - flow(x, t, r)) / (t - r), and the velocity itself where r = t (MeanFlow, Eq. 3)."""
+        """The average velocity (x - flow(x, t, r)) / (t - r); where r = t, the velocity itself (MeanFlow, Eq. 3)."""
         gap = torch.where(t == r, 1.0, t - r)
         mean = (x - self.flow(x, t, r)) / expand(gap, x)
         return torch.where(expand(t == r, x), self.velocity(x, t), mean)
 
     def consistency(self, x: Tensor, t: Tensor) -> Tensor:
-        """The end of the trajectory through x at level t; for m = 0 on VE x sqrt((s^2 + eps^2) / (s^2 + sigma^2))."""
+        """The end of the trajectory through x at t; on VE with m = 0, x sqrt((s^2 + eps^2) / (s^2 + sigma^2))."""
         return self.flow(x, t, torch.full_like(t, self.sigma_min))
 
     def _variance(self, t: Tensor) -> Tensor:
@@ -70,13 +70,13 @@ class GaussianOracle:
 
 
 class Posterior(NamedTuple):
-    """What a noisy point says of its clean one: a mixture of isotropic Gaussians for each of B points."""
+    """The distribution of x0 given a noisy point: a mixture of isotropic Gaussians for each of B points."""
 
     #: (B, K) responsibilities.
     weights: Tensor
     #: (B, K, D).
     means: Tensor
-    #: (B, K), of every coordinate.
+    #: (B, K), the same for every coordinate.
     variances: Tensor
 
     def mean(self) -> Tensor:
@@ -84,7 +84,7 @@ class Posterior(NamedTuple):
         return (self.weights[..., None] * self.means).sum(1)
 
     def covariance(self) -> Tensor:
-        """Cov[x0 | x], (B, D, D): the mean of the components' covariances and the covariance of their means."""
+        """Cov[x0 | x], (B, D, D): the mean of the components' covariances plus the covariance of their means."""
         offset = self.means - self.mean()[:, None]
         between = torch.einsum("bk,bki,bkj->bij", self.weights, offset, offset)
         within = (self.weights * self.variances).sum(1)
@@ -99,14 +99,14 @@ class Posterior(NamedTuple):
 
 
 class MixtureOracle:
-    """A mixture of isotropic Gaussians; the denoiser is exact, the consistency function an accurate ODE solution.
+    """A mixture of isotropic Gaussians with an exact denoiser and an accurate ODE solution as consistency function.
 
     Args:
         means: (K, D).
         stds: (K,) standard deviations; 0 is a point mass.
-        weights: (K,) probabilities; alike if None.
+        weights: (K,) probabilities; equal if None.
         sigma_min: noise level eps at which trajectories end.
-        steps: Runge-Kutta steps of :meth:`consistency`; the default is good to about 1e-9 in float64.
+        steps: Runge-Kutta steps of :meth:`consistency`; the default is accurate to about 1e-9 in float64.
     """
 
     def __init__(
@@ -124,13 +124,13 @@ class MixtureOracle:
         self.sigma_min, self.steps = sigma_min, steps
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """N points of the data, (n, D)."""
+        """Draw n points of the data, (n, D)."""
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         z = torch.randn(n, self.means.shape[1], dtype=self.means.dtype, generator=generator)
         return self.means[k] + self.stds[k, None] * z
 
     def posterior(self, x: Tensor, sigma: Tensor) -> Posterior:
-        """P(x0 | x) for x (B, D), sigma (B,): again a mixture of isotropic Gaussians."""
+        """The posterior p(x0 | x) for x (B, D), sigma (B,): again a mixture of isotropic Gaussians."""
         variance = self.stds**2 + sigma[:, None] ** 2
         offset = x[:, None] - self.means
         log_density = -offset.square().sum(-1) / (2 * variance) - self.means.shape[1] / 2 * variance.log()

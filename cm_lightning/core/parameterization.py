@@ -22,7 +22,7 @@ Network = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
 
 class Coefficients(NamedTuple):
-    """Each (B,), of at least float32 precision; c_noise is (B, 2) where the network is told two times."""
+    """The four scalings, each (B,), in float32 or better; c_noise is (B, 2) where the network takes two times."""
 
     c_skip: Tensor
     c_out: Tensor
@@ -53,13 +53,13 @@ class Parameterization(Recorded, ABC):
     def output(
         self, network: Network, x: Tensor, t: Tensor, class_label: Tensor | None = None, r: Tensor | None = None
     ) -> Tensor:
-        """F(c_in x, c_noise) at x (B, ...), t (B,): what the network says, (B, ...)."""
+        """The network's output F(c_in x, c_noise) at x (B, ...), t (B,): (B, ...)."""
         return _output(network, x, self.coefficients(t, r), class_label)
 
     def __call__(
         self, network: Network, x: Tensor, t: Tensor, class_label: Tensor | None = None, r: Tensor | None = None
     ) -> Tensor:
-        """X (B, ...), t (B,) -> (B, ...) in the dtype of x."""
+        """Evaluate the map: x (B, ...), t (B,) -> (B, ...) in the dtype of x."""
         c = self.coefficients(t, r)
         F = _output(network, x, c, class_label)
         return expand(c.c_skip, x).to(x.dtype) * x + expand(c.c_out, x).to(x.dtype) * F.to(x.dtype)
@@ -97,7 +97,7 @@ class BoundaryShifted(Parameterization):
         self.sigma_min = sigma_min
 
     def coefficients(self, t: Tensor, r: Tensor | None = None) -> Coefficients:
-        # sigma_min is rounded to the dtype of t first: only so is the shift exactly 0 at the boundary in bfloat16.
+        # sigma_min is rounded to the dtype of t first, so that the shift is exactly 0 at the boundary in bfloat16
         eps = torch.tensor(self.sigma_min, dtype=t.dtype, device=t.device)
         t, eps = _at_least_float32(torch.maximum(t, eps)), _at_least_float32(eps)
         sd, norm = self.sigma_data, (t**2 + self.sigma_data**2).sqrt()
@@ -110,13 +110,13 @@ class BoundaryShifted(Parameterization):
 class Trigonometric(Parameterization):
     """The consistency function of sCM on the TrigFlow path: cos(t) x + sin(t) sigma_data F(x / sigma_data, c_noise).
 
-    The paper's F is minus this one, whose sign is EDM's: in units of VE this is EDM's denoiser, so the weights of a
-    diffusion model start it (sCM, Eq. 6).
+    F has EDM's sign, opposite to the paper's: in units of VE this is EDM's denoiser, so the weights of a diffusion
+    model can start it (sCM, Eq. 6).
 
     Args:
-        sigma_data: standard deviation of the data, as the path's.
+        sigma_data: standard deviation of the data, the same as the path's.
         noise_scale: c_noise = noise_scale * ln sigma with sigma = sigma_data tan t, as the network of an EDM teacher
-            expects; None: c_noise = t, as the paper has it for networks of its own.
+            expects; if None, c_noise = t, as in the paper for networks trained from scratch.
     """
 
     def __init__(self, sigma_data: float = SIGMA_DATA, noise_scale: float | None = 0.25) -> None:
@@ -133,11 +133,11 @@ class Trigonometric(Parameterization):
 class AverageVelocity(Parameterization):
     """The flow map of MeanFlow on the linear path: X(x, t, r) = x - (t - r) u(x, t, r), u the network itself.
 
-    The network is told two times, c_noise = (t, t - r) (B, 2), times a scale: give it a
+    The network takes two times, c_noise = (t, t - r) (B, 2), multiplied by a scale: give it a
     :class:`~cm_lightning.backbones.embedding.TwoTimesEmbedding`.
 
     Args:
-        noise_scale: of both times.
+        noise_scale: factor on both times.
     """
 
     def __init__(self, noise_scale: float = 1.0) -> None:
@@ -151,7 +151,7 @@ class AverageVelocity(Parameterization):
 
 
 class Map:
-    """A network with its parameterization: X(x, t, r, c), which a consistency function takes r to be the end for.
+    """A network with its parameterization: X(x, t, r, c). For a consistency function r is the end of the trajectory.
 
     Args:
         parameterization: the scalings.
@@ -166,11 +166,11 @@ class Map:
         return self.parameterization(self.network, x, t, c, r)
 
     def output(self, x: Tensor, t: Tensor, r: Tensor, c: Any = None) -> Tensor:
-        """What the network says there: F."""
+        """The network's output F at x, t and r."""
         return self.parameterization.output(self.network, x, t, c, r)
 
     def velocity(self, x: Tensor, t: Tensor, c: Any = None) -> Tensor:
-        """dX/dr where r = t, that of an average velocity: u(x, t, t)."""
+        """dX/dr at r = t, which for an average velocity is u(x, t, t)."""
         return self.output(x, t, t, c)
 
 

@@ -1,7 +1,7 @@
 """How noise is mixed into data along a trajectory: x_t = alpha(t) x + sigma(t) z, with z of unit variance.
 
-A level is called sigma on the VE path and t on the others. Whatever the path, ``sigma / alpha`` is the level in the
-units of VE, so that levels of one path can be told in another's.
+A level is called sigma on the VE path and t on the others. On every path ``sigma / alpha`` is the level in the units
+of VE, by which the levels of one path translate to those of another.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cm_lightning.recording import Recorded
 
 
 class Path(Recorded, ABC):
-    """A pair of scales and their rates of change; levels t are (B,), points (B, ...)."""
+    """A pair of scales and their rates of change. Levels t are (B,), points (B, ...)."""
 
     @abstractmethod
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,10 +29,10 @@ class Path(Recorded, ABC):
 
     @abstractmethod
     def level(self, sigma: Tensor) -> Tensor:
-        """The t (B,) at which sigma / alpha is the given noise level (B,), EDM's."""
+        """The t (B,) at which sigma / alpha equals the given noise level (B,) of EDM."""
 
     def point(self, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
-        """Alpha x + sigma z for data x, unit noise z (B, ...), t (B,); in the dtype of x."""
+        """The point alpha x + sigma z for data x, unit noise z (B, ...), t (B,); in the dtype of x."""
         return _mix(self.scales(t), x, z)
 
     def velocity(self, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
@@ -40,12 +40,12 @@ class Path(Recorded, ABC):
         return _mix(self.rates(t), x, z)
 
     def noise(self, x_t: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """The z that makes x_t of x: (x_t - alpha x) / sigma; sigma must be above 0."""
+        """The z that leads from x to x_t: (x_t - alpha x) / sigma; sigma must be above 0."""
         alpha, sigma = self.scales(t)
         return ((x_t - expand(alpha, x) * x) / expand(sigma, x)).to(x.dtype)
 
     def step(self, x_t: Tensor, z: Tensor, t: Tensor, q: Tensor) -> Tensor:
-        """From t to q with the data that x_t and the noise z amount to held fixed.
+        """Step from t to q, holding fixed the noise z and the data that x_t and z imply.
 
         That is the deterministic DDIM step (Song et al. 2021, Eq. 12 with eta = 0); where alpha = 1 it is Euler's.
         """
@@ -60,7 +60,7 @@ def _mix(weights: tuple[Tensor, Tensor], x: Tensor, z: Tensor) -> Tensor:
 
 
 class VE(Path):
-    """x + t z: EDM's and CM's path, on which t is sigma itself."""
+    """x + t z: the path of EDM and CM, on which t is sigma itself."""
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(t), t
@@ -112,13 +112,13 @@ class Linear(Path):
 
 
 class DDPM(Path):
-    """sqrt(alpha_bar) x + sqrt(1 - alpha_bar) z: the path of Stable Diffusion, whose t is a timestep of 0 ... T - 1.
+    """sqrt(alpha_bar) x + sqrt(1 - alpha_bar) z: the path of Stable Diffusion, where t is a timestep of 0 ... T - 1.
 
-    Between two timesteps log alpha_bar is taken as linear. At a timestep the velocity is the mean of those of the two
-    steps that meet there.
+    Between two timesteps log alpha_bar is interpolated linearly. At a timestep the velocity is the mean of the
+    velocities on the two intervals that meet there.
 
     Args:
-        alphas_cumprod: (T,) alpha_bar, falling with t.
+        alphas_cumprod: (T,) alpha_bar, decreasing in t.
     """
 
     def __init__(self, alphas_cumprod: Tensor) -> None:

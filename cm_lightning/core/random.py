@@ -1,4 +1,4 @@
-"""Random states: the same dropout mask in two passes, and a resumed run that draws what the uninterrupted one would."""
+"""Random states: for equal dropout masks in two passes, and for a resumed run that draws as the uninterrupted would."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def get_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def set_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Put back what :func:`get_state` took."""
+    """Restore the states that :func:`get_state` returned."""
     torch.set_rng_state(states["cpu"])
     if device.type in states and device.type != "cpu":
         torch.get_device_module(device).set_rng_state(states[device.type], device)
 
 
 class Replay:
-    """Remembers the generators when made; within the context they run again from there.
+    """Records the generators' states when it is made; within the context they start again from those.
 
-    The student's pass comes between the two, so the target's pass draws the very same dropout masks. The device's
-    generator is replayed too: dropout on a GPU draws from that one.
+    The student's pass comes between the two, so that the target's pass draws the same dropout masks. The device's
+    generator is replayed too, because dropout on a GPU draws from it.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""What continuous-time methods make of the difference Delta between a network's output and its target."""
+"""Losses of the difference Delta between a network's output and its target, for continuous-time methods."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cm_lightning.recording import Recorded
 
 
 class Residual(Recorded, nn.Module, ABC):
-    """Delta (B, ...) at levels t and r (B,) -> a scalar, whose gradient in Delta the network learns from."""
+    """Maps Delta (B, ...) at levels t and r (B,) to a scalar; the network learns from its gradient in Delta."""
 
     @abstractmethod
     def forward(self, difference: Tensor, t: Tensor, r: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ class Residual(Recorded, nn.Module, ABC):
 
 
 class SquaredError(Residual):
-    """The mean of ||Delta||^2 over samples, of each sample the mean over its D elements."""
+    """The mean of Delta^2 over samples and their D elements."""
 
     def forward(self, difference: Tensor, t: Tensor, r: Tensor) -> Tensor:
         return difference.square().mean()
@@ -31,11 +31,11 @@ class SquaredError(Residual):
 class Adaptive(Residual):
     """||Delta||^2 / sg(||Delta||^2 + c)^p, ||.||^2 summed over a sample (MeanFlow, Eq. 22).
 
-    With p = 1 the loss stays near 1 whatever is learned: watch the raw squared error.
+    With p = 1 the loss stays near 1 whatever is learned: watch the raw squared error instead.
 
     Args:
-        p: 0 is the plain squared error, 1 divides the whole error out.
-        c: keeps the weight finite, at least 0.
+        p: exponent of the weight; 0 is the plain squared error, 1 divides the whole error out.
+        c: keeps the weight finite; at least 0.
     """
 
     def __init__(self, p: float = 1.0, c: float = 0.01) -> None:
@@ -52,7 +52,7 @@ class Learned(Residual):
     """e^w(t) ||Delta||^2 / D - w(t) with a small network w, the best weight at every t (sCM, section 4.2; EDM2).
 
     Args:
-        width: Fourier features of t, and hidden units.
+        width: number of Fourier features of t, and of hidden units.
     """
 
     frequencies: Tensor
@@ -62,7 +62,7 @@ class Learned(Residual):
         COUNT.check(self, width=width)
         super().__init__()
         index = torch.arange(width, dtype=torch.float32, device="cpu")
-        # the same features for everybody: geometric frequencies, and phases of the golden ratio
+        # the same features in every run: geometric frequencies, and phases of the golden ratio
         self.register_buffer("frequencies", 2.0 ** (4 * index / width), persistent=False)
         self.register_buffer("phases", 2 * math.pi * (index * (math.sqrt(5) - 1) / 2).frac(), persistent=False)
         self.layer = nn.Linear(width, 1)

@@ -19,7 +19,7 @@ FlowMap = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def spread_sigmas(steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX) -> list[float]:
-    """Noise levels for a number of steps: the Karras grid of steps + 1 levels, but for its last."""
+    """Noise levels for a number of steps: the Karras grid of steps + 1 levels without its last."""
     COUNT.check(steps=steps)
     return karras_sigmas(steps + 1, sigma_min, sigma_max)[:-1].tolist()
 
@@ -41,7 +41,7 @@ def multistep(
     Args:
         f: the consistency function; it is called len(sigmas) times.
         z: unit noise (B, ...), the start.
-        sigmas: noise levels, descending, the first the level of the start; levels, not indices of a grid.
+        sigmas: noise levels (not indices of a grid), descending; the first is the level of the start.
         sigma_min: f is the identity there.
         renoise: draws fresh unit noise of the shape of its argument.
     """
@@ -61,8 +61,8 @@ def denoise_and_noise(
     Args:
         f: the consistency function; it is called len(levels) times.
         x: the start (B, ...), at the first level.
-        levels: falling; whole numbers are timesteps, int64.
-        noised: a clean x and a level -> the point at that level, under fresh noise.
+        levels: descending; integers are timesteps, passed on as int64.
+        noised: maps a clean x and a level to the point at that level, under fresh noise.
     """
     for i, level in enumerate(levels):
         dtype = torch.long if isinstance(level, int) else x.dtype
@@ -71,12 +71,12 @@ def denoise_and_noise(
 
 
 def follow(flow_map: FlowMap, x: Tensor, levels: Sequence[float]) -> Tensor:
-    """A flow map from level to level: len(levels) - 1 evaluations, without fresh noise (MeanFlow, section 4.3).
+    """Apply a flow map from level to level: len(levels) - 1 evaluations, without fresh noise (MeanFlow, section 4.3).
 
     Args:
         flow_map: X(x, t, r).
         x: the start (B, ...), at the first level.
-        levels: falling; the last is where the result lies, 0 for images.
+        levels: descending; the last is the level of the result, 0 for images.
     """
     for t, r in pairwise(levels):
         x = flow_map(x, x.new_full((len(x),), t), x.new_full((len(x),), r))

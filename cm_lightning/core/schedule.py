@@ -11,7 +11,7 @@ from cm_lightning.recording import Recorded
 
 
 class RateSchedule(Recorded, ABC):
-    """What the optimizer's learning rate is multiplied by."""
+    """A factor on the optimizer's learning rate, for each step."""
 
     @abstractmethod
     def __call__(self, step: int, total: int) -> float:
@@ -19,9 +19,9 @@ class RateSchedule(Recorded, ABC):
 
 
 class HoldThenCosine(RateSchedule):
-    """A linear rise over ``rise`` steps, 1 for a part of the run, then a drop and a cosine down to 0.
+    """A linear rise over ``rise`` steps, 1 for a part of the run, then a drop and a cosine decay to 0.
 
-    Made for a diffusion warm-up that is followed by consistency training, which diverges at the warm-up's rate.
+    It suits a diffusion warm-up followed by consistency training, which diverges at the rate of the warm-up.
 
     Args:
         rise: steps of the linear rise, at least 1.
@@ -43,10 +43,10 @@ class HoldThenCosine(RateSchedule):
 
 
 class InverseSquareRoot(RateSchedule):
-    """1 up to a step, then falling with the root of the step: sqrt(after / step) (EDM2, Karras et al. 2024, Eq. 15).
+    """1 up to the step ``after``, then sqrt(after / step) (EDM2, Karras et al. 2024, Eq. 15).
 
     Args:
-        after: the step, at least 1.
+        after: the step at which the decay starts, at least 1.
     """
 
     def __init__(self, after: int = 35_000) -> None:
@@ -58,7 +58,7 @@ class InverseSquareRoot(RateSchedule):
 
 
 class Ramp(Recorded):
-    """A straight rise from 0 to 1 between two parts of the run; 1 throughout by default.
+    """A linear rise from 0 to 1 between two points of the run; 1 throughout by default.
 
     Args:
         begin: fraction of the run up to which it is 0, in [0, 1].

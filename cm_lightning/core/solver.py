@@ -1,4 +1,4 @@
-"""One step of the probability-flow ODE, whose velocity is the path's at the estimated data and noise.
+"""One step of the probability-flow ODE: its velocity is the path's, at the estimated data and noise.
 
 On the VE path it reads dx/dsigma = (x - D(x, sigma)) / sigma (EDM, Eq. 1 with s = 1, sigma = t).
 """
@@ -27,14 +27,14 @@ def slope(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def euler_step(denoiser: Denoiser, x: Tensor, t: Tensor, q: Tensor, path: Path = _VE) -> Tensor:
-    """First order, one evaluation: the deterministic DDIM step, Euler's on the VE path (EDM, Appendix C.1)."""
+    """A first-order step, one evaluation: deterministic DDIM, which is Euler's on the VE path (EDM, Appendix C.1)."""
     return path.step(x, path.noise(x, denoiser(x, t), t), t, q)
 
 
 def heun_step(denoiser: Denoiser, x: Tensor, t: Tensor, q: Tensor, path: Path = _VE) -> Tensor:
-    """Second order, two evaluations: the trapezoidal rule after an Euler step. Sigma must be above 0 at q.
+    """A second-order step, two evaluations: the trapezoidal rule after an Euler step. Sigma must be above 0 at q.
 
-    In units of VE the estimated noise is the slope, so the mean of two of them is the rule's on any path.
+    In units of VE the estimated noise is the slope, so on any path the mean of two noise estimates is the rule's slope.
     """
     z = path.noise(x, denoiser(x, t), t)
     x_q = path.step(x, z, t, q)

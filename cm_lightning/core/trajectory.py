@@ -1,7 +1,7 @@
-"""Who says how a trajectory goes on from x_t: its noise, a teacher, or the model. CT and CD differ in this alone.
+"""What continues a trajectory from x_t: its noise, a teacher, or the model. CT and CD differ in this alone.
 
-A trajectory answers two questions: where the point at level q lies, for methods that take steps; and the velocity
-dx_t/dt, for those that take their limit.
+A trajectory gives the point at level q, for methods that take steps, and the velocity dx_t/dt, for those that take
+the limit of small steps.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Trajectory(Recorded, ABC):
 
 
 class SameNoise(Trajectory):
-    """The same image and the same noise at every level, right in the mean over both (CM, Theorem 2).
+    """The same image and the same noise at every level, which is correct in the mean over both (CM, Theorem 2).
 
     Args:
-        path: VE if None.
+        path: the path of the levels; VE if None.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -61,10 +61,10 @@ class Teacher(Trajectory):
     """The probability-flow ODE of a diffusion model (CM, Algorithm 2; sCM, Eq. 8; LCM, Eq. 11).
 
     Args:
-        denoiser: E[x | x_t] on the path's own levels; :func:`of_ve` makes one of EDM's.
-        path: VE if None.
+        denoiser: E[x | x_t] on the path's own levels; :func:`of_ve` converts a denoiser of EDM.
+        path: the path of the levels; VE if None.
         solver: ``heun``, or ``euler``, which is DDIM.
-        lowest: the level at which the ODE ends; a q below it is raised to it.
+        lowest: the level at which the ODE ends; a lower q is raised to it.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ def _under(denoiser: ConditionalDenoiser, c: Any, x: Tensor, t: Tensor) -> Tenso
 
 
 def of_ve(denoiser: ConditionalDenoiser, path: Path) -> ConditionalDenoiser:
-    """A denoiser D(x, sigma) of the VE path on another path: D(x_t / alpha, sigma / alpha)."""
+    """Convert a denoiser D(x, sigma) of the VE path to another path: D(x_t / alpha, sigma / alpha)."""
 
     def on_path(x_t: Tensor, t: Tensor, c: Any) -> Tensor:
         alpha, sigma = path.scales(t)
@@ -101,11 +101,11 @@ def of_ve(denoiser: ConditionalDenoiser, path: Path) -> ConditionalDenoiser:
 
 
 class Itself(Trajectory):
-    """The flow map that is being trained, whose instantaneous velocity is its slope in r where r = t.
+    """The flow map that is being trained: its instantaneous velocity is its slope in r at r = t.
 
     Args:
         flow_map: X(x_t, t, r, c), and ``velocity(x_t, t, c)``; see :class:`~cm_lightning.core.parameterization.Map`.
-        path: of its levels.
+        path: the path of its levels.
     """
 
     def __init__(self, flow_map: Any, path: Path) -> None:

@@ -35,8 +35,8 @@ class Uniform(Weighting):
 class InverseGap(Weighting):
     """w = 1 / (t - r)^power; power 1 is iCT, Eq. 9, and ECT on CIFAR-10.
 
-    The gap grows with t, so a power below 1 gives high noise levels more weight: a small network that is to draw in
-    one step from sigma_max, class by class, learns that sooner.
+    The gap grows with t, so a power below 1 gives high noise levels more weight. A small network then learns sooner
+    to draw each class in one step from sigma_max.
     """
 
     def __init__(self, power: float = 1.0) -> None:

@@ -1,4 +1,4 @@
-"""What the image data modules share: loaders, exact resume, and the images that quality is measured against."""
+"""The base of the data modules: loaders, exact resume, and the images that quality is measured against."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class InMemory(Dataset[tuple[Tensor, Tensor]]):
     """Samples that fit into memory, fetched a batch at a time.
 
     Args:
-        samples: (N, ...), floats in [-1, 1] or uint8 pixels, which become that when they are fetched.
+        samples: (N, ...), floats in [-1, 1] or uint8 pixels, which are scaled to that range when they are fetched.
         labels: (N,) int64.
     """
 
@@ -40,9 +40,9 @@ class InMemory(Dataset[tuple[Tensor, Tensor]]):
 
 
 class Mirrored(Dataset[tuple[Tensor, Any]]):
-    """A data set and after it the same mirrored left to right: EDM's augmentation, without a random number.
+    """A data set followed by its mirror images, left to right: EDM's augmentation without random draws.
 
-    So an image's side is decided by its place in the order of the run, and a resumed run sees the same.
+    The position in the run's order decides whether an image is mirrored, so a resumed run sees the same.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -100,9 +100,9 @@ class GenerativeDataModule(L.LightningDataModule):
     """Base of the data modules: batches are (samples in [-1, 1], labels or captions).
 
     Args:
-        batch_size: of all ranks together; it must divide by their number.
+        batch_size: size of the batch of all ranks together, a multiple of their number.
         num_workers: loader processes; 0 loads in the training process.
-        seed: of the order of the images.
+        seed: seed of the order of the images.
     """
 
     image_shape: tuple[int, ...]
@@ -116,12 +116,12 @@ class GenerativeDataModule(L.LightningDataModule):
         self._splits: dict[str, Dataset[Any]] = {}
         #: (step, images): the images that the run had trained on at a step where the size of its steps changed.
         self._origin = (0, 0)
-        #: What the loaders of ``train`` and ``val`` draw from in place of the images, such as their latents.
+        #: Data sets that the loaders of ``train`` and ``val`` use in place of the images, such as their latents.
         self.encoded: dict[str, Dataset[Any]] = {}
 
     @abstractmethod
     def load(self, split: str) -> Dataset[Any]:
-        """The images of ``train`` or ``val``. Raises DataError if they are missing or broken."""
+        """Load the images of ``train`` or ``val``. Raises DataError if they are missing or damaged."""
 
     def split(self, name: str) -> Dataset[Any]:
         """``train`` or ``val``, loaded once."""
@@ -130,7 +130,7 @@ class GenerativeDataModule(L.LightningDataModule):
         return self._splits[name]
 
     def training_set(self) -> Dataset[Any]:
-        """What training draws from: the split ``train``, or an augmentation of it."""
+        """The data set for training: the split ``train``, or an augmentation of it."""
         return self.split("train")
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -162,20 +162,20 @@ class GenerativeDataModule(L.LightningDataModule):
         return {"step": self._step(), "images": self._images()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the images of the run that is resumed, whatever the size of its batches was."""
+        """Continue after the images of the run that is resumed, whatever the size of its batches was."""
         self._origin = (state_dict["step"], state_dict["images"])
 
     def _step(self) -> int:
         return steps_taken(self.trainer) if self.trainer else 0
 
     def _images(self) -> int:
-        """That the run has trained on."""
+        """The number of images that the run has trained on."""
         step, images = self._origin
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
         return images + (self._step() - step) * accumulate * self.batch_size
 
     def _require_whole_steps(self, trainer: L.Trainer) -> None:
-        """Lightning also steps after the last batch of an epoch, whatever it has accumulated by then."""
+        """Refuse epochs of partial steps: Lightning steps after the last batch of an epoch whatever it accumulated."""
         for option in ("overfit_batches", "limit_train_batches"):
             limit, accumulate = getattr(trainer, option), trainer.accumulate_grad_batches
             whole = limit % accumulate == 0 if isinstance(limit, int) else limit in (0.0, 1.0)
@@ -196,7 +196,7 @@ class GenerativeDataModule(L.LightningDataModule):
         return self.val_dataloader()
 
     def in_order(self, split: str, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Any]]:
-        """Batches of every ``ranks``-th image of a split from number ``rank`` on, without augmentation."""
+        """Batches of every ``ranks``-th image of a split, starting at number ``rank``, without augmentation."""
         images: Any = self.split(split)
         yield from self._loader(Subset(images, range(rank, len(images), ranks)), 500)
 
@@ -207,8 +207,8 @@ class GenerativeDataModule(L.LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=_already_a_batch if _comes_in_batches(dataset) else None,
-            persistent_workers=self.num_workers > 0,  # epochs of a few batches must not start processes each
-            # its own generator: starting a loader must not advance the global one, or a resumed run would differ
+            persistent_workers=self.num_workers > 0,  # short epochs must not start new processes each time
+            # a separate generator: starting a loader must not advance the global one, or a resumed run would differ
             generator=torch.Generator().manual_seed(self.seed),
         )
 

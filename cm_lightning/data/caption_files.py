@@ -1,4 +1,4 @@
-"""Captions of image files, by the conventions of kohya (a text file each) and of Hugging Face (one table)."""
+"""Captions of image files, by the conventions of kohya (one text file for each) and of Hugging Face (one table)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def captions_of(images: list[Path], root: Path, column: str = "text") -> list[st
 
     Args:
         images: below ``root``.
-        root: where ``metadata.jsonl`` or ``metadata.csv`` may lie in any folder, their ``file_name`` relative to it.
-            Rows of other images are passed over.
-        column: of the tables that holds the captions.
+        root: the folder; ``metadata.jsonl`` or ``metadata.csv`` may lie in it or in any folder below, with
+            ``file_name`` relative to their own folder. Rows of other images are ignored.
+        column: column of the tables that holds the captions.
 
     Raises:
-        DataError: an image without caption, a broken table or text.
+        DataError: an image does not have a caption, or a table or text is damaged.
     """
     tables = sorted(path for path in root.rglob("metadata.*") if path.suffix in _TABLES)
     rows = dict(row for path in tables for row in _read_table(path, column))
@@ -48,14 +48,14 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     try:
         return list(csv.DictReader(io.StringIO(text)))
     except csv.Error as error:
-        raise DataError(f"{path} is no CSV table ({error}): repair it, or give the captions another way") from error
+        raise DataError(f"{path} is not a CSV table ({error}): repair it, or give the captions another way") from error
 
 
 def _object(line: str, name: str) -> dict[str, Any]:
     try:
         return dict(json.loads(line))
     except (ValueError, TypeError) as error:
-        raise DataError(f"{name} is no JSON object ({error}): repair or remove it") from error
+        raise DataError(f"{name} is not a JSON object ({error}): repair or remove it") from error
 
 
 def _read_beside(image: Path) -> str:
@@ -67,6 +67,6 @@ def _read_beside(image: Path) -> str:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")  # editors on Windows mark the beginning
+        return path.read_text(encoding="utf-8-sig")  # editors on Windows write a byte-order mark
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is no UTF-8 text: save it as that") from error
+        raise DataError(f"{path} is not UTF-8 text: save it in that encoding") from error

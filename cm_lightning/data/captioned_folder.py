@@ -22,16 +22,17 @@ class CaptionedFolder(GenerativeDataModule):
     """Captioned images in a folder and the folders below it; batches are (images (B, C, H, W) in [-1, 1], B captions).
 
     A caption is the first line of ``image.txt`` (or ``image.caption``) beside ``image.png``, or the image's row in a
-    ``metadata.jsonl`` or ``metadata.csv`` with ``file_name`` relative to itself; a row goes before a text file. Every
-    tenth image is held out for validation, unless ``root`` has folders of splits, as for :class:`ImageFolder`. Images
-    of any size are resized and centre-cropped; for SDXL they count as images of their training size, uncropped.
+    ``metadata.jsonl`` or ``metadata.csv`` with ``file_name`` relative to its folder; a row has precedence over a text
+    file. Every tenth image is held out for validation, unless ``root`` has folders of splits, as for
+    :class:`ImageFolder`. Images of any size are resized and centre-cropped; SDXL is told that they are uncropped
+    images of the training size.
 
     Args:
         root: the folder.
         size: (height, width), or the side of a square, in pixels.
         channels: 3 for RGB, 1 for grey.
-        flip: whether to train on the images and their mirror images; not where captions tell left from right.
-        caption_column: of the captions in metadata files.
+        flip: whether to train on mirror images too; unsuitable for captions that mention left or right.
+        caption_column: column of the captions in metadata files.
         background: colour behind transparent images: a name, or #rrggbb.
         batch_size, num_workers, seed: see :class:`GenerativeDataModule`.
     """
@@ -55,9 +56,9 @@ class CaptionedFolder(GenerativeDataModule):
 
     @cached_property
     def tree(self) -> Folder:
-        """All files. Raises DataError if there is no such folder."""
+        """All files of the folder. Raises DataError if there is no such folder."""
         if not self.root.is_dir():
-            raise DataError(f"no folder {self.root}: set --data.root to a folder of images")
+            raise DataError(f"there is no folder {self.root}: set --data.root to a folder of images")
         return Folder(self.root)
 
     def setup(self, stage: str) -> None:

@@ -24,8 +24,8 @@ class _Samples(Dataset[tuple[Tensor, str]]):
     """Captioned images in shards, read when asked for.
 
     Args:
-        shards: of which the rows tell.
-        rows: (N, 6), each the number of a shard and its row of :func:`shard_index`.
+        shards: the shards that the rows refer to.
+        rows: (N, 6), each with the number of a shard and a row of its :func:`shard_index`.
         decode: gives the images their shape.
     """
 
@@ -38,7 +38,7 @@ class _Samples(Dataset[tuple[Tensor, str]]):
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         number, image_at, image_size, caption_at, caption_size, is_json = self.rows[index].tolist()
         shard = self.shards[number]
-        # opened anew: kept open, thousands of shards would reach the limit, and workers would share a position
+        # opened anew: thousands of open shards would reach the limit, and workers would share a position
         with shard.open("rb") as file:
             member, image = _read(file, image_at, image_size)
             _, caption = _read(file, caption_at, caption_size)
@@ -50,21 +50,20 @@ class CaptionedShards(GenerativeDataModule):
     """WebDataset shards of captioned images; batches are (images (B, C, H, W) in [-1, 1], B captions).
 
     A sample is the files of one name in an uncompressed tar file: ``000000.jpg`` (or .jpeg, .png, .webp) with its
-    caption in ``000000.txt``, or under ``caption`` in ``000000.json``. The shards are read in random order, so a run
-    over them resumes exactly and any number of ranks shares them; they should lie on a disc that is quick at that.
-    For it the headers of each shard are read once, 10,000 samples in about 2 seconds. Every 100th sample is held out
-    for validation, unless ``val`` names shards. Images of any size are resized and centre-cropped; for SDXL they count
-    as images of the size they are trained at, uncropped.
+    caption in ``000000.txt``, or under ``caption`` in ``000000.json``. Samples are read in random order, so that a run
+    resumes exactly and any number of ranks can share them; the disc should be fast at that. The headers of each shard
+    are read once for it, 10,000 samples in about 2 seconds. Every 100th sample is held out for validation, unless
+    ``val`` names shards. Images of any size are resized and centre-cropped; SDXL is told that they are uncropped
+    images of the training size.
 
     Args:
         shards: a folder of .tar files, a glob, or names with ranges like ``shard-{000000..000009}.tar``.
-        val: shards of the validation, likewise.
+        val: shards for validation, in the same form.
         size: (height, width), or the side of a square, in pixels.
         channels: 3 for RGB, 1 for grey.
-        flip: whether to train on the images and their mirror images; not where captions tell left from right.
+        flip: whether to train on mirror images too; unsuitable for captions that mention left or right.
         background: colour behind transparent images: a name, or #rrggbb.
-        cache: folder in which it is kept what lies where in the shards; ``cm_lightning`` in ``$XDG_CACHE_HOME``
-            (``~/.cache``) if None.
+        cache: folder for the indices of the shards; ``cm_lightning`` in ``$XDG_CACHE_HOME`` (``~/.cache``) if None.
         batch_size, num_workers, seed: see :class:`GenerativeDataModule`.
     """
 
@@ -87,7 +86,7 @@ class CaptionedShards(GenerativeDataModule):
         self.image_shape = self.decode.image_shape
 
     def prepare_data(self) -> None:
-        """Index the shards, so that the other ranks of a machine find that done."""
+        """Index the shards, so that the other ranks of a machine find the indices."""
         for names in filter(None, (self.shards, self.val)):
             self._rows(find_shards(names))
 
@@ -109,7 +108,7 @@ class CaptionedShards(GenerativeDataModule):
 
 
 def _read(file: io.BufferedReader, at: int, size: int) -> tuple[str, bytes]:
-    """A file's name, which its header begins with, and its content."""
+    """A file's name, from the beginning of its header, and its content."""
     file.seek(at - BLOCK)
     data = file.read(BLOCK + size)
     return data[:100].rstrip(b"\0").decode(errors="replace"), data[BLOCK:]

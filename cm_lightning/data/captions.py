@@ -1,4 +1,4 @@
-"""Small captioned data sets of real images, with phrasings that are never trained on."""
+"""Small captioned data sets of real images, with some phrasings held out from training."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ _HELD_OUT_PAIR_PHRASES = ("the {0} and the {1}", "the {0} to the left of the {1}
 
 
 class Captioned(Dataset[tuple[Tensor, str]]):
-    """Each image under each phrasing: item i is image i % N under phrasing i // N, so no random number chooses.
+    """Each image under each phrasing: item i is image i % N under phrasing i // N, without random draws.
 
     Args:
         images: (N, C, H, W) uint8.
-        labels: (N,) or (N, K) int64: what the phrasing's blanks are filled with.
-        names: of the classes.
-        phrases: with a blank ``{}``, or K of them, ``{0}`` ``{1}``.
+        labels: (N,) or (N, K) int64: the classes that fill the blanks of a phrasing.
+        names: names of the classes.
+        phrases: phrasings with a blank ``{}``, or K of them, ``{0}`` ``{1}``.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, names: Sequence[str], phrases: Sequence[str]) -> None:
@@ -60,11 +60,11 @@ class Captioned(Dataset[tuple[Tensor, str]]):
         return to_unit_range(self.images[image]), self.caption(image, phrase)
 
     def caption(self, image: int, phrase: int) -> str:
-        """The words for an image."""
+        """The caption of an image under a phrasing."""
         return self.phrases[phrase].format(*[self.names[i] for i in self.labels[image].reshape(-1).tolist()])
 
     def all_captions(self) -> list[str]:
-        """Of all items, in order."""
+        """The captions of all items, in order."""
         return [self.caption(image, phrase) for phrase in range(len(self.phrases)) for image in range(len(self.images))]
 
 
@@ -74,7 +74,7 @@ class CaptionedDataModule(GenerativeDataModule):
     names: Sequence[str]
     phrases: Sequence[str]
     held_out_phrases: Sequence[str]
-    #: Digits of 32 x 32 side by side in an image, for their judge; 0: the images are none of digits.
+    #: Digits of 32 x 32 side by side in an image, for their classifier; 0 if the images do not show digits.
     digits = 0
 
     @abstractmethod
@@ -86,7 +86,7 @@ class CaptionedDataModule(GenerativeDataModule):
         return Captioned(*self.labelled(split), self.names, phrases)
 
     def prompts(self, n: int) -> tuple[list[str], Tensor]:
-        """N prompts in held-out phrasings, and the labels (n,) or (n, K) they ask for; the classes in turn."""
+        """The first n prompts in held-out phrasings, the classes in turn, and their labels (n,) or (n, K)."""
         labels = self._labels_in_turn(n)
         turn = len(self.names) ** (1 if labels.ndim == 1 else labels.shape[1])  # all labels once
         phrases = [self.held_out_phrases[i // turn % len(self.held_out_phrases)] for i in range(n)]

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 from cm_lightning.errors import ConfigError, DataError
 from cm_lightning.images import to_unit_range
 
-#: Endings of still pictures; what this Pillow cannot open is left out of :data:`ENDINGS`.
+#: Endings of still pictures; those that the installed Pillow cannot open are left out of :data:`ENDINGS`.
 _PICTURES = {
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".avif"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".j2k", ".jpx", ".qoi", ".pcx", ".sgi", ".ico", ".mpo"),
@@ -24,12 +24,12 @@ ENDINGS = frozenset(_PICTURES & set(Image.registered_extensions()))
 
 
 class Decoder:
-    """An image file -> float32 (C, H, W) in [-1, 1]: upright by its EXIF data, resized to cover, cropped to the centre.
+    """Decodes an image file to float32 (C, H, W) in [-1, 1]: rotated by its EXIF data, resized, and centre-cropped.
 
     Args:
         size: (height, width), or the side of a square, in pixels.
         channels: 3 for RGB, 1 for grey.
-        background: colour that transparent images are laid on: a name, or #rrggbb.
+        background: colour behind transparent images: a name, or #rrggbb.
     """
 
     def __init__(self, size: int | tuple[int, int], channels: Literal[1, 3] = 3, background: str = "white") -> None:
@@ -40,10 +40,10 @@ class Decoder:
             raise ConfigError(f"data.channels must be 1 (grey) or 3 (RGB), got {channels!r}")
         self.image_shape = (channels, height, width)
         self.background = background
-        _colour(background)  # says at once what it does not know
+        _colour(background)  # refuses an unknown colour at once
 
     def __call__(self, file: Path | BinaryIO, name: str) -> Tensor:
-        """Decode a file. Raises DataError, calling the image ``name``, if it is not an image."""
+        """Decode a file. Raises DataError, which calls the image ``name``, if it is not an image."""
         channels, *size = self.image_shape
         grey = channels == 1
         image = read_image(file, name, self.background).convert("L" if grey else "RGB")
@@ -51,7 +51,7 @@ class Decoder:
         return to_unit_range(F.center_crop(F.resize(pixels, self._cover(*pixels.shape[1:])), size))
 
     def _cover(self, height: int, width: int) -> list[int]:
-        """The least size of the same proportions, rounded down, that covers the wanted one."""
+        """The smallest size of the same proportions, rounded down, that covers the required one."""
         _, wanted_height, wanted_width = self.image_shape
         if wanted_height * width >= wanted_width * height:
             return [wanted_height, wanted_height * width // height]
@@ -59,27 +59,27 @@ class Decoder:
 
 
 def read_image(file: Path | BinaryIO, name: str, background: str = "white") -> Image.Image:
-    """The first frame of an image file as 8 bits, grey (mode L) or RGB, upright, and without transparency.
+    """Read the first frame of an image file as 8 bits, grey (mode L) or RGB, upright, and without transparency.
 
-    16-bit images lose their lower byte. Floating-point ones hold 0 ... 1, or 0 ... 255.
+    16-bit images lose their lower byte. Floating-point images hold 0 ... 1, or 0 ... 255.
 
     Args:
-        file: to read.
-        name: of the image in messages.
-        background: colour that transparent images are laid on.
+        file: the file to read.
+        name: name of the image in messages.
+        background: colour behind transparent images.
 
     Raises:
-        DataError: it is damaged, not an image, too large, or its values are out of range.
+        DataError: the file is damaged, not an image or too large, or its values are out of range.
     """
     try:
         with Image.open(file) as image:
-            image.load()  # what is damaged says so here
-            with suppress(Exception):  # a damaged EXIF note does not make the image one
+            image.load()  # a damaged image fails here
+            with suppress(Exception):  # damaged EXIF data does not make the image damaged
                 ImageOps.exif_transpose(image, in_place=True)
             return _opaque(_eight_bits(image, name), background)
     except Image.DecompressionBombError as error:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise DataError(f"{name} is too large, it has more than {most:,} pixels: store a smaller copy of it") from error
+        raise DataError(f"{name} is too large, with more than {most:,} pixels: store a smaller copy of it") from error
     except (DataError, MemoryError):
         raise
     except Exception as error:  # damaged files raise many kinds
@@ -100,7 +100,7 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
-    """The higher byte; of a TIFF also with fewer bits (tag 258), or with 0 as white (tag 262 is 0)."""
+    """The higher byte, also for a TIFF with fewer bits (tag 258) or with 0 as white (tag 262 is 0)."""
     values = np.asarray(image).astype(np.uint16)
     tags = getattr(image, "tag_v2", {})
     bits = int(tags.get(258, (16,))[0])

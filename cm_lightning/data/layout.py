@@ -1,4 +1,4 @@
-"""What the names of files say: which are images, of which class and which split."""
+"""The layout of a data set by the names of its files: the images, their classes and splits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KINDS = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-#: Endings of files that belong beside images, and are not worth a word.
+#: Endings of files that belong beside images, and are not reported.
 _BESIDE = {
     *("", ".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".md", ".html", ".xml", ".yaml", ".yml"),
     *(".npz", ".npy", ".pkl", ".pt", ".safetensors", ".log", ".py", ".ipynb", ".toml", ".ini", ".cfg"),
@@ -32,9 +32,9 @@ class Layout:
     """The images of a split.
 
     Attributes:
-        names: of the files, sorted.
-        labels: (N,) their classes; 0 for all if there are none.
-        classes: names of the classes; none if the images have no classes.
+        names: names of the files, sorted.
+        labels: (N,) their classes; all 0 if there are no classes.
+        classes: names of the classes; empty if there are no classes.
     """
 
     names: list[Name]
@@ -46,7 +46,7 @@ class Layout:
 
     @property
     def num_classes(self) -> int:
-        """0 where there are no classes, or one for all images."""
+        """The number of classes; 0 if there are none, or if all images share one."""
         return len(self.classes) if len(self.classes) > 1 else 0
 
     def counts(self, most: int = 10) -> str:
@@ -57,19 +57,19 @@ class Layout:
 
 
 def read_layout(tree: Tree, split: str, class_folders: bool = True) -> Layout:
-    """The images of ``train`` or ``val``.
+    """Find the images of ``train`` or ``val``.
 
     The classes are those of EDM's ``dataset.json`` at the root, else the folders that all images lie in, in
     alphabetical order. ``train`` and ``val`` (also ``valid``, ``validation``, ``test``) at the root are splits; without
-    one for validation every tenth image of each class is held out, and images of a test are not used.
+    one for validation every tenth image of each class is held out, and test images are not used.
 
     Args:
-        tree: of all files.
+        tree: all files.
         split: ``train`` or ``val``.
-        class_folders: whether folders are classes; if not, all images are alike.
+        class_folders: whether folders are classes; if not, the images have no classes.
 
     Raises:
-        DataError: there are fewer than 2 images, or their folders do not tell classes or splits.
+        DataError: there are fewer than 2 images, or their folders do not define classes or splits.
     """
     top = split_folders(tree)
     reference = _images(tree, top["train"])
@@ -103,7 +103,7 @@ def images_in(tree: Tree) -> list[Name]:
 
 
 def left_out(tree: Tree) -> str:
-    """How many files of which endings are not read as images, most first; nothing where there are none."""
+    """The number of files that are not read as images, by ending and most frequent first; "" if there are none."""
     endings = Counter(name.suffix.lower() for name in tree.names)
     others = {ending: n for ending, n in endings.most_common() if ending not in ENDINGS | _BESIDE}
     return ", ".join(f"{n:,} {ending}" for ending, n in others.items())
@@ -135,13 +135,14 @@ def _classes(
     if len(stray) == len(names):
         if known:
             raise DataError(
-                f"{tree.shown(top)} has no folders of the classes of the training images: sort them likewise"
+                f"{tree.shown(top)} does not have the class folders of the training images: sort its images into the "
+                "same folders"
             )
         return alike
     if stray:
         raise DataError(
             f"{tree.shown(stray[0])} lies beside folders of classes ({len(stray)} such image(s)): move it into one, or "
-            "set --data.class_folders=false to take all images as alike"
+            "set --data.class_folders=false to train without classes"
         )
     folders = [parts[0] for parts in inside]
     classes = sorted(set(folders)) if known is None else [*known]
@@ -152,7 +153,7 @@ def _classes(
 
 
 def _listed_labels(tree: Tree) -> dict[str, int] | None:
-    """The labels in EDM's ``dataset.json``, empty where it says that there are none; None without such a file."""
+    """The labels in EDM's ``dataset.json``, empty if it states that there are none; None without such a file."""
     if Name("dataset.json") not in tree.names:
         return None
     path = tree.shown(Name("dataset.json"))
@@ -180,12 +181,12 @@ def _by_list(tree: Tree, names: list[Name], listed: dict[str, int]) -> tuple[Ten
 
 
 def members(split: str, labels: Tensor, every: int = 10) -> Tensor:
-    """Numbers (M,), rising, of the items of ``train`` or ``val`` in a data set without a split of its own.
+    """Numbers (M,), ascending, of the items of ``train`` or ``val`` in a data set that is not split already.
 
     Args:
         split: ``val`` has every tenth item of each class, and at least one in all; ``train`` has the others.
-        labels: (N,) the items' classes; N >= 1.
-        every: one of how many is held out.
+        labels: (N,) the classes of the items; N >= 1.
+        every: one item in this many is held out.
     """
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     for label in set(labels.tolist()):

@@ -18,7 +18,7 @@ from cm_lightning.data.digits import embedded_digits
 from cm_lightning.domains import Domain
 from cm_lightning.errors import DataError
 
-_UNSIGNED_BYTE = 8  # of idx files
+_UNSIGNED_BYTE = 8  # its code in idx files
 _HEADROOM = Domain("a number in [0, 0.2]", lambda value: 0 <= value <= 0.2)  # modules refuse images far out of range
 _FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -70,16 +70,16 @@ class _IdxImages(GenerativeDataModule):
         return InMemory(pixels[:, None], classes)
 
     def _find(self, name: str) -> Path:
-        """The file, plain or gzipped, in the root or where torchvision puts it."""
+        """Find the file, plain or gzipped, in the root or where torchvision puts it."""
         folders = (self.root, self.root / self._archive.__name__ / "raw")
         for path in (folder / (name + suffix) for folder in folders for suffix in ("", ".gz")):
             if path.is_file():
                 return path
-        raise DataError(f"no {name} in {self.root}: set --data.root to its folder, or --data.download=true")
+        raise DataError(f"there is no {name} in {self.root}: set --data.root to its folder, or --data.download=true")
 
 
 class FashionMNIST(_IdxImages):
-    """Fashion-MNIST. Debian's package ``dataset-fashion-mnist`` installs one: /usr/share/datasets/fashion-mnist.
+    """Fashion-MNIST. Debian's package ``dataset-fashion-mnist`` installs it in /usr/share/datasets/fashion-mnist.
 
     Args:
         root: folder of the four idx files (plain or .gz), or where torchvision keeps or puts them.
@@ -125,8 +125,8 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     """The uint8 array of an idx file.
 
     Args:
-        path: of the file; it is gunzipped if it ends in .gz.
-        dimensions: how many the array must have: 3 for images, 1 for labels.
+        path: path of the file; it is gunzipped if it ends in .gz.
+        dimensions: number of dimensions that the array must have: 3 for images, 1 for labels.
 
     Raises:
         DataError: the file is damaged, cut short or of another kind.
@@ -139,4 +139,4 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
             raise ValueError("the header does not fit")
         return torch.from_numpy(np.frombuffer(data, np.uint8, offset=header).reshape(shape).copy())
     except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path} is not a whole idx file of {dimensions} dimension(s): fetch it again") from error
+        raise DataError(f"{path} is not a complete idx file of {dimensions} dimension(s): fetch it again") from error

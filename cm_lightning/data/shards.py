@@ -1,4 +1,4 @@
-"""Tar shards by the convention of WebDataset: where in each the images and their captions lie."""
+"""Tar shards by the convention of WebDataset: the positions of images and captions in each."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from torch import Tensor
 from cm_lightning.errors import DataError
 from cm_lightning.files import replacing
 
-BLOCK = 512  # of the tar format: a header, and what files are padded to
+BLOCK = 512  # of the tar format: the size of a header; files are padded to a multiple of it
 _IMAGES = ("jpg", "jpeg", "png", "webp")
 _VERSION = 1  # of the kept indices
 
 
 def find_shards(names: str) -> list[Path]:
-    """The shards that a folder, a glob, or names with ranges in braces stand for; each pattern's matches sorted.
+    """The shards of a folder, a glob, or names with ranges in braces; the matches of each pattern are sorted.
 
     Raises:
-        DataError: a folder or glob without shards, or a shard of a range that is not there.
+        DataError: a folder or glob has no shards, or a shard of a range is missing.
     """
     patterns = [f"{glob.escape(names)}/*.tar"] if Path(names).is_dir() else _expand(names)
     paths = [Path(name) for pattern in patterns for name in sorted(glob.glob(pattern, recursive=True)) or [pattern]]
     if missing := [path for path in paths if not path.is_file()]:
         raise DataError(
-            f"no shard {missing[0]}: set --data.shards (or --data.val) to a folder of .tar files, a glob, or names "
-            "like shard-{000000..000009}.tar"
+            f"there is no shard {missing[0]}: set --data.shards (or --data.val) to a folder of .tar files, a glob, or "
+            "names like shard-{000000..000009}.tar"
         )
     return paths
 
 
 def _expand(names: str) -> list[str]:
-    """``a{08..10}`` -> a08, a09, a10; every range against every other."""
+    """Expand ``a{08..10}`` to a08, a09, a10; several ranges give all combinations."""
     found = re.search(r"\{(\d+)\.\.(\d+)\}", names)
     if not found:
         return [names]
@@ -48,13 +48,13 @@ def _expand(names: str) -> list[str]:
 
 
 def shard_index(path: Path, cache: Path) -> Tensor:
-    """Where the samples of a shard lie: (N, 5) int64, kept in ``cache`` from run to run while the shard is the same.
+    """The positions of the samples in a shard: (N, 5) int64, kept in ``cache`` while the shard stays the same.
 
     A row is (offset of the image, its size, offset of the caption, its size, whether the caption's file is JSON), the
-    offsets in bytes from the start of the shard. Samples are in the shard's order; files without an image are none.
+    offsets in bytes from the start of the shard. Samples are in the shard's order; names without an image are ignored.
 
     Raises:
-        DataError: a shard that is not whole, or a sample in it without caption; or ``cache`` cannot be written.
+        DataError: the shard is damaged, a sample in it does not have a caption, or ``cache`` cannot be written.
     """
     state = path.stat()
     identity = f"{_VERSION} {path.resolve()} {state.st_size} {state.st_mtime_ns}"
@@ -78,7 +78,7 @@ def _rows(path: Path) -> list[tuple[int, ...]]:
     for member in _members(path):
         folder, slash, name = member.name.rpartition("/")
         stem, _, ending = name.partition(".")
-        if stem:  # hidden files belong to no sample
+        if stem:  # hidden files do not belong to a sample
             samples.setdefault(folder + slash + stem, {})[ending.lower()] = member
     return [_row(path, key, files) for key, files in samples.items() if files.keys() & set(_IMAGES)]
 
@@ -92,7 +92,7 @@ def _row(path: Path, key: str, files: dict[str, tarfile.TarInfo]) -> tuple[int, 
 
 
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """The files in a tar file, which must be whole: tarfile takes a header it cannot read for the end."""
+    """The files in a complete tar file; the check is needed because tarfile takes an unreadable header for the end."""
     end = 0
     try:
         with tarfile.open(path, "r:") as tar:
@@ -107,5 +107,5 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
                 raise tarfile.ReadError("no end mark after the last file")
     except (tarfile.TarError, OSError, ValueError) as error:
         raise DataError(
-            f"{path} is no whole, uncompressed tar file ({error}): fetch it again, or decompress it"
+            f"{path} is not a complete, uncompressed tar file ({error}): fetch it again, or decompress it"
         ) from error

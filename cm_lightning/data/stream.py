@@ -9,19 +9,20 @@ from torch.utils.data import DistributedSampler
 
 
 class Stream(DistributedSampler[int]):
-    """An endless shuffled stream over a data set, of which an epoch is one pass; no image is lost or padded.
+    """An endless shuffled stream over a data set; an epoch is one pass, and no image is lost or padded.
 
-    A DistributedSampler only by name: Lightning leaves those alone, and each rank takes its own part of every batch.
+    It is a DistributedSampler only by name, because Lightning does not replace those; each rank takes its own part of
+    every batch.
 
     Args:
         dataset: anything with a length.
-        batch_size: of one rank.
-        seed: of the shuffles.
-        rank: of this process.
+        batch_size: size of the batch of one rank.
+        seed: seed of the shuffles.
+        rank: rank of this process.
         world_size: number of processes.
-        start: how many batches this run has trained on already; asked when an iteration starts.
-        multiple: an epoch is of a multiple of so many batches, those of an optimizer step: it ends between two steps.
-        offset: images of all ranks before batch 0: a run that goes on with batches of another size starts there.
+        start: returns the number of batches that this run has trained on; called when an iteration starts.
+        multiple: batches of an optimizer step; an epoch is a multiple of these, so that it ends between two steps.
+        offset: images of all ranks before batch 0, where a run that is resumed with another batch size starts.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Stream(DistributedSampler[int]):
         self.multiple, self.offset = multiple, offset
 
     def __len__(self) -> int:
-        """Images of one rank in an epoch: about one pass, of whole batches and whole steps, and of at least one."""
+        """Images of one rank in an epoch: about one pass, in whole batches and whole steps, and at least one."""
         batches = max(1, self.size // (self.batch_size * self.world_size))
         return -(-batches // self.multiple) * self.multiple * self.batch_size
 
@@ -57,4 +58,4 @@ class Stream(DistributedSampler[int]):
                 yield int(order[position % self.size])
 
     def set_epoch(self, epoch: int) -> None:
-        """Nothing to do: the position says it all."""
+        """Do nothing: the position determines the order."""

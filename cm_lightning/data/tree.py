@@ -1,4 +1,4 @@
-"""The files below a folder, or in a zip file, by their names: what hidden folders, links and archives make of it."""
+"""The files below a folder or in a zip file by their names, with regard to hidden files, links and archives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zipfile import BadZipFile, ZipFile
 
 from cm_lightning.errors import DataError
 
-#: Folders and files that systems leave among images; names that begin with a dot are passed over too.
+#: Folders and files that operating systems leave among images; names that begin with a dot are ignored too.
 _JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "System Volume Information"}
 
 Name = PurePosixPath
@@ -35,15 +35,15 @@ class Tree(ABC):
 
     @abstractmethod
     def open(self, name: Name) -> BinaryIO:
-        """A file, to read."""
+        """Open a file for reading."""
 
     def shown(self, name: Name) -> str:
-        """What messages call it."""
+        """The name of a file in messages."""
         return str(self.root / name)
 
 
 class Folder(Tree):
-    """Links are followed, also links to folders; one that leads back to a folder above it is not."""
+    """A folder. Links are followed, also links to folders, except one that leads back to a folder above it."""
 
     @cached_property
     def names(self) -> list[Name]:
@@ -69,12 +69,12 @@ class Archive(Tree):
         return self._opened().open(str(name))  # type: ignore[return-value]
 
     def _opened(self) -> ZipFile:
-        """Each process opens the file for itself: a shared one would share its position."""
+        """Open the file once for each process: a shared file would share its position."""
         if self._zip is None or self._zip[0] != os.getpid():
             try:
                 self._zip = (os.getpid(), ZipFile(self.root))
             except (BadZipFile, OSError) as error:
-                raise DataError(f"{self.root} cannot be read as a zip file: is it whole?") from error
+                raise DataError(f"{self.root} cannot be read as a zip file: is it complete?") from error
         return self._zip[1]
 
     def __getstate__(self) -> dict[str, object]:
@@ -87,7 +87,7 @@ def open_tree(root: Path) -> Tree:
         return Folder(root)
     if root.suffix.lower() == ".zip" and root.is_file():
         return Archive(root)
-    raise DataError(f"no folder {root}: set --data.root to a folder of images, or to a .zip of one")
+    raise DataError(f"there is no folder {root}: set --data.root to a folder of images, or to a .zip of one")
 
 
 def _is_hidden(name: str) -> bool:

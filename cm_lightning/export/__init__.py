@@ -1,1 +1,1 @@
-"""Writing for other programs: diffusers, ONNX, safetensors, and the card that goes with the files."""
+"""Export to other programs: diffusers, ONNX, safetensors, and the model card of the files."""

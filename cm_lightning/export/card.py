@@ -1,4 +1,4 @@
-"""The page that goes with exported weights: what they are, and what is known of how they were made."""
+"""The model card of exported weights: what they are, and what is known of their training."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _UNKNOWN = "not recorded"
 
 
 def model_card(module: GenerativeModule, checkpoint: str, steps: int, weights: str, license_name: str, use: str) -> str:
-    """Markdown with the header that model hubs read.
+    """The card in Markdown, with the header that model hubs read.
 
     Args:
-        module: with the exported weights.
-        checkpoint: where they come from; the run's own files beside it are read for data and metrics.
-        steps: optimizer steps they have seen; 0 if that is not known.
+        module: the module with the exported weights.
+        checkpoint: the source of the weights; data and metrics are read from the files of its run.
+        steps: optimizer steps of the weights; 0 if that is not known.
         weights: ``averaged`` or ``raw``.
         license_name: an SPDX identifier, or ``unknown``.
         use: how to load the files.
@@ -42,7 +42,7 @@ def model_card(module: GenerativeModule, checkpoint: str, steps: int, weights: s
 
 
 def _run(checkpoint: str) -> Run | None:
-    """The run that wrote the checkpoint, in RUN/checkpoints/, if its files are there."""
+    """The run that wrote the checkpoint in RUN/checkpoints/, if its files exist."""
     try:
         return read_runs([Path(checkpoint).parent.parent])[0]
     except (CmError, OSError, IndexError):
@@ -59,7 +59,7 @@ def _data(run: Run | None) -> str:
 
 
 def _metrics(run: Run | None) -> str:
-    """The last value of each, over the whole run: the weights may be of an earlier step."""
+    """The last value of each metric in the whole run; the weights may be from an earlier step."""
     last = {(score.metric, score.nfe): score for score in run.scores} if run else {}
     shown = [f"{s.metric} {s.value:.4g} at {s.nfe} evaluation(s), {s.stage}, step {s.step:,}" for s in last.values()]
     return "; ".join(shown) or _UNKNOWN

@@ -41,17 +41,17 @@ _REST = {
 
 
 def write_pipeline(module: ConsistencyModule, folder: Path) -> None:
-    """A folder that ``diffusers.ConsistencyModelPipeline.from_pretrained`` reads.
+    """Write a folder that ``diffusers.ConsistencyModelPipeline.from_pretrained`` reads.
 
     Raises:
-        ConfigError: diffusers has no such network, or no pipeline of such images.
+        ConfigError: diffusers does not have such a network, or a pipeline for such images.
     """
     from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline
 
     own, shape = module.parameterization, module.image_shape
     if len(shape) != 3 or shape[1] != shape[2]:
         raise ConfigError(
-            f"--format diffusers: its pipeline draws squares, and this module {shape}: give --format onnx"
+            f"--format diffusers: its pipeline draws squares, but this module draws {shape}: give --format onnx"
         )
     levels = (max(own.sigma_min, SIGMA_MIN), module.sigma_max)
     unet = _unet2d_from(module.backbone, shape[-1], own.noise_scale, levels)
@@ -62,20 +62,20 @@ def write_pipeline(module: ConsistencyModule, folder: Path) -> None:
 
 
 def _unet2d_from(backbone: nn.Module, side: int, noise_scale: float, sigmas: tuple[float, float]) -> nn.Module:
-    """The network as a ``diffusers.UNet2DModel`` that is given 250 ln sigma.
+    """Convert the network to a ``diffusers.UNet2DModel`` that takes 250 ln sigma.
 
     Args:
         backbone: ADM or DiffusersUNet.
-        side: of its images, in pixels.
-        noise_scale: the backbone is given noise_scale * ln sigma.
-        sigmas: the lowest and the highest noise level that it will be given, both above 0.
+        side: side of its images, in pixels.
+        noise_scale: the backbone takes noise_scale * ln sigma.
+        sigmas: the lowest and the highest noise level of its inputs, both above 0.
 
     Returns:
-        A network with the same weights, but for those of the first layer after the noise embedding, if ``noise_scale``
-        is another; they are fitted so that the output is the same to about 1e-6.
+        A network with the same weights. If ``noise_scale`` is not 250, those of the first layer after the noise
+        embedding differ: they are fitted so that the output is the same to about 1e-6.
 
     Raises:
-        ConfigError: diffusers has no such network.
+        ConfigError: diffusers does not have such a network.
     """
     _require_counterpart(backbone)
     network: Any = _wrapped(backbone, side) if isinstance(backbone, ADM) else copy.deepcopy(backbone.network)
@@ -98,7 +98,7 @@ def _unet2d_from(backbone: nn.Module, side: int, noise_scale: float, sigmas: tup
 
 
 def _require_counterpart(backbone: nn.Module) -> None:
-    """Raise ConfigError if diffusers has no network of this class."""
+    """Raise ConfigError if diffusers does not have a network of this class."""
     if not isinstance(backbone, ADM | DiffusersUNet):
         raise ConfigError(
             f"--format diffusers: diffusers has no {type(backbone).__name__}: networks of the classes ADM and "
@@ -125,7 +125,7 @@ def _wrapped(backbone: ADM, side: int) -> nn.Module:
         wrapped = DiffusersUNet(_config(backbone, side, levels, blocks))
         first = "network.time_embedding.linear_1.weight"
         if state[first].shape != wrapped.state_dict()[first].shape:
-            state[first] = wrapped.state_dict()[first]  # of another width, and fitted later
+            state[first] = wrapped.state_dict()[first]  # it has another width, and is fitted later
         return filled(wrapped, state).network
     except CheckpointError as error:
         raise ConfigError(f"--format diffusers: its UNet2DModel differs from this ADM: {error}") from error
@@ -139,9 +139,13 @@ def _config(network: ADM, side: int, levels: int, blocks: int) -> dict[str, Any]
     groups = {module.num_groups for module in network.modules() if isinstance(module, nn.GroupNorm)}
     heads = {m.qkv.in_channels // m.heads for m in network.modules() if isinstance(m, SelfAttention)}
     if len(groups) > 1:
-        raise ConfigError("--format diffusers: norms are alike there: set norm_groups, or channels of at least 128")
+        raise ConfigError(
+            "--format diffusers: all its norms have the same groups: set norm_groups, or channels of at least 128"
+        )
     if len(heads) > 1:
-        raise ConfigError("--format diffusers: heads are alike there: widths that attend must be multiples of 64")
+        raise ConfigError(
+            "--format diffusers: all its heads have 64 channels: widths with attention must be multiples of 64"
+        )
     return {
         "sample_size": side,
         "in_channels": network.stem.in_channels,
@@ -155,7 +159,7 @@ def _config(network: ADM, side: int, levels: int, blocks: int) -> dict[str, Any]
         "upsample_type": "resnet",
         "attention_head_dim": heads.pop(),
         "norm_num_groups": (norm_groups := groups.pop()),
-        "attn_norm_num_groups": norm_groups,  # or the attention in the middle has no norm
+        "attn_norm_num_groups": norm_groups,  # without it the attention in the middle has no norm
         "dropout": last[0].style.dropout,
         "resnet_time_scale_shift": "scale_shift" if last[0].style.scale_shift else "default",
         "num_class_embeds": network.num_classes or None,
@@ -178,7 +182,7 @@ def _their_blocks(levels: int, blocks: int) -> Iterator[tuple[str, str]]:
 
 
 def _as_theirs(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Linear maps in place of convolutions of one pixel, q, k and v apart, classes as rows."""
+    """Convert to linear maps in place of convolutions of one pixel, separate q, k and v, and classes as rows."""
     result: dict[str, Tensor] = {}
     for name, tensor in state.items():
         linear = ".attentions." in name and tensor.ndim == 4

@@ -1,4 +1,4 @@
-"""The suite's own export: ``weights.safetensors``, and ``config.json``, by which the module is built again."""
+"""The suite's own export: ``weights.safetensors``, and ``config.json``, from which the module is rebuilt."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TRAINING = ("optimizer", "lr_scheduler", "start_from")
 
 
 def write_export(module: nn.Module, folder: Path, steps: int, kind: str) -> None:
-    """Write a GenerativeModule's network and the arguments that it was built with, but for those of training."""
+    """Write a GenerativeModule's network and the arguments that it was built with, except those of training."""
     backbone = module.get_submodule("backbone")
     described = describe(module)
     arguments = {name: value for name, value in described["init_args"].items() if name not in _TRAINING}

@@ -1,7 +1,7 @@
-"""A noise embedding under another noise label: the layer after it is fitted to give what it gave.
+"""A noise embedding under another noise label: the layer after it is fitted to give the same output.
 
-Embeddings of 0.25 ln sigma change slowly with sigma. diffusers' of 250 ln sigma have frequencies from 1 down to 1e-4,
-and the slow ones of them span the same functions: a least-squares fit agrees to the precision of float32.
+Embeddings of 0.25 ln sigma change slowly with sigma. Those of diffusers, of 250 ln sigma, have frequencies from 1 down
+to 1e-4. The slow ones span the same functions, so that a least-squares fit agrees to the precision of float32.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ def refitted(
     sigma_min: float,
     sigma_max: float,
 ) -> tuple[Tensor, Tensor]:
-    """Weight and bias with which ``linear(old(log sigma))`` is ``weight new(log sigma) + bias`` over a range of sigma.
+    """Fit ``weight new(log sigma) + bias`` to ``linear(old(log sigma))`` over a range of sigma.
 
     Args:
-        linear: follows the embedding.
-        old: (B,) float32 ln sigma -> (B, in) the embedding that the layer is used to.
-        new: (B,) float32 ln sigma -> (B, width) the embedding that it is to be given.
+        linear: the layer that follows the embedding.
+        old: (B,) float32 ln sigma -> (B, in), the embedding that the layer was trained with.
+        new: (B,) float32 ln sigma -> (B, width), the embedding that replaces it.
         sigma_min: lower end of the range.
         sigma_max: upper end of the range.
 
     Returns:
-        (out, width) and (out,).
+        The weight (out, width) and the bias (out,).
 
     Raises:
         ConfigError: the old embedding changes too quickly with sigma, or the new one has too few channels.
@@ -46,7 +46,7 @@ def refitted(
     wanted = linear(old(logs)).double()
     given = nn.functional.pad(new(logs).double(), (0, 1), value=1.0)
     u, s, v = torch.linalg.svd(given[::2], full_matrices=False)
-    kept = s > 1e-7 * s[0]  # smaller ones would make large weights, which float32 does not bear
+    kept = s > 1e-7 * s[0]  # smaller ones would give weights too large for float32
     solution = v[kept].T @ ((u[:, kept].T @ wanted[::2]) / s[kept, None])
     weight, bias = solution[:-1].T.float(), solution[-1].float()
     error = (given[:, :-1].float() @ weight.T + bias - wanted).abs().max()

@@ -18,7 +18,7 @@ from cm_lightning.modules.flow_map import FlowMapModule
 
 
 class OneStep(nn.Module):
-    """Unit noise -> images in [-1, 1]: what the module draws in one step with this network."""
+    """Maps unit noise to images in [-1, 1]: the one-step sampler of the module with this network."""
 
     def __init__(self, backbone: nn.Module, module: ConsistencyModule | FlowMapModule) -> None:
         super().__init__()
@@ -30,20 +30,20 @@ class OneStep(nn.Module):
 
 
 def write_onnx(module: ConsistencyModule | FlowMapModule, path: Path) -> None:
-    """Inputs ``noise`` (B, C, H, W) of unit variance and, with classes, ``class_label`` (B,) int64; output ``image``.
+    """Write the one-step generator, from ``noise`` (B, C, H, W) and, with classes, ``class_label`` to ``image``.
 
-    Raises ConfigError if onnx is not installed.
+    The noise is of unit variance, the labels are (B,) int64. Raises ConfigError if onnx is not installed.
     """
     if find_spec("onnx") is None:
         raise ConfigError("--format onnx needs onnx: pip install 'cm-lightning[interop]'")
     backbone = copy.deepcopy(module.backbone).eval().cpu()
-    set_forward_mode(backbone, True)  # attention as plain products, which every runtime has
+    set_forward_mode(backbone, True)  # attention as plain products, which every runtime supports
     generator = OneStep(backbone, module)
     names, inputs = ["noise"], [torch.randn(2, *module.image_shape)]
     if module.num_classes:
         names, inputs = [*names, "class_label"], [*inputs, torch.tensor([0, module.num_classes - 1])]
     with replacing(path) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter that needs no further package is called old, and traces
+        warnings.simplefilter("ignore")  # the tracing exporter, deprecated, does not need a further package
         torch.onnx.export(
             generator,
             tuple(inputs),

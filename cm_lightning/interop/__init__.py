@@ -1,1 +1,1 @@
-"""Reading others' files: OpenAI's, EDM's and diffusers' networks. Nothing from a file is executed."""
+"""Reading the networks of OpenAI, EDM and diffusers. Nothing from a file is executed."""

@@ -1,4 +1,4 @@
-"""diffusers' folders: the network of a ``UNet2DModel`` or of a ``ConsistencyModelPipeline``, and its noise levels."""
+"""Folders of diffusers: the network of a ``UNet2DModel`` or ``ConsistencyModelPipeline``, and its noise levels."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _OLD_ATTENTION = re.compile(r"(?<=attentions\.\d)\.(query|key|value|proj_attn)\.
 
 
 def read_folder(path: str | Path) -> tuple[DiffusersUNet, int]:
-    """The network of a pipeline's folder, or of a ``UNet2DModel``'s own, and the side of its images in pixels.
+    """Read the network from the folder of a pipeline or a ``UNet2DModel``, and the side of its images in pixels.
 
     Raises:
-        CheckpointError: there is no such folder, or its files are damaged or do not fit each other.
+        CheckpointError: there is no such folder, or its files are damaged or do not fit together.
     """
     folder = Path(path)
     folder = folder / "unet" if (folder / "unet").is_dir() else folder
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: no readable config.json of a UNet2DModel") from error
+        raise CheckpointError(f"{folder}: there is no readable config.json of a UNet2DModel") from error
     if not isinstance(config, dict) or config.get("_class_name") != "UNet2DModel":
         raise CheckpointError(f"{folder}: its config.json is not that of a UNet2DModel")
     if not isinstance(side := config.get("sample_size"), int):
-        raise CheckpointError(f"{folder}: sample_size in its config.json is no number of pixels")
+        raise CheckpointError(f"{folder}: sample_size in its config.json is not a number of pixels")
     state = _present_names(read_tensors(_weights_file(folder)))
     try:
         network = DiffusersUNet(config)
@@ -47,15 +47,15 @@ def _weights_file(folder: Path) -> Path:
 
 
 def _present_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The attention of old files under its present names, as diffusers converts it."""
+    """Rename the attention of old files to its present names, as diffusers does."""
     return {_OLD_ATTENTION.sub(lambda m: f".{_PRESENT[m[1]]}.", name): tensor for name, tensor in state.items()}
 
 
 def read_sigmas(path: str | Path) -> dict[str, float]:
-    """``sigma_min``, ``sigma_max`` and ``sigma_data`` of a pipeline's scheduler; none for a network's own folder.
+    """``sigma_min``, ``sigma_max`` and ``sigma_data`` of a pipeline's scheduler; empty for the folder of a network.
 
     Raises:
-        CheckpointError: the folder is of another kind of pipeline, or its scheduler cannot be read.
+        CheckpointError: the folder holds another kind of pipeline, or its scheduler cannot be read.
     """
     index, scheduler = Path(path) / "model_index.json", Path(path) / "scheduler/scheduler_config.json"
     if not index.is_file():

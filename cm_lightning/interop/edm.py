@@ -1,4 +1,4 @@
-"""EDM's networks (Karras et al. 2022): a state dict or a network snapshot -> DDPMpp, NCSNpp or ADM."""
+"""EDM's networks (Karras et al. 2022): from a state dict or a network snapshot to DDPMpp, NCSNpp or ADM."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _HEAD_WIDTH = 64
 
 
 def network_from_edm(state: Mapping[str, Tensor]) -> tuple[DDPMpp | NCSNpp | ADM, int]:
-    """The network, its sizes read off names and shapes, and the side of its images in pixels.
+    """Build the network from the names and shapes of its tensors; also return the side of its images in pixels.
 
-    ``map_augment``, which has no part in sampling, and the fixed filters are left out.
+    ``map_augment``, which sampling does not use, and the fixed filters are left out.
 
     Raises:
-        CheckpointError: the tensors are not those of one whole network.
+        CheckpointError: the tensors are not those of one complete network.
     """
     known = {name.removeprefix("model."): tensor for name, tensor in state.items()}
     known = {n: t for n, t in known.items() if not n.startswith("map_augment") and not n.endswith("resample_filter")}
@@ -105,7 +105,7 @@ def _rest(sides: list[int]) -> dict[str, str]:
 
 
 def _reordered(state: dict[str, Tensor], adm: bool) -> dict[str, Tensor]:
-    """Their rows and columns in our order: q, k and v; and for DDPM++ and NCSN++ sines before cosines."""
+    """Bring rows and columns into the order of this suite: q, k and v; for DDPM++ and NCSN++ sines before cosines."""
     result = dict(state)
     for name, tensor in state.items():
         if ".qkv." in name:
@@ -120,7 +120,7 @@ def _reordered(state: dict[str, Tensor], adm: bool) -> dict[str, Tensor]:
 
 
 def _heads_last(qkv: Tensor, heads: int) -> Tensor:
-    """Rows ordered (head, d, q/k/v), as EDM has them, -> (q/k/v, head, d), as ours."""
+    """Reorder rows from EDM's (head, d, q/k/v) to (q/k/v, head, d), the order of this suite."""
     return rearrange(qkv, "(n c three) ... -> (three n c) ...", three=3, n=heads)
 
 

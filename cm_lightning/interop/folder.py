@@ -1,4 +1,4 @@
-"""The suite's own export: ``weights.safetensors``, and ``config.json``, by which the module is built again."""
+"""The suite's own export: ``weights.safetensors``, and ``config.json``, from which the module is rebuilt."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from cm_lightning.errors import CheckpointError
 
 #: Names of the two files.
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
-#: Under it, the second describes the module.
+#: The key of ``config.json`` under which the module is described.
 KEY = "cm_lightning_module"
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What ``config.json`` tells.
+    """The contents of ``config.json``.
 
     Attributes:
         weights: the file of the network's weights.
         module: ``{class_path, init_args}`` of the module.
-        steps: optimizer steps that the weights have seen; 0 if that is not known.
-        kind: of the weights, ``averaged`` or ``raw``.
+        steps: optimizer steps of the weights; 0 if that is not known.
+        kind: kind of the weights, ``averaged`` or ``raw``.
     """
 
     weights: Path
@@ -34,7 +34,7 @@ class Exported:
 
 
 def find_export(path: str | Path) -> Exported | None:
-    """The export in a folder, or around a file of weights; None if the path is neither.
+    """Find the export in a folder, or around a file of weights; None if the path is neither.
 
     Raises:
         CheckpointError: ``config.json`` is missing or damaged.
@@ -49,6 +49,6 @@ def find_export(path: str | Path) -> Exported | None:
         return Exported(weights, dict(content[KEY]), int(content["steps"]), str(content["weights"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{weights}: beside it there is no {CONFIG} that says how its network is built, as cm-lightning export "
+            f"{weights}: beside it there is no {CONFIG} that describes its network, as cm-lightning export "
             "--format safetensors writes it; if the weights are OpenAI's or EDM's, give openai:FILE or edm:FILE"
         ) from error

@@ -1,4 +1,4 @@
-"""Other programs' networks where a checkpoint is asked for: ``openai:FILE``, ``edm:FILE``, ``diffusers:FOLDER``."""
+"""Networks of other programs in place of a checkpoint: ``openai:FILE``, ``edm:FILE``, ``diffusers:FOLDER``."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Foreign:
     """A network with its weights.
 
     Attributes:
-        backbone: in eval mode.
-        noise_scale: it is given noise_scale * ln sigma.
-        channels: of its images.
-        side: of its images, in pixels.
-        consistency: whether the files are of consistency models, as a rule, or of denoisers.
-        sigmas: ``sigma_min``, ``sigma_max`` and ``sigma_data``, where the files tell them.
+        backbone: the network, in eval mode.
+        noise_scale: the network takes noise_scale * ln sigma.
+        channels: number of channels of its images.
+        side: side of its images, in pixels.
+        consistency: whether such files usually hold consistency models, or denoisers.
+        sigmas: ``sigma_min``, ``sigma_max`` and ``sigma_data``, if the files give them.
     """
 
     backbone: nn.Module
@@ -38,7 +38,7 @@ class Foreign:
 
 def _openai(path: str) -> Foreign:
     network = adm_from_openai(read_tensors(path))
-    # both published shapes go down to 8 pixels, and nothing in the file tells more
+    # both published shapes go down to 8 pixels, and the file does not say more
     return Foreign(network, NOISE_SCALE, network.stem.in_channels, 8 * network.pyramid.factor, consistency=True)
 
 
@@ -61,7 +61,7 @@ def is_foreign(path: object) -> bool:
 
 
 def read_foreign(path: object) -> Foreign:
-    """The network at ``FORMAT:PATH``.
+    """Read the network at ``FORMAT:PATH``.
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds another network.
@@ -72,16 +72,16 @@ def read_foreign(path: object) -> Foreign:
     except CheckpointError as error:
         message = str(error)
         raise CheckpointError(message if file in message else f"{file}: {message}") from error
-    except Exception as error:  # whatever tensors of odd names and shapes lead to
-        raise CheckpointError(f"{file} does not hold a whole network of that kind") from error
+    except Exception as error:  # tensors of odd names and shapes raise many kinds
+        raise CheckpointError(f"{file} does not hold a complete network of that kind") from error
 
 
-#: Programs by how the names of their tensors begin.
+#: Programs by the beginnings of their tensors' names.
 _STARTS = {"openai": ("input_blocks.0.", "time_embed.0."), "edm": ("map_layer0.", "enc.")}
 
 
 def origin(path: str | Path) -> str | None:
-    """The program whose file or folder a path is, by its names: ``openai``, ``edm`` or ``diffusers``; else None."""
+    """The program that wrote a file or folder, by its names: ``openai``, ``edm`` or ``diffusers``; else None."""
     path = Path(path)
     if path.is_dir():
         return "diffusers" if _of_diffusers(path) else None

@@ -1,8 +1,8 @@
-"""OpenAI's ``UNetModel`` of consistency_models: a plain state dict -> :class:`ADM`.
+"""OpenAI's ``UNetModel`` of consistency_models: from a plain state dict to :class:`ADM`.
 
-``cd_*.pt``, ``ct_*.pt`` and ``edm_*_ema.pt`` of ImageNet 64 x 64 and LSUN 256 x 256. In these files the 3C channels of
-attention are ordered (q/k/v, head, d), as ours are; guided-diffusion's older files order them (head, q/k/v, d), which
-no shape can tell.
+The files are ``cd_*.pt``, ``ct_*.pt`` and ``edm_*_ema.pt`` of ImageNet 64 x 64 and LSUN 256 x 256. In them the 3C
+channels of attention are ordered (q/k/v, head, d), as in this suite. Older files of guided-diffusion order them
+(head, q/k/v, d), and the shapes do not show the difference.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from cm_lightning.backbones.adm import ADM
 from cm_lightning.errors import CheckpointError
 from cm_lightning.interop.weights import block_modules, filled, own_blocks, renamed
 
-#: Their networks are given 250 ln sigma.
+#: The networks take 250 ln sigma.
 NOISE_SCALE = 250.0
 
-#: Of their norms, whatever the width.
+#: The number of groups of the norms, at every width.
 _GROUPS = 32
 
 _PARTS = {
@@ -41,10 +41,10 @@ _REST = {
 
 
 def adm_from_openai(state: Mapping[str, Tensor]) -> ADM:
-    """The network, its sizes read off the shapes; heads are 64 channels wide, as in all published files.
+    """Build the network from the shapes of its tensors; heads are 64 channels wide, as in all published files.
 
     Raises:
-        CheckpointError: the tensors are not those of one whole network.
+        CheckpointError: the tensors are not those of one complete network.
     """
     try:
         levels, blocks = _shape(state)
@@ -55,7 +55,7 @@ def adm_from_openai(state: Mapping[str, Tensor]) -> ADM:
     ours = renamed(state, {**names, **_REST})
     if "conditioning.classes.weight" in ours:
         ours["conditioning.classes.weight"] = ours["conditioning.classes.weight"].T
-    # their attention is a 1-D or a 2-D convolution of one pixel, by version
+    # the attention is a 1-D or a 2-D convolution of one pixel, depending on the version
     shaped = {name: _as_2d(tensor) if ".attention." in name else tensor for name, tensor in ours.items()}
     return filled(network, shaped)
 
@@ -65,12 +65,12 @@ def _as_2d(weight: Tensor) -> Tensor:
 
 
 def _count(state: Mapping[str, Tensor], pattern: str, limit: int = 1000) -> int:
-    """How many of pattern.format(0), pattern.format(1), ... there are."""
+    """The number of prefixes pattern.format(0), pattern.format(1), ... that occur."""
     return next(i for i in range(limit) if pattern.format(i) not in state)
 
 
 def _shape(state: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Levels, and blocks of a level: a block that doubles the resolution follows another in its stage."""
+    """The numbers of levels, and of blocks in a level: a doubling block follows another in its stage."""
     stages = _count(state, "output_blocks.{}.0.in_layers.0.weight")
     ups = sum(f"output_blocks.{i}.{j}.in_layers.0.weight" in state for i in range(stages) for j in (1, 2))
     return ups + 1, stages // (ups + 1) - 1

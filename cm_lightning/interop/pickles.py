@@ -1,4 +1,4 @@
-"""Tensors out of EDM's network snapshots, which are pickles that carry their own source code. None of it is run."""
+"""Tensors from EDM's network snapshots, which are pickles that carry source code. None of it is run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cm_lightning.errors import CheckpointError
 
 
 class Inert:
-    """Stands for any object of the pickle: it keeps what the object would be made of, and does nothing with it."""
+    """A placeholder for any object of the pickle: it keeps the object's arguments and state, and does nothing else."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
@@ -31,7 +31,7 @@ class Inert:
 
 
 class InertDict(dict[Any, Any]):
-    """Stands for a dictionary of another class."""
+    """A placeholder for a dictionary of another class."""
 
 
 def _storage(data: bytes) -> Any:
@@ -39,7 +39,7 @@ def _storage(data: bytes) -> Any:
 
 
 def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    data = storage._untyped_storage  # its public name warns that typed storages will go
+    data = storage._untyped_storage  # the public name warns that typed storages are deprecated
     if math.prod(size) * storage.dtype.itemsize > data.nbytes():
         raise CheckpointError("it has a tensor that is larger than its data")
     return torch.empty(0, dtype=storage.dtype).set_(data, offset, size, stride)
@@ -51,11 +51,11 @@ def _parameter(data: Tensor, *_: Any) -> Tensor:
 
 def _reconstructor(cls: type, *_: Any) -> Inert:
     if cls is not Inert:
-        raise CheckpointError("it rebuilds an object that is no part of a network")
+        raise CheckpointError("it rebuilds an object that is not part of a network")
     return Inert()
 
 
-#: All that a snapshot may name, and what stands for it here.
+#: All names that a snapshot may use, and their replacements.
 _STANDS_FOR: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
@@ -74,10 +74,10 @@ _STANDS_FOR: dict[tuple[str, str], Any] = {
 }
 
 
-class _Unpickler(pickle._Unpickler):  # in Python: the one in C makes room for whatever index a file names
+class _Unpickler(pickle._Unpickler):  # in Python: the one in C allocates memory for any index that a file names
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STANDS_FOR:
-            raise CheckpointError(f"it names {module}.{name}, which no network needs: nothing of it was run")
+            raise CheckpointError(f"it names {module}.{name}, which is not part of a network: nothing of it was run")
         return _STANDS_FOR[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
@@ -85,11 +85,11 @@ class _Unpickler(pickle._Unpickler):  # in Python: the one in C makes room for w
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
-    """The state dict of the averaged network in a snapshot: parameters and buffers, by their names.
+    """Read the state dict of the averaged network in a snapshot: parameters and buffers, by name.
 
     Raises:
-        CheckpointError: the pickle names anything that a network is not made of, or holds no network. Other errors
-            too, if the file is damaged.
+        CheckpointError: the pickle names anything that is not part of a network, or does not hold a network. A damaged
+            file may raise other errors.
     """
     with path.open("rb") as file:
         content = _Unpickler(file).load()
@@ -103,7 +103,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def _tensors(module: Inert, prefix: str = "") -> dict[str, Tensor]:
-    """As ``nn.Module.state_dict`` would tell them."""
+    """The tensors of a module, as in ``nn.Module.state_dict``."""
     attributes = _attributes(module)
     found: dict[str, Tensor] = {}
     for kind in ("_parameters", "_buffers"):
@@ -115,7 +115,7 @@ def _tensors(module: Inert, prefix: str = "") -> dict[str, Tensor]:
 
 
 def _attributes(module: Inert) -> dict[str, Any]:
-    """Of an object pickled by reference to its class, or with its source by EDM's ``persistence``."""
+    """The attributes of an object, pickled by reference to its class or with its source by EDM's ``persistence``."""
     state = module.state
     if state is None and module.arguments and isinstance(module.arguments[0], dict):
         state = module.arguments[0].get("state")

@@ -1,4 +1,4 @@
-"""Plain tensors from files of others, their names as ours, and networks filled with them."""
+"""Plain tensors from the files of other programs, their renaming, and networks filled with them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a ``.safetensors``, a snapshot ``.pkl`` of EDM, or a file of ``torch.save``, on the CPU.
+    """Read the state dict in a ``.safetensors``, a snapshot ``.pkl`` of EDM, or a file of ``torch.save``, to the CPU.
 
-    It may lie in the dictionary of a training program, under ``ema``, ``state_dict``, ``model`` or the like, and its
-    names may begin with a wrapper's, ``module.`` or ``_orig_mod.``.
+    It may be nested in the dictionary of a training program, under ``ema``, ``state_dict``, ``model`` or the like, and
+    its names may begin with those of a wrapper, ``module.`` or ``_orig_mod.``.
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds anything but named tensors of real numbers.
@@ -33,10 +33,10 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         state = unwrapped(_read(path))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except Exception as error:  # whatever a parser makes of a damaged file
-        raise CheckpointError(f"{path} cannot be read as plain tensors: is it whole?") from error
+    except Exception as error:  # parsers raise many kinds for a damaged file
+        raise CheckpointError(f"{path} cannot be read as plain tensors: is it complete?") from error
     if not isinstance(state, dict) or not state or not all(_is_weight(*item) for item in state.items()):
-        raise CheckpointError(f"{path} is no state dict: it holds other things than named tensors of real numbers")
+        raise CheckpointError(f"{path} is not a state dict: it holds other things than named tensors of real numbers")
     return state
 
 
@@ -48,12 +48,12 @@ def _read(path: Path) -> object:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-#: Keys that training programs keep a state dict under, and attributes that they keep a network in; averages first.
+#: Keys under which training programs keep a state dict, and attributes in which they keep a network; averages first.
 _WRAPPERS = ("ema", "model_ema", "ema_model", "state_dict", "model", "module", "network", "net", "_orig_mod")
 
 
 def unwrapped(content: object) -> object:
-    """The state dict within dictionaries of a training program, its names without the wrappers of the network."""
+    """The state dict within the dictionaries of a training program, its names without wrappers of the network."""
     while isinstance(content, dict) and not any(isinstance(value, Tensor) for value in content.values()):
         inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict) and content[key]), None)
         if inner is None:
@@ -72,23 +72,23 @@ def unwrapped(content: object) -> object:
 
 
 def _is_weight(name: object, value: object) -> bool:
-    """A tensor of real numbers that are all in the file: one that repeats them could make a network of any size."""
+    """Whether a value is a tensor of real numbers that are all stored: a repeating one could be of any size."""
     if not isinstance(name, str) or not isinstance(value, Tensor) or not value.is_floating_point():
         return False
     return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def renamed(state: Mapping[str, Tensor], modules: Mapping[str, str]) -> dict[str, Tensor]:
-    """The same tensors under other names of their modules.
+    """Rename the modules of the tensors.
 
     Raises:
-        CheckpointError: there is a tensor of a module that the map does not know.
+        CheckpointError: the map does not contain the module of a tensor.
     """
     result = {}
     for name, tensor in state.items():
         module, _, parameter = name.rpartition(".")
         if module not in modules:
-            raise CheckpointError(f"it has {name}, which is no part of that network")
+            raise CheckpointError(f"it has {name}, which is not part of that network")
         result[f"{modules[module]}.{parameter}"] = tensor
     return result
 
@@ -96,13 +96,13 @@ def renamed(state: Mapping[str, Tensor], modules: Mapping[str, str]) -> dict[str
 def block_modules(
     ours: Iterable[str], theirs: Iterable[tuple[str, str]], parts: Mapping[str, str], attention: Mapping[str, str]
 ) -> dict[str, str]:
-    """Names of modules, theirs -> ours.
+    """The names of modules, mapped from another program's to those of this suite.
 
     Args:
-        ours: prefix of each block.
-        theirs: prefixes of the same block and of its attention.
-        parts: of a block, theirs -> ours.
-        attention: of an attention, theirs -> ours.
+        ours: prefix of each block in this suite.
+        theirs: prefixes of the same block and of its attention in the other program.
+        parts: names of the parts of a block, theirs to ours.
+        attention: names of the parts of an attention, theirs to ours.
     """
     result: dict[str, str] = {}
     for own, (block, attends) in zip(ours, theirs, strict=True):
@@ -118,16 +118,16 @@ def own_blocks(levels: int, blocks: int) -> Iterator[str]:
 
 
 def filled(network: Network, state: Mapping[str, Tensor]) -> Network:
-    """The network with these weights, in eval mode.
+    """Load weights into the network, and return it in eval mode.
 
     Raises:
-        CheckpointError: a tensor is missing, left over, or of another shape; then the network is not to be used.
+        CheckpointError: a tensor is missing, left over, or of another shape; the network must then not be used.
     """
     own = network.state_dict()
     for name in sorted(own.keys() ^ state.keys()):
-        raise CheckpointError(f"{name} is {'missing' if name in own else 'left over'}: the file is not whole")
+        raise CheckpointError(f"{name} is {'missing' if name in own else 'left over'}: the file is not complete")
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:
-            raise CheckpointError(f"{name} is {tuple(tensor.shape)} where {tuple(own[name].shape)} is due")
+            raise CheckpointError(f"{name} has shape {tuple(tensor.shape)}, but {tuple(own[name].shape)} was expected")
     network.load_state_dict(dict(state))
     return network.eval()

@@ -28,10 +28,10 @@ from cm_lightning.quiet import quiet
 from cm_lightning.recording import Recorded
 from cm_lightning.run import find_export
 
-#: Tokens of a prompt, as CLIP has them.
+#: Tokens of a prompt in CLIP.
 TOKENS = 77
 
-# what a pipeline's loader calls the dtype: since 0.40 the old name is deprecated, before it the new one has no effect
+# the name of the dtype in a pipeline's loader: since 0.40 the old one is deprecated, before it the new has no effect
 _DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
 
 #: A UNet2DConditionModel; called through :meth:`TextToImageBase.output`.
@@ -39,10 +39,10 @@ UNet: TypeAlias = Any
 
 
 class Conditioning(NamedTuple):
-    """What the network is told of each sample's text, a row a sample.
+    """The condition of the network on text, one row for each sample.
 
-    ``hidden`` (B, L, D): the text encoders' states; SDXL's further ``pooled`` (B, P) and ``time_ids`` (B, 6): original
-    height and width, crop's top and left, target height and width in pixels.
+    ``hidden`` (B, L, D) holds the states of the text encoders. SDXL also has ``pooled`` (B, P) and ``time_ids``
+    (B, 6): original height and width, top and left of the crop, target height and width in pixels.
     """
 
     hidden: Tensor
@@ -50,34 +50,34 @@ class Conditioning(NamedTuple):
     time_ids: Tensor | None = None
 
     def to(self, *args: Any, **kwargs: Any) -> Conditioning:
-        """Each tensor's ``to``."""
+        """Apply ``to`` to each tensor."""
         return self.each(lambda part: part.to(*args, **kwargs))
 
     def rows(self, index: Tensor | slice) -> Conditioning:
-        """Some of the samples."""
+        """Select some of the samples."""
         return self.each(lambda part: part[index])
 
     def each(self, change: Callable[..., Tensor], *others: Conditioning) -> Conditioning:
-        """A change of every part that there is, given the same part of others too."""
+        """Apply a function to every part that is present, together with the same part of others."""
         parts: list[Any] = [None if part[0] is None else change(*part) for part in zip(self, *others, strict=True)]
         return Conditioning(*parts)
 
     def where(self, chosen: Tensor, other: Conditioning) -> Conditioning:
-        """Its own rows where ``chosen`` (B,) holds, and the other's elsewhere."""
+        """Take its own rows where ``chosen`` (B,) is true, and those of ``other`` elsewhere."""
         return self.each(lambda a, b: torch.where(chosen.view(-1, *[1] * (a.ndim - 1)), a, b), other)
 
     def followed_by(self, other: Conditioning) -> Conditioning:
-        """One batch after the other."""
+        """Concatenate this batch and another."""
         return self.each(lambda a, b: torch.cat([a, b]), other)
 
 
 class TextToImageBase(Recorded):
-    """Encodes prompts and images, decodes latents, and says what the network's output means.
+    """Encodes prompts and images, decodes latents, and interprets the network's output.
 
-    Not an ``nn.Module``: a frozen base is no part of the module that learns from it, nor of its checkpoints.
+    It is not an ``nn.Module``: a frozen base is not part of the module that learns from it, nor of its checkpoints.
 
     Args:
-        pipe: diffusers' pipeline of the model: StableDiffusionPipeline or StableDiffusionXLPipeline.
+        pipe: the diffusers pipeline of the model: StableDiffusionPipeline or StableDiffusionXLPipeline.
     """
 
     def __init__(self, pipe: DiffusionPipeline) -> None:
@@ -91,21 +91,21 @@ class TextToImageBase(Recorded):
 
     @property
     def is_xl(self) -> bool:
-        """Whether it has SDXL's second text encoder and time ids."""
+        """Whether the model has SDXL's second text encoder and time ids."""
         return bool(self.unet.config.get("addition_embed_type") == "text_time")
 
     @property
     def image_size(self) -> int:
-        """Side of the images that it draws, in pixels."""
+        """Side of the images that the model draws, in pixels."""
         return int(self.unet.config["sample_size"] * self.downsampling)
 
     @property
     def downsampling(self) -> int:
-        """Pixels of an image along a side for each of its latents."""
+        """Pixels of an image for each latent, along a side."""
         return int(self.pipe.vae_scale_factor)
 
     def encoders_to(self, device: torch.device | str) -> None:
-        """Move text encoders and autoencoder; the network belongs to who trains or calls it."""
+        """Move text encoders and autoencoder; whoever trains or calls the network moves that."""
         for part in self._encoders():
             part.to(device)
 
@@ -115,7 +115,7 @@ class TextToImageBase(Recorded):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
-        """The conditions of B prompts, for images of (height, width) pixels, on the encoders' device."""
+        """Encode B prompts for images of (height, width) pixels, on the device of the encoders."""
         device = self.pipe.text_encoder.device
         encoded = self.pipe.encode_prompt(list(prompts), device=device, num_images_per_prompt=1,
                                           do_classifier_free_guidance=False)  # fmt: skip
@@ -124,7 +124,7 @@ class TextToImageBase(Recorded):
         return Conditioning(encoded[0], encoded[2], self._time_ids(len(prompts), size).to(encoded[0].device))
 
     def no_prompt(self, size: tuple[int, int]) -> Conditioning:
-        """The condition that guidance leads away from, one row: the empty prompt, or zeros where SDXL wants them."""
+        """The unconditional row for guidance: the empty prompt, or zeros where SDXL requires them."""
         empty = self.encode_prompts([""], size)
         if self.is_xl and self.pipe.config.get("force_zeros_for_empty_prompt", True):
             assert empty.pooled is not None
@@ -137,9 +137,9 @@ class TextToImageBase(Recorded):
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> latents (B, C, h, w) of about unit variance: the mean of the encoder's density.
+        """Encode (B, 3, H, W) in [-1, 1] to latents (B, C, h, w) of about unit variance, the means of their density.
 
-        In the autoencoder's own precision, also under autocast: SDXL's does not bear 16 bits, nor does the solver.
+        This uses the autoencoder's own precision even under autocast: SDXL's, and the solver, need more than 16 bits.
         """
         vae = self.pipe.vae
         with torch.autocast(vae.device.type, enabled=False):
@@ -150,7 +150,7 @@ class TextToImageBase(Recorded):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) -> (B, 3, H, W) in [-1, 1]."""
+        """Decode latents (B, C, h, w) to images (B, 3, H, W) in [-1, 1]."""
         vae = self.pipe.vae
         scaled = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
         with torch.autocast(vae.device.type, enabled=False):
@@ -158,13 +158,13 @@ class TextToImageBase(Recorded):
         return images.float().clamp(-1, 1)
 
     def drawing(self, device: torch.device) -> AbstractContextManager[Any]:
-        """Where its pipelines draw: autocast, if some of their parts are of 16 bits and others are not."""
+        """The context in which pipelines draw: autocast if some of their parts have 16 bits and others do not."""
         dtypes = {part.dtype for part in (self.unet, *self._encoders())} - {torch.float32}
         return torch.autocast(device.type, dtypes.pop()) if dtypes else nullcontext()
 
     @staticmethod
     def arguments(unet: UNet, x: Tensor, t: Tensor, c: Conditioning, w: Tensor | None = None) -> dict[str, Any]:
-        """The call of a network at noisy latents x (B, C, h, w), timesteps t (B,), in the network's dtype."""
+        """The arguments of a network at noisy latents x (B, C, h, w), timesteps t (B,), in its dtype."""
         dtype = unet.dtype
         added = None if c.pooled is None else {"text_embeds": c.pooled.to(dtype), "time_ids": c.time_ids}
         return {
@@ -177,10 +177,10 @@ class TextToImageBase(Recorded):
         }
 
     def output(self, unet: UNet, x: Tensor, t: Tensor, c: Conditioning, w: Tensor | None = None) -> Tensor:
-        """What a network of this structure predicts, to be read by ``schedule``: (B, C, h, w) float32.
+        """The prediction of a network of this structure, to be read by ``schedule``: (B, C, h, w) float32.
 
         Args:
-            unet: the base's own, or one like it.
+            unet: the network of the base, or one like it.
             x: noisy latents (B, C, h, w).
             t: timesteps (B,).
             c: conditions, B rows.
@@ -191,17 +191,17 @@ class TextToImageBase(Recorded):
 
 
 class PretrainedBase(TextToImageBase):
-    """Any folder or hub name that diffusers loads: SD 1.5, SD 2.1 (768 and base), SDXL, and what was made of them.
+    """Any folder or hub name that diffusers loads: SD 1.5, SD 2.1 (768 and base), SDXL, and models derived from them.
 
-    Made on the meta device, as for ``--dry_run``, it has the network's structure only and needs no files.
+    On the meta device, as for ``--dry_run``, it has only the structure of the network and does not need files.
 
     Args:
-        path: of the folder, of a run that exported one, or a name on the hub.
-        dtype: of network and text encoders; the autoencoder stays in float32, which SDXL's needs.
-        variant: of the weights' files, such as ``fp16``.
+        path: path of the folder, or of a run that exported one, or a name on the hub.
+        dtype: dtype of network and text encoders; the autoencoder stays in float32, as SDXL's requires.
+        variant: variant of the weights' files, such as ``fp16``.
 
     Raises:
-        CheckpointError: no such model, a damaged one, or one of another family.
+        CheckpointError: there is no such model, or it is damaged or of another family.
     """
 
     def __init__(
@@ -238,18 +238,18 @@ class PretrainedBase(TextToImageBase):
 def load_pipeline(
     path: str, dtype: str = "float32", variant: str | None = None, option: str = "--pipeline"
 ) -> DiffusionPipeline:
-    """Diffusers' pipeline of a folder or hub name, without the safety checker, quiet.
+    """Load the diffusers pipeline of a folder or hub name, without the safety checker and without output.
 
-    A name is read from the cache alone where the hub does not answer.
+    If the hub does not answer, a name is read from the cache alone.
 
     Args:
-        path: of the folder, or a name on the hub.
-        dtype: of the weights.
-        variant: of the weights' files, such as ``fp16``.
-        option: by which the user gave the path, for messages.
+        path: path of the folder, or a name on the hub.
+        dtype: dtype of the weights.
+        variant: variant of the weights' files, such as ``fp16``.
+        option: the option by which the user gave the path, for messages.
 
     Raises:
-        CheckpointError: it is missing or damaged, or neither in the cache nor to be had from the hub.
+        CheckpointError: it is missing or damaged, or neither in the cache nor available from the hub.
     """
     path = find_export(path)
     if not on_hub(path) and not (Path(path) / "model_index.json").is_file():

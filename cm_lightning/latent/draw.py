@@ -1,4 +1,4 @@
-"""Images from prompts by diffusers' pipelines: each from a noise of its own, whatever batch it is drawn in."""
+"""Images from prompts by diffusers' pipelines: each from its own noise, in whatever batch it is drawn."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ def draw(
     size: tuple[int, int] | None = None,
     **options: Any,
 ) -> Tensor:
-    """Images (B, 3, H, W) uint8, on the CPU.
+    """Draw images (B, 3, H, W) uint8, returned on the CPU.
 
     Args:
-        pipe: of Stable Diffusion's family, with the scheduler that it shall draw by.
-        prompts: B of them.
-        steps: of the scheduler. Each takes one evaluation of the network, or two under guidance that is not baked in.
-        guidance: guidance_scale of the pipeline; 1 is none.
-        seed: of the noise.
-        first: the number of the first image: number i has the same noise in every batch.
-        size: (height, width) in pixels; the model's own if None.
-        options: more arguments of the pipeline; ``image`` and ``negative_prompt`` are taken for each prompt.
+        pipe: a pipeline of Stable Diffusion's family, with its scheduler set.
+        prompts: the B prompts.
+        steps: steps of the scheduler. Each takes one evaluation of the network, or two under guidance that is not baked
+            in.
+        guidance: guidance_scale of the pipeline; 1 is no guidance.
+        seed: seed of the noise.
+        first: the number of the first image; image number i has the same noise in every batch.
+        size: (height, width) in pixels; the default of the model if None.
+        options: more arguments of the pipeline; ``image`` and ``negative_prompt`` apply to each prompt.
 
     Raises:
-        ConfigError: a number has no meaning, or the pipeline refuses the size or the number of steps.
+        ConfigError: a number is out of range, or the pipeline refuses the size or the number of steps.
     """
     COUNT.check(steps=steps)
     NON_NEGATIVE.check(guidance=guidance)
@@ -60,7 +61,7 @@ def draw(
 
 
 def evaluations(pipe: Any, steps: int, guidance: float) -> int:
-    """Evaluations of the network for an image (NFE): twice the steps where guidance is worked out at sampling."""
+    """Evaluations of the network for an image (NFE): twice the steps if guidance is applied during sampling."""
     embedded = pipe.unet.config.time_cond_proj_dim is not None
     return steps * (1 if embedded or guidance <= 1 else 2)
 
@@ -69,7 +70,7 @@ def evaluations(pipe: Any, steps: int, guidance: float) -> int:
 def draw_all(
     pipe: Any, prompts: Sequence[str], steps: int, guidance: float, seed: int, batch_size: int, **options: Any
 ) -> Tensor:
-    """:func:`draw` for any number of prompts, a batch at a time."""
+    """Call :func:`draw` for any number of prompts, in batches."""
     COUNT.check(batch_size=batch_size)
     return torch.cat(
         [

@@ -17,7 +17,7 @@ from cm_lightning.errors import CheckpointError
 from cm_lightning.files import replacing
 from cm_lightning.latent.base import Conditioning, TextToImageBase
 
-_BATCH = 64  # of images of 256 x 256
+_BATCH = 64  # images of 256 x 256
 
 
 class Encoded(InMemory):
@@ -25,8 +25,8 @@ class Encoded(InMemory):
 
     Args:
         latents: (N, C, h, w).
-        captions: (N,) which of the conditions belongs to each.
-        conditions: a row for each different caption.
+        captions: (N,) the row of ``conditions`` that belongs to each.
+        conditions: one row for each different caption.
     """
 
     def __init__(self, latents: Tensor, captions: Tensor, conditions: Conditioning) -> None:
@@ -41,7 +41,7 @@ class Encoded(InMemory):
 
 
 def encoded(dataset: Any, base: TextToImageBase, folder: Path, write: bool = True, num_workers: int = 0) -> Encoded:
-    """The data set's latents and conditions: from the folder, or computed and, by the first rank, kept there.
+    """The latents and conditions of a data set, read from the folder, or computed and kept there by the first rank.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -57,7 +57,7 @@ def encoded(dataset: Any, base: TextToImageBase, folder: Path, write: bool = Tru
     try:
         return _from(load_file(path))
     except Exception as error:
-        raise CheckpointError(f"{path} holds no latents: remove it, they are made anew") from error
+        raise CheckpointError(f"{path} holds no latents: remove it, and they are computed again") from error
 
 
 def _from(tensors: dict[str, Tensor]) -> Encoded:
@@ -69,7 +69,7 @@ def _encode(dataset: Any, base: TextToImageBase, num_workers: int) -> dict[str, 
     numbers: dict[str, int] = {}
     size = tuple(dataset[0][0].shape[-2:])
     latents, captions, batch = [], [], max(1, _BATCH * 256**2 // max(256**2, size[0] * size[1]))
-    # its own generator: a run that encodes must train as one that finds the file
+    # a separate generator: a run that encodes must train exactly as one that finds the file
     for images, texts in DataLoader(dataset, batch, num_workers=num_workers, generator=torch.Generator()):
         latents.append(base.encode_images(images).cpu())
         captions += [numbers.setdefault(text, len(numbers)) for text in texts]
@@ -84,7 +84,7 @@ def _encode(dataset: Any, base: TextToImageBase, num_workers: int) -> dict[str, 
 
 
 def fingerprint(base: TextToImageBase) -> str:
-    """Of the encoders' weights and the autoencoder's scale: latents of one model never meet another's."""
+    """A digest of the encoders' weights and the autoencoder's scale, which keeps latents of different models apart."""
     pipe = base.pipe
     digest = hashlib.sha256(str(pipe.vae.config.scaling_factor).encode())
     for part in (pipe.vae, pipe.text_encoder, getattr(pipe, "text_encoder_2", None)):
@@ -96,9 +96,9 @@ def fingerprint(base: TextToImageBase) -> str:
 
 
 def _data_fingerprint(dataset: Any) -> str:
-    """Of the length, 64 images, and all captions where the data set has them at hand."""
+    """A digest of the length, 64 images, and all captions if the data set has them in memory."""
     digest = hashlib.sha256(str(len(dataset)).encode())
-    source = getattr(dataset, "dataset", dataset)  # of mirror images
+    source = getattr(dataset, "dataset", dataset)  # the data set below mirror images
     captions = source.all_captions() if hasattr(source, "all_captions") else getattr(source, "targets", ())
     digest.update("\n".join(captions).encode())
     for i in range(0, len(dataset), -(-len(dataset) // 64)):

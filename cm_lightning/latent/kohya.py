@@ -1,13 +1,13 @@
-"""What the Kohya format calls the layers of a UNet.
+"""The names of a UNet's layers in the Kohya format.
 
-Two dialects are about. Both start with ``lora_unet_`` and join the path of the layer with underscores. The path is the
-layer's in diffusers for SD 1.x and 2.x, and for every model in the LCM-LoRA training scripts of diffusers' examples; it
-is the one in Stability's own code, ``input_blocks.4.1`` for ``down_blocks.1.attentions.0``, where the Kohya trainer
-writes for SDXL. ComfyUI knows every layer by both. AUTOMATIC1111 translates the first by the layout of SD 1.x, and so
-misses one of SDXL's layers, the upsampler of the first upward block; by the second it finds them all.
+There are two dialects. Both start with ``lora_unet_`` and join the path of the layer with underscores. For SD 1.x and
+2.x, and for every model in the LCM-LoRA training scripts of diffusers, the path is that of the layer in diffusers. For
+SDXL the Kohya trainer takes the path in Stability's code, ``input_blocks.4.1`` for ``down_blocks.1.attentions.0``.
+ComfyUI reads every layer by both names. AUTOMATIC1111 translates the first by the layout of SD 1.x, and so misses one
+of SDXL's layers, the upsampler of the first upward block; by the second it finds them all.
 
-This was read in their sources (``unet_to_diffusers``, ``convert_diffusers_name_to_compvis``), not run, and the
-published LCM-LoRA files themselves were not at hand.
+This follows the sources of the two programs (``unet_to_diffusers``, ``convert_diffusers_name_to_compvis``); it was not
+tested with them, nor with the published LCM-LoRA files.
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ _OUTSIDE = {
 
 
 def is_sdxl(config: Mapping[str, Any]) -> bool:
-    """Whether a UNet of this configuration has the blocks of SDXL, which Stability's names are for."""
+    """Whether a UNet of this configuration has the blocks of SDXL, to which Stability's names apply."""
     blocks = (list(config["down_block_types"]), list(config["up_block_types"]))
     return blocks == _SDXL_BLOCKS and config["layers_per_block"] == 2
 
 
 def diffusers_key(layer: str) -> str:
-    """``down_blocks.0.resnets.1.conv1`` -> ``lora_unet_down_blocks_0_resnets_1_conv1``."""
+    """Map ``down_blocks.0.resnets.1.conv1`` to ``lora_unet_down_blocks_0_resnets_1_conv1``."""
     return PREFIX + layer.replace(".", "_")
 
 
 def stability_key(layer: str) -> str:
-    """``down_blocks.0.resnets.1.conv1`` -> ``lora_unet_input_blocks_2_0_in_layers_2``, for a UNet of SDXL's blocks."""
+    """Map ``down_blocks.0.resnets.1.conv1`` to ``lora_unet_input_blocks_2_0_in_layers_2``, for SDXL's blocks."""
     return PREFIX + stability_path(layer).replace(".", "_")
 
 
 def stability_path(layer: str) -> str:
-    """``down_blocks.0.resnets.1.conv1`` -> ``input_blocks.2.0.in_layers.2``, for a UNet of SDXL's blocks."""
+    """Map ``down_blocks.0.resnets.1.conv1`` to ``input_blocks.2.0.in_layers.2``, for SDXL's blocks."""
     if match := _MIDDLE.fullmatch(layer):
         kind, index, rest = match.groups()
         place = 1 if kind == "attentions" else 2 * int(index)

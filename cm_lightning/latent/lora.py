@@ -1,7 +1,8 @@
 """Low-rank adapters on a UNet: added, switched, combined and merged.
 
-An adapter adds ``alpha / rank * B A x`` to what a linear layer or a convolution makes of x (Hu et al. 2021). LCM-LoRA
-(Luo et al. 2023) trains one to take the base model to few steps; it then works on other models of the same family.
+An adapter adds ``alpha / rank * B A x`` to the output of a linear layer or a convolution at x (Hu et al. 2021).
+LCM-LoRA (Luo et al. 2023) trains one that lets the base model sample in few steps; it also works on other models of
+the same family.
 """
 
 from __future__ import annotations
@@ -38,21 +39,21 @@ TARGETS = (
 def add_lora(
     unet: Any, rank: int = 64, alpha: float | None = None, targets: Sequence[str] = TARGETS, name: str = "lcm"
 ) -> dict[str, nn.Parameter]:
-    """Freezes the UNet and gives it a new adapter, the only active one, which at first changes nothing: B is 0.
+    """Freezes the UNet and adds a new adapter, the only active one; at first it changes nothing, because B is 0.
 
     Args:
         unet: a diffusers UNet2DConditionModel, changed in place.
-        rank: of each layer's B A.
-        alpha: the adapter is scaled by alpha / rank; None: alpha is the rank. Other values are lost on readers of the
-            saved file that do not know its metadata (diffusers before 0.35).
+        rank: rank of B A in each layer.
+        alpha: the adapter is scaled by alpha / rank; if None, alpha is the rank. Programs that do not read the metadata
+            of the saved file (diffusers before 0.35) lose any other value.
         targets: ends of the names of the layers to adapt.
-        name: of the adapter, for :func:`combine` and for saving.
+        name: name of the adapter, for :func:`combine` and for saving.
 
     Returns:
-        The trainable parameters by their name in the UNet: float32, even on a half-precision UNet.
+        The trainable parameters by their names in the UNet: float32, even for a half-precision UNet.
 
     Raises:
-        ConfigError: the rank is below 1, the name is taken, or no layer is a target.
+        ConfigError: the rank is below 1, the name is taken, or the targets match no layer.
     """
     if rank < 1:
         raise ConfigError(f"rank {rank}: a LoRA needs a rank of at least 1")
@@ -71,9 +72,9 @@ def add_lora(
 
 @contextmanager
 def adapter_off(unet: nn.Module) -> Iterator[None]:
-    """Within the block the UNet is the base model, whatever adapters it has; gradients stay as they are.
+    """Within the block the UNet is the base model, whatever adapters it has; gradients are not affected.
 
-    Quicker than diffusers' ``disable_adapters``, which reads the installed packages' versions each time.
+    This is faster than diffusers' ``disable_adapters``, which reads the versions of installed packages each time.
 
     Raises:
         ConfigError: an adapter is merged into the weights.
@@ -90,10 +91,10 @@ def adapter_off(unet: nn.Module) -> Iterator[None]:
 
 
 def combine(pipe: Any, weights: Mapping[str, float]) -> None:
-    """Makes these adapters of a pipeline the active ones, each times its weight: ``{"lcm": 1.0, "style": 0.8}``.
+    """Activates these adapters of a pipeline, each scaled by its weight: ``{"lcm": 1.0, "style": 0.8}``.
 
     Raises:
-        ConfigError: an adapter is not there, or none is named.
+        ConfigError: an adapter is missing, or none is named.
     """
     loaded = {name for names in pipe.get_list_adapters().values() for name in names}
     missing = [name for name in weights if name not in loaded]
@@ -105,21 +106,21 @@ def combine(pipe: Any, weights: Mapping[str, float]) -> None:
 
 
 def merge(pipe: Any) -> None:
-    """Adds the active adapters to the weights, as they are combined, and removes all adapters: as quick as the base.
+    """Adds the active adapters to the weights and removes all adapters, so that the model is as fast as the base.
 
-    There is no way back but to load the base model again.
+    This cannot be undone except by loading the base model again.
     """
     pipe.fuse_lora()
     pipe.unload_lora_weights()
 
 
 def adapter_names(unet: Any) -> list[str]:
-    """The adapters that the UNet has."""
+    """The names of the UNet's adapters."""
     return list(getattr(unet, "peft_config", {}))
 
 
 def layers(unet: nn.Module) -> dict[str, nn.Module]:
-    """The linear layers and convolutions of the UNet itself by their names, whether adapted or not."""
+    """The linear layers and convolutions of the UNet itself by name, adapted or not."""
     found: dict[str, nn.Module] = {}
     for name, module in unet.named_modules():
         layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module

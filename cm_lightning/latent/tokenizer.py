@@ -1,4 +1,4 @@
-"""CLIP's tokenizer, learnt from captions: the same captions give the same tokens."""
+"""CLIP's tokenizer, trained on captions: the same captions give the same tokens."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ _Word = tuple[str, ...]
 def train_tokenizer(captions: Sequence[str], vocabulary: int, length: int) -> CLIPTokenizer:
     """Byte-pair encoding (Sennrich et al. 2016) with CLIP's words, bytes and ends of words.
 
-    The library's own training breaks ties by chance, and so one seed would train two different text encoders.
+    The training of the library breaks ties at random, so that one seed would train two different text encoders.
 
     Args:
-        captions: to learn from.
-        vocabulary: at most so many tokens, start and end included.
-        length: of a prompt, in tokens.
+        captions: the captions to train on.
+        vocabulary: the most tokens, including start and end.
+        length: length of a prompt, in tokens.
     """
     empty = CLIPTokenizer(vocab={_START: 0, _END: 1}, merges=[], model_max_length=length)
     words = _words(empty, captions)
     tokens = [_START, _END, *sorted(ByteLevel.alphabet()), *sorted({word[-1] for word in words})]
     merges: list[tuple[str, str]] = []
     while len(tokens) < vocabulary and (pairs := _pairs(words)):
-        pair = min(pairs, key=lambda pair: (-pairs[pair], pair))  # the commonest; of several the first by name
+        pair = min(
+            pairs, key=lambda pair: (-pairs[pair], pair)
+        )  # the commonest pair, and among equals the first by name
         merges.append(pair)
         tokens.append("".join(pair))
         words = Counter({_merged(word, pair): n for word, n in words.items()})
@@ -37,7 +39,7 @@ def train_tokenizer(captions: Sequence[str], vocabulary: int, length: int) -> CL
 
 
 def _words(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Counter[_Word]:
-    """How often each word comes, as bytes of which the last is marked."""
+    """The frequency of each word, as bytes with the last one marked."""
     backend, words = tokenizer.backend_tokenizer, Counter[_Word]()
     for caption, n in Counter(captions).items():
         for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(caption)):

@@ -1,1 +1,1 @@
-"""How good the samples are: feature extractors and what is measured with them."""
+"""The quality of samples: feature extractors, and the measures on their features."""

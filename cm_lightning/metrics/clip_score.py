@@ -1,4 +1,4 @@
-"""CLIP score: how alike an image and its prompt are to a CLIP model."""
+"""CLIP score: the similarity of an image and its prompt in a CLIP model."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from cm_lightning.quiet import quiet
 
 
 class ClipScore:
-    """100 max(cos(image, text), 0), a mean over the images (Hessel et al. 2021, without its factor of 2.5).
+    """The mean of 100 max(cos(image, text), 0) over the images (Hessel et al. 2021, without its factor of 2.5).
 
-    Images are prepared as the model's ``preprocessor_config.json`` says.
+    Images are prepared according to the model's ``preprocessor_config.json``.
 
     Args:
         path: folder or hub name of a CLIP model, such as ``openai/clip-vit-base-patch16``, or one that
             :class:`cm_lightning.modules.contrastive.ContrastiveModule` exported.
-        device: to work on.
+        device: device to work on.
 
     Raises:
-        CheckpointError: no such model, or a damaged one.
+        CheckpointError: there is no such model, or it is damaged.
     """
 
     def __init__(self, path: str, device: torch.device | str = "cpu") -> None:
@@ -43,7 +43,7 @@ class ClipScore:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> float:
-        """Images (N, 3, H, W) in [-1, 1] and N prompts -> their mean score, 0 to 100."""
+        """The mean score, 0 to 100, of images (N, 3, H, W) in [-1, 1] and their N prompts."""
         tokens = self.tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt")
         x, device = self._prepared(images), self.model.device
         output = self.model(
@@ -55,7 +55,7 @@ class ClipScore:
         return float(100 * nnf.cosine_similarity(output.image_embeds, output.text_embeds).clamp(min=0).mean())
 
     def _prepared(self, images: Tensor) -> Tensor:
-        """The shorter side of the model's size; its middle, where the model has only seen squares; standardized."""
+        """Images with the shorter side of the model's size, cropped if it takes squares only, and standardised."""
         side = self.model.config.vision_config.image_size
         x = v2.functional.resize(images, [side], v2.InterpolationMode.BICUBIC, antialias=True)
         if self.preparation.do_center_crop:

@@ -1,4 +1,4 @@
-"""What images are compared by: the features of a network, and the name of the Frechet distance between them."""
+"""Features of a network by which images are compared, and the name of the Frechet distance between them."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ from cm_lightning.metrics.judge import WEIGHTS, DigitRow, Judge, load_judge
 
 
 class Extractor(ABC):
-    """A feature extractor that makes torchmetrics' Frechet distance and a name for it."""
+    """A feature extractor, with torchmetrics' Frechet distance for it and the name of that distance."""
 
-    #: What the distance is called; only Inception's is an ``fid``.
+    #: The name of the distance; only Inception's is an ``fid``.
     name: str
-    #: (C, H, W) of the images it is made for; None: any.
+    #: (C, H, W) of the images it is made for; None for any.
     image_shape: tuple[int, ...] | None = None
 
     @property
     def kernel_name(self) -> str:
-        """What the kernel distance of the same features is called; only Inception's is a ``kid``."""
+        """The name of the kernel distance of the same features; only Inception's is a ``kid``."""
         return self.name.replace("frechet", "kid", 1)
 
     def missing(self) -> str | None:
-        """How to get the weights, if none were given and none lie where they are looked for; else None."""
+        """How to get the weights, if they were neither given nor found; otherwise None."""
         return None
 
     @abstractmethod
     def distance(self) -> FrechetInceptionDistance:
-        """A new metric that keeps its real features when reset."""
+        """Make a new metric that keeps its real features when reset."""
 
     @abstractmethod
     def identity(self) -> str:
-        """Tells weights of the same name apart: features of one must never be compared with another's."""
+        """Distinguishes weights of the same name, so that features of different weights are never compared."""
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] -> what the metric takes."""
+        """Convert images (B, C, H, W) in [-1, 1] to the input of the metric."""
         return images
 
     def classify(self, images: Tensor) -> Tensor | None:
-        """Images (B, C, H, W) in [-1, 1] -> classes (B,), where the extractor tells any."""
+        """Classes (B,) of images (B, C, H, W) in [-1, 1]; None if the extractor does not classify."""
         return None
 
 
 class MnistJudge(Extractor):
-    """The shipped classifier of digits of 28 x 28: ``frechet_mnist``, and label accuracy.
+    """The shipped classifier of digits of 28 x 28, for ``frechet_mnist`` and label accuracy.
 
     Args:
-        weights: a .safetensors file made by ``cm-lightning train-judge``; the shipped one if None.
+        weights: a .safetensors file written by ``cm-lightning train-judge``; the shipped one if None.
     """
 
     name = "frechet_mnist"
@@ -72,15 +72,15 @@ class MnistJudge(Extractor):
         return digest(self.path)
 
     def classify(self, images: Tensor) -> Tensor | None:
-        assert self._judge is not None, "distance() loads the judge"
+        assert self._judge is not None, "distance() loads the classifier"
         return self._judge.classify(images).argmax(1)
 
 
 class CaptionedDigits(Extractor):
-    """The shipped judge on rows of digits, each 32 x 32 with a border of 2: ``frechet_mnist`` and which they are.
+    """The shipped classifier on rows of digits, each 32 x 32 with a border of 2: ``frechet_mnist`` and accuracy.
 
     Args:
-        digits: side by side in an image; their features are joined.
+        digits: number of digits side by side in an image; their features are joined.
     """
 
     name = "frechet_mnist"
@@ -99,23 +99,23 @@ class CaptionedDigits(Extractor):
         return f"{digest(WEIGHTS)}-{self.digits}"
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Grey digits without their borders: (B, 3, 32, 32 n) -> (B, n, 28, 28)."""
+        """Cut out the digits, in grey and without borders: (B, 3, 32, 32 n) -> (B, n, 28, 28)."""
         grey = images.mean(1)[:, 2:-2]
         return torch.stack([digit[..., 2:-2] for digit in torch.split(grey, 32, -1)], 1)
 
     def classify(self, images: Tensor) -> Tensor | None:
         """(B, n, 28, 28) -> (B,), or (B, n) for several digits."""
-        assert self._judge is not None, "distance() loads the judge"
+        assert self._judge is not None, "distance() loads the classifier"
         return self._judge.classify(images)
 
 
 class Inception(Extractor):
-    """Inception-v3 as everybody's FID uses it, by torch-fidelity: ``fid``. Needs ``pip install cm-lightning[fid]``.
+    """Inception-v3 of the usual FID, by torch-fidelity: ``fid``. Needs ``pip install cm-lightning[fid]``.
 
     Images are rounded to 8 bits first, as if they had been saved.
 
     Args:
-        weights: torch-fidelity's weights file; downloaded if None.
+        weights: the weights file of torch-fidelity; downloaded if None.
     """
 
     name = "fid"
@@ -129,7 +129,9 @@ class Inception(Extractor):
 
     def distance(self) -> FrechetInceptionDistance:
         if self.weights and not Path(self.weights).is_file():
-            raise ConfigError(f"no Inception weights at {self.weights}: set the extractor's weights to the file")
+            raise ConfigError(
+                f"there are no Inception weights at {self.weights}: set the extractor's weights to the file"
+            )
         try:
             return FrechetInceptionDistance(
                 feature=2048, reset_real_features=False, feature_extractor_weights_path=self.weights
@@ -156,5 +158,5 @@ def color_pixels(images: Tensor) -> Tensor:
 
 
 def digest(path: Path) -> str:
-    """Of a file, to tell it from others."""
+    """The digest of a file, which identifies it."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

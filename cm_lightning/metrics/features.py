@@ -21,19 +21,19 @@ from cm_lightning.metrics.extractor import Extractor, color_pixels, digest
 from cm_lightning.quiet import quiet
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-#: Networks that torchvision gives random weights slowly, and inputs of another range if they are trained.
+#: Networks that torchvision initialises slowly at random, and that take another range of inputs if trained.
 _GOOGLE = ("googlenet", "inception_v3")
 
 
 class TorchvisionFeatures(Extractor):
-    """What a classifier of torchvision feeds into its last layer: ``frechet_resnet50`` and ``kid_resnet50``.
+    """The input of a torchvision classifier's last layer: ``frechet_resnet50`` and ``kid_resnet50``.
 
-    Images are rounded to 8 bits, and then resized, cropped and normalised as the transforms of its weights say.
+    Images are rounded to 8 bits, and then resized, cropped and normalised by the transforms of its weights.
 
     Args:
         model: any of torchvision's classifiers that end in a linear layer.
-        weights: a state dict of it (.pth or .safetensors), with any number of classes. None: torchvision's file, if it
-            lies in torch's cache (``~/.cache/torch/hub/checkpoints``); without it nothing is measured.
+        weights: a state dict of it (.pth or .safetensors), with any number of classes. If None, torchvision's file is
+            taken from torch's cache (``~/.cache/torch/hub/checkpoints``); if it is missing, nothing is measured.
     """
 
     def __init__(self, model: str = "resnet50", weights: str | None = None) -> None:
@@ -59,7 +59,9 @@ class TorchvisionFeatures(Extractor):
 
     def distance(self) -> FrechetInceptionDistance:
         if not self.path.is_file():
-            raise CheckpointError(f"no file {self.path}: set the weights of TorchvisionFeatures to one of {self.model}")
+            raise CheckpointError(
+                f"there is no {self.path}: set the weights of TorchvisionFeatures to those of {self.model}"
+            )
         network = _Headless(self.model, _weights_of(self.model, self.path), self.path)
         return FrechetInceptionDistance(feature=network, reset_real_features=False)
 
@@ -74,13 +76,13 @@ class TorchvisionFeatures(Extractor):
 
 
 class DINOv2(Extractor):
-    """The class token of DINOv2 (Oquab et al. 2023), as Stein et al. 2023 advise: ``frechet_dinov2``, ``kid_dinov2``.
+    """The class token of DINOv2 (Oquab et al. 2023; Stein et al. 2023): ``frechet_dinov2``, ``kid_dinov2``.
 
     Images are rounded to 8 bits and resized to 224 x 224. Needs ``pip install cm-lightning[lcm]``.
 
     Args:
-        weights: a folder of transformers, such as a copy of ``facebook/dinov2-large``; or a hub name, if it lies in the
-            hub's cache.
+        weights: a folder of transformers, such as a copy of ``facebook/dinov2-large``; or a hub name, if it is in the
+            cache of the hub.
     """
 
     name = "frechet_dinov2"
@@ -112,15 +114,15 @@ class DINOv2(Extractor):
             raise ConfigError(f"DINOv2: {advice(error) or error}") from error
         remedy = "set the weights of DINOv2 to a folder with config.json and model.safetensors of facebook/dinov2-*"
         try:
-            # a folder: for a name transformers asks the hub, with many tries, in spite of local_files_only
+            # a folder: given a name, transformers asks the hub many times, in spite of local_files_only
             known = Path(self.weights).is_dir()
             folder = self.weights if known else snapshot_download(self.weights, local_files_only=True)
             with quiet():
                 network, report = AutoModel.from_pretrained(
                     folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
                 )
-        except Exception as error:  # whatever transformers makes of a folder that is missing or damaged
-            raise CheckpointError(f"no whole DINOv2 at {self.weights}: {remedy}") from error
+        except Exception as error:  # transformers raises many kinds for a missing or damaged folder
+            raise CheckpointError(f"there is no complete DINOv2 at {self.weights}: {remedy}") from error
         if not network.config.model_type.startswith("dinov2"):
             raise CheckpointError(f"{self.weights} holds a {network.config.model_type}: {remedy}")
         if missing := sorted(report["missing_keys"]):
@@ -132,9 +134,9 @@ class _Headless(nn.Module):
     """A classifier without its last layer, behind the transforms of its weights.
 
     Args:
-        model: torchvision's name.
+        model: its name in torchvision.
         state: its state dict.
-        path: of that, for messages.
+        path: path of the state dict, for messages.
     """
 
     def __init__(self, model: str, state: Mapping[str, Tensor], path: Path) -> None:
@@ -143,7 +145,7 @@ class _Headless(nn.Module):
         network = torchvision.models.get_model(model, weights=None, **options)
         linear = [(name, part) for name, part in network.named_modules() if isinstance(part, nn.Linear)]
         if not linear:
-            raise ConfigError(f"TorchvisionFeatures: {model} ends in no linear layer: set model to another")
+            raise ConfigError(f"TorchvisionFeatures: {model} does not end in a linear layer: set model to another")
         head, layer = linear[-1]
         self.num_features = layer.in_features
         network.set_submodule(head, nn.Identity())
@@ -157,7 +159,7 @@ class _Headless(nn.Module):
 
 
 class _ClassToken(nn.Module):
-    """DINOv2's view of a whole image."""
+    """The class token of DINOv2 for an image."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -175,7 +177,7 @@ class _ClassToken(nn.Module):
 
 
 def _weights_named(model: str, file: str) -> Any:
-    """Torchvision's entry of a file, which has its transforms; the default one's for files of other names."""
+    """Torchvision's entry for a weights file, with its transforms; the default entry for files of other names."""
     entries = torchvision.models.get_model_weights(model)
     return next((entry for entry in entries if entry.url.endswith(f"/{file}")), entries.DEFAULT)
 
@@ -186,22 +188,22 @@ def _weights_of(model: str, path: Path) -> dict[str, Tensor]:
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     except Exception as error:  # damaged, or a whole pickled model, which is code
         raise CheckpointError(
-            f"{path} holds no state dict: set the weights of TorchvisionFeatures to what "
-            f"torch.save(model.state_dict(), ...) of a {model} wrote"
+            f"{path} holds no state dict: set the weights of TorchvisionFeatures to a file "
+            f"of torch.save(model.state_dict(), ...) for {model}"
         ) from error
-    if model.startswith("densenet"):  # torchvision's own files have the names of its first version
+    if model.startswith("densenet"):  # torchvision's files use the names of its first version
         old = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
         tensors = {old.sub(r"\1\2", name): value for name, value in tensors.items()}
     return tensors
 
 
 def _fill(network: nn.Module, state: Mapping[str, Tensor], model: str, path: Path) -> None:
-    """Load, or raise CheckpointError that tells what differs."""
+    """Load a state dict, or raise CheckpointError that names the differences."""
     wanted = {n: t.shape for n, t in network.state_dict().items() if not n.endswith("num_batches_tracked")}
     given = {n: t.shape for n, t in state.items() if not n.endswith("num_batches_tracked")}
     if different := sorted(n for n in wanted.keys() | given.keys() if wanted.get(n) != given.get(n)):
         raise CheckpointError(
             f"{path} holds another network than {model}: {len(different)} tensors differ, such as {different[0]}; set "
-            "model and weights of TorchvisionFeatures to what belongs together"
+            "model and weights of TorchvisionFeatures to a matching pair"
         )
     network.load_state_dict(state, strict=False)

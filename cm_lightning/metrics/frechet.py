@@ -1,4 +1,4 @@
-"""Distances of samples to real images, shared out over the ranks of a run."""
+"""Distances of samples to real images, divided among the ranks of a run."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from cm_lightning.metrics.kernel import KeptFeatures, mean_kernel
 
 _STATE = ("real_features_sum", "real_features_cov_sum", "real_features_num_samples")
 
-#: (images (B, C, H, W) in [-1, 1], labels (B,) or None), again and again.
+#: Batches of (images (B, C, H, W) in [-1, 1], labels (B,) or None).
 Batches = Iterable[tuple[Tensor, "Tensor | None"]]
 
 
 class FrechetScores:
-    """The Frechet distance of features, and the agreement of images with the labels they were asked for.
+    """The Frechet distance of features, and the agreement of images with their requested labels.
 
-    Each rank gives its own share of the images; all get the score of the whole. The distance is torchmetrics', so with
-    :class:`Inception` it is the FID that others report.
+    Each rank gives its own share of the images; all get the score of the whole. The distance is that of torchmetrics,
+    so with :class:`Inception` it is the usual FID.
 
     Args:
-        extractor: of the features.
-        across_ranks: whether all ranks ask for the score of all their images together; else each has its own.
-        kernel: whether to tell the kernel distance too, of at most :data:`~cm_lightning.metrics.kernel.LIMIT` images.
+        extractor: extractor of the features.
+        across_ranks: whether the score covers the images of all ranks together, or of each rank separately.
+        kernel: whether to compute the kernel distance too, of at most :data:`~cm_lightning.metrics.kernel.LIMIT`
+            images.
     """
 
     def __init__(self, extractor: Extractor, across_ranks: bool = True, kernel: bool = False) -> None:
         self.extractor, self.kernel = extractor, kernel
-        with torch.random.fork_rng(devices=[]):  # a network's first weights are no numbers of the training's
+        with torch.random.fork_rng(devices=[]):  # initial weights must not advance the training's generator
             self.distance, self.agreement = extractor.distance(), MeanMetric()
         if not across_ranks:
             self.distance.distributed_available_fn = self.agreement.distributed_available_fn = lambda: False
@@ -45,19 +46,19 @@ class FrechetScores:
         self._place = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
         self._real = KeptFeatures(*self._place)
         self._real_together: tuple[Tensor, Tensor] | None = None
-        self._features = torch.empty(0)  # of the last batch: the network runs once for both distances
+        self._features = torch.empty(0)  # those of the last batch: the network runs once for both distances
         self.distance.inception.register_forward_hook(self._note)
 
     def _note(self, _module: object, _inputs: object, features: Tensor) -> None:
         self._features = features
 
     def to(self, device: torch.device) -> None:
-        """Work there; Apple's accelerator lacks the float64 that covariances need, and leaves it to the CPU."""
+        """Move to a device; covariances need float64, which Apple's accelerator lacks, so there the CPU is used."""
         device = torch.device("cpu") if device.type == "mps" else device
         self.distance, self.agreement = self.distance.to(device), self.agreement.to(device)
 
     def add_reference(self, images: Iterable[Tensor]) -> None:
-        """Take real images, in batches, as what others are compared with."""
+        """Add batches of real images to the reference."""
         for batch in images:
             self.distance.update(self._prepared(batch), real=True)
             if self.kernel:
@@ -65,11 +66,11 @@ class FrechetScores:
         self._real_together = None
 
     def __call__(self, batches: Batches) -> dict[str, float]:
-        """Scores of images and the labels they were asked for: distances by their names, and ``accuracy`` if told."""
+        """Scores of images by name: distances, and ``accuracy`` if there are labels and the extractor classifies."""
         drawn = KeptFeatures(*self._place)
         self.distance.reset()
         self.agreement.reset()
-        self.agreement.update(torch.empty(0))  # a rank without images still takes part in the sum
+        self.agreement.update(torch.empty(0))  # a rank without images takes part in the sum too
         for images, labels in batches:
             prepared = self._prepared(images)
             self.distance.update(prepared, real=False)
@@ -88,7 +89,7 @@ class FrechetScores:
         return scores if math.isnan(accuracy) else {**scores, "accuracy": accuracy}
 
     def save_reference(self, path: Path, write: bool) -> None:
-        """Write the statistics of the real images of all ranks; all call it, and one writes."""
+        """Write the statistics of the real images of all ranks; all must call it, and one writes."""
         with self.distance.sync_context():
             state = {name: getattr(self.distance, name).clone() for name in _STATE}
         if self.kernel:
@@ -99,10 +100,10 @@ class FrechetScores:
                 save_file(state, temporary)
 
     def load_reference(self, path: Path) -> None:
-        """Read what :meth:`save_reference` wrote; one rank does, for the sum over ranks is taken.
+        """Read the file of :meth:`save_reference`, on one rank only, because the sum over ranks is taken.
 
         Raises:
-            CheckpointError: the file is damaged, or of another extractor.
+            CheckpointError: the file is damaged, or belongs to another extractor.
         """
         try:
             state = load_file(path)
@@ -113,13 +114,15 @@ class FrechetScores:
                 self._real.keys, self._real.features = state["kept_keys"], state["kept_features"]
                 self._real_together = None
         except Exception as error:
-            raise CheckpointError(f"{path} holds no reference statistics: remove it, they are made anew") from error
+            raise CheckpointError(
+                f"{path} holds no reference statistics: remove it, and they are computed again"
+            ) from error
 
     def _together(self, kept: KeptFeatures) -> KeptFeatures:
         return kept.of_all_ranks(len(self.distance.real_features_sum), self.distance.device)
 
     def _kernel_distance(self, drawn: KeptFeatures) -> float:
-        """Squared maximum mean discrepancy, without bias: about 0, and so also below, for images of one kind."""
+        """The unbiased squared maximum mean discrepancy: for images of one kind about 0, and so sometimes negative."""
         if self._real_together is None:
             real = self._together(self._real).features
             self._real_together = real, mean_kernel(real)

@@ -1,4 +1,4 @@
-"""A small classifier of digits: the judge of samples, as Inception is for photographs."""
+"""A small classifier of digits, which measures samples as Inception does for photographs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WEIGHTS = Path(__file__).with_name("mnist_judge.safetensors")
 class Judge(nn.Module):
     """Two convolutions and two linear layers over digits of 28 x 28.
 
-    ``judge(images)`` gives the features of which ``frechet_mnist`` is the Frechet distance, ``judge.classify(images)``
+    ``judge(images)`` gives the features for the Frechet distance ``frechet_mnist``, ``judge.classify(images)``
     the digits. Train another with ``cm-lightning train-judge``.
     """
 
@@ -44,7 +44,7 @@ class Judge(nn.Module):
 
 
 class DigitRow(nn.Module):
-    """A judge on each of n digits, (B, n, 28, 28): features joined, (B, 64 n), and classes (B,) or (B, n)."""
+    """The classifier on each of n digits, (B, n, 28, 28): joined features (B, 64 n), classes (B,) or (B, n)."""
 
     def __init__(self, judge: Judge, n: int) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class DigitRow(nn.Module):
 
 
 def load_judge(path: Path = WEIGHTS) -> Judge:
-    """The judge with its trained weights, frozen, in eval mode.
+    """Load the classifier with its trained weights, frozen and in eval mode.
 
     Raises:
         CheckpointError: the file is missing or does not fit.
@@ -71,13 +71,13 @@ def load_judge(path: Path = WEIGHTS) -> Judge:
         judge.load_state_dict(load_file(path))
     except Exception as error:
         raise CheckpointError(
-            f"{path} holds no weights of the judge: make them with cm-lightning train-judge"
+            f"{path} holds no weights of the classifier: make them with cm-lightning train-judge"
         ) from error
     return judge.eval().requires_grad_(False)
 
 
 def train_judge(images: Tensor, labels: Tensor, epochs: int, seed: int) -> Judge:
-    """Fit the judge to images (N, 1, 28, 28) in [-1, 1] and labels (N,), each shifted, turned and scaled a little."""
+    """Train the classifier on images (N, 1, 28, 28) in [-1, 1] and labels (N,), with small shifts, turns and scales."""
     torch.manual_seed(seed)
     judge, batch = Judge(), 100
     steps_per_epoch = len(images) // batch
@@ -94,7 +94,7 @@ def train_judge(images: Tensor, labels: Tensor, epochs: int, seed: int) -> Judge
 
 
 def _jitter(images: Tensor) -> Tensor:
-    """Turn by up to 10 degrees, scale by up to 10 %, shift by up to 2 pixels."""
+    """Turn images by up to 10 degrees, scale by up to 10 %, and shift by up to 2 pixels."""
     n = len(images)
     angle = (torch.rand(n) - 0.5) * 2 * 0.17
     scale = 1 + (torch.rand(n) - 0.5) * 0.2

@@ -1,4 +1,4 @@
-"""The kernel distance of features (KID, Binkowski et al. 2018): unbiased also for a few hundred images."""
+"""The kernel distance of features (KID, Binkowski et al. 2018), unbiased even for a few hundred images."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-#: Features that a distance is of, at most: their products take memory with the square of their number.
+#: The most features for a distance: the memory for their products grows with the square of their number.
 LIMIT = 5000
 _GOLDEN = -7046029254386353131  # 2^64 / golden ratio, as a signed number: multiples of it spread evenly
 
 
 class KeptFeatures:
-    """Features of at most ``limit`` images, chosen by the images' numbers alone: the same on any number of ranks.
+    """Features of at most ``limit`` images, chosen by number alone and so the same for any number of ranks.
 
     Args:
-        rank: of this process, whose images are numbered rank, rank + ranks, rank + 2 ranks, ...
+        rank: rank of this process; its images are numbered rank, rank + ranks, rank + 2 ranks, ...
         ranks: number of processes.
-        limit: images kept of all ranks.
+        limit: the most images that are kept of all ranks.
     """
 
     def __init__(self, rank: int = 0, ranks: int = 1, limit: int = LIMIT) -> None:
@@ -27,7 +27,7 @@ class KeptFeatures:
         self.features: Tensor = torch.empty(0, 0)
 
     def add(self, features: Tensor) -> None:
-        """Take the features (B, D) of the next images of this rank."""
+        """Add the features (B, D) of the next images of this rank."""
         numbers = self.rank + self.ranks * torch.arange(self.seen, self.seen + len(features), device=features.device)
         self.seen += len(features)
         kept = self.features.to(features.device).reshape(-1, features.shape[1])
@@ -38,7 +38,7 @@ class KeptFeatures:
         self.keys, self.features = keys[order], features[order]
 
     def of_all_ranks(self, width: int, device: torch.device) -> KeptFeatures:
-        """What all ranks keep together, the same on each; all call it. Ranks may have seen no image."""
+        """The features kept by all ranks together, the same on each; all must call it, even without images."""
         keys, features = self.keys.to(device), self.features.to(device).reshape(-1, width)
         together = KeptFeatures(limit=self.limit)
         if self.ranks > 1:
@@ -48,9 +48,9 @@ class KeptFeatures:
 
 
 def mean_kernel(x: Tensor, y: Tensor | None = None) -> Tensor:
-    """Mean of (a.b / D + 1)^3 over pairs of features (N, D) and (M, D); over pairs within x, none with itself, if None.
+    """The mean of (a.b / D + 1)^3 over pairs of features (N, D) and (M, D).
 
-    Within fewer than two features it is NaN.
+    If y is None, the pairs are those of two different features of x; for fewer than two features the mean is NaN.
     """
     x = x.double()
     kernel = (x @ (x if y is None else y.double()).T / x.shape[1] + 1) ** 3

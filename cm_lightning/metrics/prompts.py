@@ -1,4 +1,4 @@
-"""How well images fit their prompts, and real images."""
+"""Scores of images against their prompts and against real images."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Device: TypeAlias = "torch.device | str"
 
 
 class PromptScores:
-    """The Frechet distance to real images; the accuracy of labels and a CLIP score, where they can be told.
+    """The Frechet distance to real images, and where possible the accuracy of labels and a CLIP score.
 
-    Of one process alone: other ranks need not ask for the same.
+    It works within one process, so other ranks need not call it.
 
     Args:
-        extractor: of the features.
+        extractor: extractor of the features.
         real: batches of real images (B, 3, H, W) in [-1, 1].
         clip: scores images against prompts.
-        device: to work on.
+        device: device to work on.
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class PromptScores:
     def of_digits(
         cls, digits: int, real: Tensor, clip: ClipScore | None = None, device: Device = "cpu"
     ) -> PromptScores:
-        """Scores by the judge of digits, so many in an image, against real ones (N, 3, H, W) uint8."""
+        """Scores by the classifier of digits, for ``digits`` in an image, against real ones (N, 3, H, W) uint8."""
         batches = (to_unit_range(batch) for batch in torch.split(real, _BATCH))
         return cls(CaptionedDigits(digits), batches, clip, device)
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor, prompts: Sequence[str], labels: Tensor | None = None) -> dict[str, float]:
-        """Scores by name of images (N, 3, H, W) uint8, their N prompts and, where known, labels (N,) or (N, K)."""
+        """Scores by name, for images (N, 3, H, W) uint8, their N prompts and, if known, labels (N,) or (N, K)."""
         batches = [slice(i, i + _BATCH) for i in range(0, len(pixels), _BATCH)]
         scores = self.frechet((to_unit_range(pixels[b]), None if labels is None else labels[b]) for b in batches)
         if self.clip is not None:

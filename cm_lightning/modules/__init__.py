@@ -1,1 +1,1 @@
-"""LightningModules: the methods, each usable in anybody's Trainer with anybody's backbone and data."""
+"""LightningModules: the methods, each usable with any Trainer, backbone and data."""

@@ -20,16 +20,16 @@ from cm_lightning.modules.trained import TrainedModule
 class AutoencoderModule(TrainedModule):
     """Trains an autoencoder of diffusers on images: l1 + l2 between image and reconstruction, and a slight KL term.
 
-    When it is exported, its ``scaling_factor`` makes the latents of the last batches of unit variance.
+    On export its ``scaling_factor`` is set so that the latents of the last batches have unit variance.
 
     Args:
-        autoencoder: any AutoencoderKL, or AutoencoderTiny, which has no density of latents and no KL term; if None, an
-            AutoencoderKL of the following sizes.
+        autoencoder: any AutoencoderKL, or an AutoencoderTiny, which has neither a density of latents nor a KL term; if
+            None, an AutoencoderKL of the following sizes.
         widths: channels of each level, multiples of 8; each level but the last halves the sides.
-        layers: residual blocks of a level.
-        latent_channels: of the latents.
-        kl_weight: of the latents' divergence from N(0, 1), a mean over their elements (Rombach et al. 2022: 1e-6 of
-            the sum).
+        layers: number of residual blocks in a level.
+        latent_channels: number of channels of the latents.
+        kl_weight: weight of the KL divergence of the latents from N(0, 1), averaged over their elements (Rombach et
+            al. 2022: 1e-6 of the sum).
         optimizer, lr_scheduler, start_from: see :class:`TrainedModule`.
     """
 

@@ -1,4 +1,4 @@
-"""What all methods on images share: a backbone that sees noise levels and classes, and sampling."""
+"""The base of all methods on images: a backbone conditioned on noise levels and classes, and sampling."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cm_lightning.modules.trained import TrainedModule
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
 
-#: Levels that went through single precision are as good as those they came from.
+#: Levels that were rounded to single precision count as equal to the originals.
 _ROUNDING = 1e-5
 
 
@@ -40,7 +40,7 @@ _O = TypeVar("_O", bound=Objective)
 
 
 def ready(objective: _O, backbone: nn.Module) -> _O:
-    """The objective, after the network's attention was switched to what its derivative passes through."""
+    """Switch the network's attention to a kernel that the objective can differentiate, and return the objective."""
     if isinstance(objective, Tangent) and objective.derivative == "forward_mode":
         set_forward_mode(backbone, True)
     return objective
@@ -50,14 +50,14 @@ class GenerativeModule(TrainedModule):
     """Base of the methods.
 
     Args:
-        backbone: any network with ``forward(x, noise_label, class_label=None)``. With a ``num_classes`` attribute above
-            0 it is class-conditional.
-        image_shape: (C, H, W) of the data; any shape for other data, (2,) for points in the plane.
-        label_dropout: probability of training a sample with the null class, which guidance needs.
+        backbone: any network with ``forward(x, noise_label, class_label=None)``; it is class-conditional if it has an
+            attribute ``num_classes`` above 0.
+        image_shape: (C, H, W) of the data; another shape for other data, such as (2,) for points in the plane.
+        label_dropout: probability of training a sample with the null class; guidance needs it.
         optimizer, lr_scheduler, start_from: see :class:`TrainedModule`.
     """
 
-    #: Evaluations of the network for a sample, where their number is not given.
+    #: Evaluations of the network for each sample, unless another number is given.
     default_steps = 1
 
     def __init__(
@@ -71,7 +71,7 @@ class GenerativeModule(TrainedModule):
     ) -> None:
         FRACTION.check(self, label_dropout=label_dropout)
         super().__init__(backbone, optimizer, lr_scheduler, start_from)
-        if image_shape is None:  # the command line asks a folder of images
+        if image_shape is None:  # the command line takes it from a folder of images
             raise ConfigError("image_shape must be given: (C, H, W) of the data")
         COUNT.check_each(self, image_shape=image_shape)
         self.image_shape = tuple(image_shape)
@@ -82,7 +82,7 @@ class GenerativeModule(TrainedModule):
 
     @abstractmethod
     def loss(self, x: Tensor, labels: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
-        """The training loss on images x (B, ...) and labels (B,): a scalar."""
+        """The training loss on images x (B, ...) and labels (B,), a scalar."""
 
     @abstractmethod
     def generate(
@@ -114,7 +114,7 @@ class GenerativeModule(TrainedModule):
         return images_and_labels(batch, self.image_shape, self.num_classes, batch_idx == 0, dtype)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """As many samples as the batch has images, of the batch's classes."""
+        """Draw as many samples as the batch has images, of the same classes."""
         x, labels = self._images_and_labels(batch, batch_idx)
         return self.sample(len(x), labels=labels, generator=torch.Generator().manual_seed(self._number(batch_idx)))
 
@@ -128,24 +128,24 @@ class GenerativeModule(TrainedModule):
         sigmas: Sequence[float] | None = None,
         guidance: float = 0.0,
     ) -> Tensor:
-        """Draw n images with the weights the module holds.
+        """Draw n images with the weights that the module holds.
 
         Args:
             n: number of images.
             steps: evaluations of the network (NFE); ``default_steps`` if None.
-            labels: a class, or n of them; None: the classes in turn, where the network has any.
-            generator: of the noise; torch's global one if None; or one for each image, which then does not depend on
-                the others (:func:`cm_lightning.core.noise.generators`).
-            sigmas: noise levels from the highest down, in place of ``steps``.
+            labels: a class, or n of them; if None, the classes in turn, where the network has any.
+            generator: draws the noise; torch's global generator if None. With one generator for each image
+                (:func:`cm_lightning.core.noise.generators`) an image does not depend on the others.
+            sigmas: noise levels, descending, in place of ``steps``.
             guidance: w of c + w (c - u), classifier-free guidance (Ho & Salimans 2022), for a network that was trained
-                with ``label_dropout``: 0 is none, and any other doubles the evaluations.
+                with ``label_dropout``. 0 is no guidance; any other value doubles the evaluations.
 
         Returns:
-            (n, C, H, W) in [-1, 1]; data of another rank, points say, are not cut.
+            (n, C, H, W), clipped to [-1, 1]; data of another rank, such as points, are not clipped.
 
         Raises:
-            ConfigError: n or steps below 1, labels that do not fit, or noise levels that do not descend, or lie where
-                the network was not trained.
+            ConfigError: n or steps is below 1, the labels do not fit, or the noise levels do not descend or lie
+                outside the range on which the network was trained.
         """
         COUNT.check(n=n)
         self._check_guidance(guidance)
@@ -191,7 +191,7 @@ class GenerativeModule(TrainedModule):
         return levels
 
     def sample_labels(self, n: int, labels: Tensor | Sequence[int] | int | None) -> Tensor | None:
-        """N class labels on the module's device; see :meth:`sample`."""
+        """The class labels (n,) on the module's device; see :meth:`sample`."""
         if not self.num_classes:
             if labels is not None:
                 raise ConfigError("labels were given, but the network is unconditional: leave them out")

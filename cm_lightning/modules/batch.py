@@ -1,4 +1,4 @@
-"""What a batch of anybody's data must be."""
+"""Checks and conversions of batches from any data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cm_lightning.errors import ConfigError
 
 _IMAGES = ("images", "image", "pixel_values", "x", "img")
 _LABELS = ("labels", "label", "class_labels", "y", "target")
-#: How far a pixel may lie beyond the range: resizing and a headroom of the data do that.
+#: By how much resizing, or a headroom of the data, may push a pixel beyond the range.
 _SLACK = 0.25
 
 
@@ -24,15 +24,15 @@ def images_and_labels(
 
     Args:
         batch: images; (images, labels); or a dictionary with ``images`` (``image``, ``pixel_values``) and ``labels``.
-            Labels are whole numbers of any type, (B,) or (B, 1), or one-hot (B, num_classes); they are passed over
-            where there are no classes.
-        image_shape: what the network expects.
-        num_classes: 0 for an unconditional network.
-        first: whether to look at the values on an accelerator too, which makes it wait.
-        dtype: of the images that are returned; theirs if None.
+            Labels are whole numbers of any type, (B,) or (B, 1), or one-hot (B, num_classes); they are ignored if
+            num_classes is 0.
+        image_shape: the shape that the network expects.
+        num_classes: number of classes; 0 for an unconditional network.
+        first: whether to check the values on an accelerator too, which synchronises with it.
+        dtype: dtype of the returned images; unchanged if None.
 
     Raises:
-        ConfigError: naming the option that does not fit the data.
+        ConfigError: the data do not fit; the message names the option.
     """
     x, labels = _parts(batch)
     _check_images(x, image_shape, first)
@@ -40,18 +40,18 @@ def images_and_labels(
     if not num_classes:
         return x, None
     if not isinstance(labels, Tensor):  # none, or captions
-        raise ConfigError("the backbone has classes, but the data no labels: set --model.backbone.num_classes=0")
+        raise ConfigError("the backbone has classes, but the data has no labels: set --model.backbone.num_classes=0")
     labels = _class_numbers(labels, len(x), num_classes, first)
     if (first or labels.device.type == "cpu") and not 0 <= labels.min() <= labels.max() < num_classes:
         low, high = int(labels.min()), int(labels.max())
         remedy = "number them from 0" if (low, high) == (1, num_classes) else (
             "set --model.backbone.num_classes to the number of classes, or to 0")  # fmt: skip
-        raise ConfigError(f"the data has labels from {low} to {high}, the backbone {num_classes} classes: {remedy}")
+        raise ConfigError(f"the data has labels from {low} to {high}, the backbone has {num_classes} classes: {remedy}")
     return x, labels
 
 
 def number_of_samples(batch: Any) -> int:
-    """How many samples a batch has."""
+    """The number of samples in a batch."""
     return len(_parts(batch)[0])
 
 
@@ -74,15 +74,15 @@ def _check_images(x: Tensor, image_shape: tuple[int, ...], first: bool) -> None:
         if len(shape) == 3 and (shape[2], *shape[:2]) == image_shape:
             raise ConfigError(f"the data has samples of shape {shape}, with the channels last: give (C, H, W)")
         raise ConfigError(
-            f"the data has samples of shape {shape}, the model expects {image_shape}: "
+            f"the data has samples of shape {shape}, but the model expects {image_shape}: "
             f"set --model.image_shape=[{','.join(map(str, shape))}] and the channels of its backbone"
         )
     if not x.is_floating_point():
         raise ConfigError(f"the data has samples of type {x.dtype}: give floats in [-1, 1]")
-    if first and len(image_shape) == 3:  # other data has a range of its own
+    if first and len(image_shape) == 3:  # the range of other data is not known
         _check_range(x)
     elif first and not bool(x.isfinite().all()):
-        raise ConfigError("the data has samples that are not finite: mend or remove them")
+        raise ConfigError("the data has samples that are not finite: repair or remove them")
 
 
 def _check_range(x: Tensor) -> None:
@@ -95,7 +95,7 @@ def _check_range(x: Tensor) -> None:
 
 
 def _class_numbers(labels: Tensor, n: int, num_classes: int, first: bool) -> Tensor:
-    """Whole numbers (B,) from what stands for them."""
+    """Whole numbers (B,) from labels in any accepted form."""
     if labels.ndim == 2 and labels.shape[1] == num_classes > 1:
         if first and not bool(((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all()):
             raise ConfigError("the data has labels that are not one-hot: give the numbers of classes, (B,)")

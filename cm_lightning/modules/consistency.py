@@ -1,4 +1,4 @@
-"""What consistency models share beside their loss: a target network, and sampling in a few evaluations."""
+"""What consistency models share besides their loss: a target network, and sampling in a few evaluations."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ class ConsistencyModule(GenerativeModule):
 
     Args:
         backbone, image_shape, label_dropout, optimizer, lr_scheduler, start_from: see :class:`GenerativeModule`.
-        objective: the loss; methods differ in its parts.
-        parameterization: makes the consistency function from the network; the identity at its sigma_min.
-        target_rate: mu(k) of a target network, a running average of the student; None: the student itself (iCT, ECT).
-        sigma_max: where sampling starts.
-        sampling_sigmas: noise levels for a number of steps, ``{2: [80, 0.821]}``; else on the Karras grid.
+        objective: the loss; the methods differ in its parts.
+        parameterization: makes the consistency function from the network; it is the identity at its sigma_min.
+        target_rate: mu(k) of a target network, a running average of the student; if None, the student itself is the
+            target (iCT, ECT).
+        sigma_max: the level at which sampling starts.
+        sampling_sigmas: noise levels for a number of steps, ``{2: [80, 0.821]}``; for others the Karras grid is used.
     """
 
     objective: Chord | Tangent
@@ -63,7 +64,7 @@ class ConsistencyModule(GenerativeModule):
         self.sampling_sigmas = levels
 
     def map(self, network: nn.Module | None = None) -> Map:
-        """The consistency function as the objective takes it, of the backbone if no other network is given."""
+        """The consistency function of a network (the backbone if None), in the form that the objective takes."""
         return Map(self.parameterization, network or self.backbone)
 
     def loss(self, x: Tensor, labels: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
@@ -78,9 +79,9 @@ class ConsistencyModule(GenerativeModule):
     def consistency_function(
         self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, network: nn.Module | None = None
     ) -> Tensor:
-        """f(x, sigma) with the weights the module holds: (B, ...), (B,), (B,) or None -> (B, ...).
+        """f(x, sigma) with the weights that the module holds: (B, ...), (B,), (B,) or None -> (B, ...).
 
-        x = x_0 + sigma z, whatever the path that the module trains on. The network is the backbone if None.
+        x = x_0 + sigma z, whichever path the module trains on. The network is the backbone if None.
         """
         path = self.objective.trajectory.path
         t = path.level(sigma)
@@ -110,7 +111,7 @@ class ConsistencyModule(GenerativeModule):
 
 
 def checked_levels(table: Mapping[Any, Sequence[float]]) -> dict[int, list[float]]:
-    """The noise levels of sampling by their number, which is text where the table comes from JSON.
+    """The table of sampling levels by number of steps, after a check; the numbers are text if they come from JSON.
 
     Raises:
         ConfigError: there are not as many levels as steps.

@@ -1,4 +1,4 @@
-"""CLIP at small size: the text encoder of a small latent model, and what CLIP scores are measured with."""
+"""CLIP at small size: the text encoder of a small latent model, which also measures CLIP scores."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from cm_lightning.quiet import quiet
 class ContrastiveModule(TrainedModule):
     """Trains a CLIP model and its tokenizer on captioned images (Radford et al. 2021).
 
-    Equal captions in a batch are each other's matches: a small set of captions has many.
+    Equal captions in a batch count as matches of each other, which are frequent in a small set of captions.
 
     Args:
         vision_size: height of the images; for wider ones the positions of their patches are interpolated.
-        patch: side of its patches.
-        width: of both encoders; of the text conditions, too.
-        layers: of both.
-        heads: of their attention.
-        vocabulary: at most so many tokens are learnt from the captions.
-        length: tokens of a caption, the first and last being start and end.
+        patch: side of a patch of the vision encoder.
+        width: width of both encoders, and of the text conditions.
+        layers: number of layers of each encoder.
+        heads: number of attention heads of each encoder.
+        vocabulary: the most tokens that are learnt from the captions.
+        length: tokens of a caption, including those of start and end.
         optimizer, lr_scheduler, start_from: see :class:`TrainedModule`.
     """
 
@@ -76,7 +76,7 @@ class ContrastiveModule(TrainedModule):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         captions = getattr(data.training_set(), "all_captions", None)
         if captions is None:
-            raise ConfigError("the text encoder is trained on CaptionedMNIST and its kin: use one of them")
+            raise ConfigError("the text encoder is trained on CaptionedMNIST or a similar data module: use one of them")
         self.tokenizer = train_tokenizer(captions(), self.vocabulary, self.length)
 
     def forward_one(self) -> None:
@@ -107,6 +107,6 @@ class ContrastiveModule(TrainedModule):
         assert self.tokenizer is not None
         with quiet():
             self.backbone.save_pretrained(directory)
-        half = [0.5] * 3  # of images in [0, 1]: what this model sees lies in [-1, 1]
+        half = [0.5] * 3  # for images in [0, 1]: this model takes them in [-1, 1]
         CLIPImageProcessor(do_center_crop=False, image_mean=half, image_std=half).save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)

@@ -1,4 +1,4 @@
-"""EDM: the diffusion model that serves as baseline and as teacher."""
+"""EDM: the diffusion model that serves as a baseline and as a teacher."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from cm_lightning.modules.base import GenerativeModule, Generators
 
 
 class DiffusionModule(GenerativeModule):
-    """A denoiser D(x, sigma) trained and sampled as by Karras et al. 2022.
+    """A denoiser D(x, sigma), trained and sampled as in Karras et al. 2022.
 
     Args:
         backbone, image_shape, label_dropout, optimizer, lr_scheduler, start_from: see :class:`GenerativeModule`.
         parameterization: makes the denoiser from the network.
-        density: of the noise levels; EDM's ln sigma ~ N(-1.2, 1.2^2) if None.
+        density: density of the noise levels; EDM's ln sigma ~ N(-1.2, 1.2^2) if None.
         sampler: the ODE solver of :meth:`sample`; EDM's Heun if None.
     """
 
@@ -54,7 +54,7 @@ class DiffusionModule(GenerativeModule):
         return (expand(weight, x) * (denoised - x).square()).mean()
 
     def denoiser(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """D(x, sigma) with the weights the module holds: (B, ...), (B,), (B,) or None -> (B, ...)."""
+        """D(x, sigma) with the weights that the module holds: (B, ...), (B,), (B,) or None -> (B, ...)."""
         return self.parameterization(self.backbone, x, sigma, labels)
 
     def generate(

@@ -24,17 +24,16 @@ from cm_lightning.modules.teacher import Distilled
 class ConsistencyDistillation(Distilled, ConsistencyModule):
     """CD (CM, Algorithm 2): the earlier point is one step of the teacher's probability-flow ODE from x_t.
 
-    By default as on CIFAR-10: 18 levels, l2, uniform weights, Heun, target = student.
+    The defaults are those for CIFAR-10: 18 levels, l2, uniform weights, Heun, target = student.
 
-    The teacher is frozen: a checkpoint remembers only its path, and training needs the file again, while sampling does
-    not.
+    The teacher is frozen. A checkpoint holds only its path: training needs the file again, sampling does not.
 
     Args:
-        teacher: a diffusion module that has its weights, or a checkpoint of one, of which the averaged weights are
+        teacher: a diffusion module that holds its weights, or a checkpoint of one, from which the averaged weights are
             taken; or ``openai:FILE``, ``edm:FILE``, ``diffusers:FOLDER``.
-        solver: of the teacher's step.
+        solver: the ODE solver of the teacher's step.
         start_from_teacher: whether the student starts with the teacher's weights.
-        trust: packages besides this one that the teacher's checkpoint may take classes from.
+        trust: packages besides this one from which the teacher's checkpoint may take classes.
         curriculum, distance, weighting: see :class:`~cm_lightning.modules.training.ConsistencyTraining`.
         backbone, image_shape, parameterization, target_rate, sigma_max, sampling_sigmas: see
             :class:`ConsistencyModule`; label_dropout, optimizer, lr_scheduler, start_from: see its bases.

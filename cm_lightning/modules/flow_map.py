@@ -1,4 +1,4 @@
-"""What flow maps X(x, t, r) share: two times, and sampling along a grid of them."""
+"""The base of flow maps X(x, t, r): two times, and sampling along a grid of times."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from cm_lightning.modules.consistency import checked_levels
 class FlowMapModule(GenerativeModule):
     """A network that maps a point at t of a trajectory to its point at any r <= t, on the linear path.
 
-    A level is t in (0, 1], 1 being pure noise, wherever the other modules have sigma = t / (1 - t): in ``sample``, in
-    ``sampling_sigmas``, and in what they print.
+    A level is t in (0, 1], where 1 is pure noise. It takes the place of sigma = t / (1 - t) of the other modules in
+    ``sample``, in ``sampling_sigmas``, and in what is printed.
 
     Args:
         backbone, image_shape, label_dropout, optimizer, lr_scheduler, start_from: see :class:`GenerativeModule`. The
@@ -32,7 +32,7 @@ class FlowMapModule(GenerativeModule):
             :class:`~cm_lightning.backbones.embedding.TwoTimesEmbedding`.
         objective: the loss.
         parameterization: makes the flow map from the network.
-        sampling_sigmas: levels for a number of steps, ``{2: [1.0, 0.5]}``; else evenly spaced.
+        sampling_sigmas: levels for a number of steps, ``{2: [1.0, 0.5]}``; for others they are evenly spaced.
     """
 
     objective: Tangent | Lagrangian
@@ -56,7 +56,7 @@ class FlowMapModule(GenerativeModule):
         self.sampling_sigmas = levels
 
     def map(self, network: nn.Module | None = None) -> Map:
-        """The flow map as the objective takes it, of the backbone if no other network is given."""
+        """The flow map of a network (the backbone if None), in the form that the objective takes."""
         return Map(self.parameterization, network or self.backbone)
 
     def loss(self, x: Tensor, labels: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
@@ -71,11 +71,11 @@ class FlowMapModule(GenerativeModule):
         self.backbone(torch.zeros(1, *self.image_shape), torch.zeros(1, 2), labels)
 
     def flow_map(self, x: Tensor, t: Tensor, r: Tensor, labels: Tensor | None = None) -> Tensor:
-        """X(x, t, r) with the weights the module holds: (B, ...), (B,), (B,), (B,) or None -> (B, ...)."""
+        """X(x, t, r) with the weights that the module holds: (B, ...), (B,), (B,), (B,) or None -> (B, ...)."""
         return self.parameterization(self.backbone, x, t, labels, r)
 
     def consistency_function(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """X at r = 0 for x = x_0 + sigma z, as consistency models have it: (B, ...), (B,), (B,) or None -> (B, ...)."""
+        """X at r = 0 for x = x_0 + sigma z, a consistency function: (B, ...), (B,), (B,) or None -> (B, ...)."""
         path = self.objective.trajectory.path
         t = path.level(sigma)
         return self.flow_map(expand(path.scales(t)[0], x) * x, t, torch.zeros_like(t), labels)

@@ -1,4 +1,4 @@
-"""Modules around the networks of other programs."""
+"""Modules around networks that other programs trained."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cm_lightning.modules.training import ConsistencyTraining
 
 
 def foreign_module(path: str | Path) -> GenerativeModule:
-    """What the files of a format are as a rule: a consistency model, or a diffusion model of EDM's. In eval mode.
+    """Load another program's file as its format suggests: a consistency model or EDM's diffusion model, in eval mode.
 
     Raises:
         CheckpointError: see :func:`~cm_lightning.interop.foreign.read_foreign`.
@@ -30,7 +30,7 @@ def foreign_module(path: str | Path) -> GenerativeModule:
 
 
 def foreign_teacher(path: str | Path) -> DiffusionModule:
-    """A diffusion model with EDM's scalings, as OpenAI's ``edm_*_ema.pt`` is too. In eval mode. Raises as above."""
+    """Load a diffusion model with EDM's scalings, such as OpenAI's ``edm_*_ema.pt``, in eval mode. Raises as above."""
     return _diffusion(read_foreign(path))
 
 

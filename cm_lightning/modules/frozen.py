@@ -1,4 +1,4 @@
-"""How a module holds a network that is not trained: a teacher, a text-to-image base, the VGG of a distance."""
+"""A holder for a network that is not trained: a teacher, a text-to-image base, the VGG of a distance."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ T = TypeVar("T", bound=nn.Module)
 
 
 class Frozen(nn.Module, Generic[T]):
-    """A network that moves with its owner and is part of nothing else of it.
+    """A network that moves with its owner without being one of its submodules.
 
-    It is in eval mode, without gradients, in no optimizer, average or checkpoint, and DDP does not see it. One that is
-    read from a file is read when it is first asked for, so that a checkpoint can be sampled from without it.
+    It is in eval mode and without gradients. It is not part of an optimizer, average or checkpoint, and DDP does not
+    see it. A network in a file is read at its first use, so that a checkpoint can be sampled from without the file.
 
     Args:
-        network: what is held; or
-        load: called once, without arguments, to read it. It raises what tells the user where to get the file.
+        network: the network to hold, if ``load`` is not given.
+        load: called once, without arguments, to read the network. Its error says where to get the file.
         like: a network of the same size, to count memory by before the file is read.
-        follows_dtype: whether it takes the owner's floating-point type too, and not its device alone.
+        follows_dtype: whether the network takes the owner's floating-point type as well as its device.
     """
 
     place: Tensor
@@ -44,10 +44,10 @@ class Frozen(nn.Module, Generic[T]):
 
     @property
     def network(self) -> T:
-        """The network, where its owner is. Raises what ``load`` raises."""
+        """The network, on the device of its owner. Raises what ``load`` raises."""
         if self.__dict__["held"] is None:
             assert self.load is not None
-            # loading may draw weights that are overwritten: not from the training's generators
+            # loading may draw weights only to overwrite them: this must not advance the generators of the training
             with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
                 self.__dict__["held"] = self.load().requires_grad_(False).eval()
             self._follow()
@@ -55,7 +55,7 @@ class Frozen(nn.Module, Generic[T]):
         return held
 
     def outline(self) -> nn.Module | None:
-        """The network, or one of its size, without reading a file."""
+        """The network, or one of the same size, without reading a file."""
         held: nn.Module | None = self.__dict__["held"]
         return self.__dict__["like"] if held is None else held
 

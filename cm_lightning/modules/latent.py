@@ -1,4 +1,4 @@
-"""What training in latent space shares: batches of images and captions become latents and conditions."""
+"""The base of training in latent space: batches of images and captions become latents and conditions."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class LatentModule(TrainedModule):
     """Base of the methods on latents.
 
     Args:
-        base: the text-to-image model whose encoders are used; it stays outside of the module and its checkpoints.
+        base: the text-to-image model that supplies the encoders; it stays outside the module and its checkpoints.
         backbone, optimizer, lr_scheduler, start_from: see :class:`TrainedModule`.
-        cache: a folder in which latents and text conditions are kept, computed once for a model and data; None: they
-            are computed at every step.
-        offload_encoders: whether autoencoder and text encoders stay on the CPU, where a GPU is short of memory; with a
-            cache they do, for training does not need them.
+        cache: a folder for latents and text conditions, which are then computed once for a model and its data; if
+            None, they are computed at every step.
+        offload_encoders: whether the autoencoder and text encoders stay on the CPU, to save GPU memory; with a cache
+            they always do, since training does not need them.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class LatentModule(TrainedModule):
 
     @abstractmethod
     def pipeline(self) -> DiffusionPipeline:
-        """The diffusers pipeline that draws with the weights the module holds."""
+        """The diffusers pipeline that draws with the weights that the module holds."""
 
     @abstractmethod
     def export(self, directory: Path) -> None:
-        """Write the trained model to a folder, as diffusers reads it."""
+        """Write the trained model to a folder that diffusers can load."""
 
     def forward_one(self) -> None:
         config = self.base.unet.config
@@ -64,7 +64,7 @@ class LatentModule(TrainedModule):
         self.network_output(x, t, c, torch.zeros(1))
 
     def network_output(self, x: Tensor, t: Tensor, c: Conditioning, w: Tensor) -> Tensor:
-        """The trained network's output; w (B,) is the guidance, for one that is told it."""
+        """The trained network's output; w (B,) is the guidance, for a network conditioned on it."""
         return self.base.output(self.base.unet, x, t, c)
 
     def setup(self, stage: str) -> None:
@@ -89,17 +89,17 @@ class LatentModule(TrainedModule):
         self.place_encoders()
 
     def place_encoders(self) -> None:
-        """Put the encoders where training wants them; who draws moves them to the module's device before."""
+        """Put the encoders on the device that training needs; drawing moves them to the module's device first."""
         self.base.encoders_to("cpu" if self.cache or self.offload_encoders else self.device)
 
     def predict_step(self, *_: Any) -> Any:
-        raise ConfigError("predict draws no prompts: give the run's export to cm-lightning sample --pipeline")
+        raise ConfigError("predict does not draw from prompts: give the run's export to cm-lightning sample --pipeline")
 
     def latents_and_conditions(self, batch: Any) -> tuple[Tensor, Conditioning]:
-        """A batch of (images, captions) or of :class:`Encoded` -> latents (B, C, h, w) and their conditions.
+        """Latents (B, C, h, w) and their conditions, from a batch of (images, captions) or of :class:`Encoded`.
 
         Raises:
-            ConfigError: the batch is neither.
+            ConfigError: the batch is of neither kind.
         """
         x: Any
         x, texts = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (None, ())
@@ -111,7 +111,7 @@ class LatentModule(TrainedModule):
         return self.base.encode_images(x).to(x.device), conditions.to(x.device)
 
     def no_prompt(self, latents: Tensor) -> Conditioning:
-        """The empty condition, a row for each of the latents (B, C, h, w)."""
+        """The empty condition, one row for each of the latents (B, C, h, w)."""
         size = (latents.shape[-2] * self.base.downsampling, latents.shape[-1] * self.base.downsampling)
         if size not in self._nothing:
             self._nothing[size] = self.base.no_prompt(size).to(latents.device)

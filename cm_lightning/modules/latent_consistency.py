@@ -28,26 +28,28 @@ from cm_lightning.modules.target import TargetNetwork
 
 
 class Guided(NamedTuple):
-    """What a latent consistency function is conditioned on: B captions, and the guidance w (B,)."""
+    """The condition of a latent consistency function: B captions, and the guidance w (B,)."""
 
     captions: Conditioning
     w: Tensor
 
 
 class LatentConsistencyDistillation(LatentModule):
-    """LCM (Luo et al. 2023, Algorithm 1) and, by its student, LCM-LoRA (Luo et al. 2023b).
+    """LCM (Luo et al. 2023, Algorithm 1), or LCM-LoRA (Luo et al. 2023b) if the student is :class:`LoRA`.
 
-    The chord of :class:`ConsistencyDistillation` in latents: on the path of Stable Diffusion, with a teacher under
-    guidance that takes DDIM steps.
+    The loss is the chord of :class:`ConsistencyDistillation` in latents, on the path of Stable Diffusion. The teacher
+    takes DDIM steps under guidance.
 
     Args:
-        base: the teacher. Its autoencoder and text encoders are the student's, too.
-        student: what is trained: :class:`WholeUNet` or :class:`LoRA`.
-        guidance: w is drawn uniformly from here; w = guidance_scale - 1 of the pipelines, so 0 is no guidance.
-        timesteps: of the teacher's DDIM grid; each step of it is a training pair.
-        huber_c: of the loss.
-        target_rate: of a target network, a running average of the student; None: the student itself.
-        scaling: of timesteps in the boundary condition.
+        base: the teacher. The student uses its autoencoder and text encoders, too.
+        student: the trained part: :class:`WholeUNet` or :class:`LoRA`.
+        guidance: the range that w is drawn from uniformly; w = guidance_scale - 1 of the pipelines, so 0 is no
+            guidance.
+        timesteps: number of timesteps of the teacher's DDIM grid; each step of it is a training pair.
+        huber_c: constant c of the loss.
+        target_rate: rate mu of a target network, a running average of the student; if None, the student itself is
+            the target.
+        scaling: factor on the timesteps in the boundary condition.
         gradient_checkpointing: whether to trade time for memory.
         cache, offload_encoders: see :class:`LatentModule`; optimizer, lr_scheduler, start_from: see
             :class:`TrainedModule`.
@@ -102,11 +104,11 @@ class LatentConsistencyDistillation(LatentModule):
         return self.base.schedule.clean(guided(conditional, unconditional, c.w), z_t, t)
 
     def map(self, z_t: Tensor, t: Tensor, r: Tensor, c: Guided) -> Tensor:
-        """f(z_t, t, w, c) with the weights the module holds; r is the clean end."""
+        """f(z_t, t, w, c) with the weights that the module holds; r is the clean end."""
         return self.consistency_function(z_t, t, c.captions, c.w)
 
     def target_map(self, z_t: Tensor, t: Tensor, r: Tensor, c: Guided) -> Tensor:
-        """The same with those of the target network."""
+        """The same with the weights of the target network."""
         assert self.target is not None
         output = self.student.target(self.base, self.target, z_t, t, c.captions, self.student.embed(c.w))
         return self.boundary(z_t, t, self.base.schedule.clean(output, z_t, t))

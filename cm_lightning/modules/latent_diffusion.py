@@ -1,4 +1,4 @@
-"""Latent diffusion: what a text-to-image base is trained by."""
+"""Latent diffusion, which trains a text-to-image base."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from cm_lightning.quiet import quiet
 
 
 class LatentDiffusionModule(LatentModule):
-    """Trains the network of a base on captioned images (Rombach et al. 2022, Eq. 3): a small one, or one to go on with.
+    """Trains the network of a base on captioned images (Rombach et al. 2022, Eq. 3), from scratch or further.
 
     Args:
-        base: its network is trained; autoencoder and text encoders stay as they are.
-        caption_dropout: probability of training a sample without its caption, which guidance needs.
+        base: the model whose network is trained; its autoencoder and text encoders stay as they are.
+        caption_dropout: probability of training a sample without its caption; guidance needs it.
         cache, offload_encoders: see :class:`LatentModule`; optimizer, lr_scheduler, start_from: see
             :class:`TrainedModule`.
     """

@@ -1,4 +1,4 @@
-"""A module from a checkpoint, of the command line or of Python, or from an export."""
+"""Loading a module from a checkpoint (of the command line or of Python) or from an export."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from cm_lightning.modules.trained import TrainedModule
 from cm_lightning.recording import UNRECORDED
 from cm_lightning.states import difference, renamed_like
 
-#: What modules are made of. Not the rest of the suite: to build the command line, say, is to run it.
+#: Packages with the parts of modules. The rest of the suite is excluded: building the command line would run it.
 _PARTS = (*(f"cm_lightning.{room}" for room in ("backbones", "core", "latent", "modules")), "torch.nn")
 
 
 def load_module(
     path: str | Path, which: str | None = None, trust: Sequence[str] = (), **given: Any
 ) -> GenerativeModule:
-    """:func:`load_trained` for a method on images: a module ready to ``sample``.
+    """Load a method on images with :func:`load_trained`, ready to ``sample``.
 
     Raises:
-        CheckpointError: as there, or the checkpoint is of another kind of module.
+        CheckpointError: as for :func:`load_trained`, or the checkpoint is of another kind of module.
     """
     module = load_trained(path, which, trust, **given)
     if not isinstance(module, GenerativeModule):
@@ -44,16 +44,16 @@ def load_trained(path: str | Path, which: str | None = None, trust: Sequence[str
     """The module of a checkpoint, on the CPU, in eval mode.
 
     Args:
-        path: of the checkpoint; a folder that ``cm-lightning export --format safetensors`` wrote, or the weights in
-            it; or ``openai:FILE``, ``diffusers:FOLDER``, which are taken for consistency models, or ``edm:FILE``, a
+        path: path of the checkpoint; a folder that ``cm-lightning export --format safetensors`` wrote, or the weights
+            in it; or ``openai:FILE``, ``diffusers:FOLDER``, which are taken for consistency models, or ``edm:FILE``, a
             diffusion model.
-        which: ``ema`` or ``raw`` backbone weights; None: the averaged ones if there are any.
+        which: ``ema`` or ``raw`` backbone weights; if None, the averaged ones if there are any.
         trust: packages besides this one whose classes the checkpoint's configuration may name, ``["my_networks"]``.
-        given: arguments of the module in place of those that the file tells: ``backbone=MyNet()`` for a network that
-            did not remember its own (see :class:`cm_lightning.recording.Recorded`).
+        given: arguments of the module that replace those in the file: ``backbone=MyNet()`` for a network that did not
+            record its own (see :class:`cm_lightning.recording.Recorded`).
 
     Raises:
-        CheckpointError: the file is missing or damaged, names classes that are not trusted, or does not fit them.
+        CheckpointError: the file is missing or damaged, names classes that are not trusted, or does not fit its module.
     """
     exported = None if is_foreign(path) else find_export(path)
     if which is not None and (is_foreign(path) or exported):
@@ -91,7 +91,7 @@ def _fill(network: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> 
 def _module(
     config: Mapping[str, Any], trust: Sequence[str], path: str | Path, given: Mapping[str, Any]
 ) -> TrainedModule:
-    # what only training needs is left out: an optimizer is a function to call, start_from a file of its own
+    # what only training needs is left out: an optimizer is a function to call, start_from a separate file
     training = {"optimizer", "lr_scheduler", "start_from"}
     try:
         recorded = config.get("init_args") or {}
@@ -99,18 +99,18 @@ def _module(
         if isinstance(arguments.get("teacher"), dict):  # its weights are not in the file, and sampling needs none
             arguments["teacher"] = "the teacher that was given in Python"
         if not issubclass(_trusted_class(config["class_path"], trust), TrainedModule):
-            raise CheckpointError(f"it holds {config['class_path']}, which is no module of this suite")
+            raise CheckpointError(f"it holds {config['class_path']}, which is not a module of this suite")
         module = _build({**config, "init_args": arguments}, trust, given)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except Exception as error:  # whatever a constructor makes of the arguments in a damaged file
+    except Exception as error:  # constructors raise many kinds for the arguments in a damaged file
         raise CheckpointError(f"{path}: its module cannot be built: {error}") from error
     assert isinstance(module, TrainedModule)
     return module
 
 
 def _build(value: Any, trusted: Sequence[str], given: Mapping[str, Any] | None = None) -> Any:
-    """Objects from ``{class_path, init_args}``; all else stays what it is, and no string is ever taken for a class."""
+    """Build objects from ``{class_path, init_args}``; anything else stays as it is, strings included."""
     if isinstance(value, list):
         return [_build(item, trusted) for item in value]
     if not isinstance(value, dict):
@@ -119,12 +119,12 @@ def _build(value: Any, trusted: Sequence[str], given: Mapping[str, Any] | None =
         return {key: _build(item, trusted) for key, item in value.items()}
     if value.get(UNRECORDED):
         raise CheckpointError(
-            f"it does not tell the arguments of {value['class_path']}: build the object and pass it in Python, "
+            f"it does not hold the arguments of {value['class_path']}: build the object and pass it in Python, "
             "load_module(PATH, backbone=...)"
         )
     arguments = _build(value.get("init_args") or {}, trusted)
     if "trust" in arguments:
-        arguments["trust"] = list(trusted)  # whom to trust is for the user to say, and not for a file
+        arguments["trust"] = list(trusted)  # the user decides whom to trust, not a file
     return _trusted_class(value["class_path"], trusted)(**arguments, **(given or {}))
 
 
@@ -138,7 +138,7 @@ def _trusted_class(name: str, trusted: Sequence[str]) -> type:
     found = getattr(import_module(package), attribute, None)
     # a trusted module may have imported any class of any package
     if not isinstance(found, type) or not _within(f"{found.__module__}.", (*_PARTS, *trusted)):
-        raise CheckpointError(f"it names {name}, which is no class of that package")
+        raise CheckpointError(f"it names {name}, which is not a class of that package")
     return found
 
 

@@ -24,8 +24,8 @@ class LPIPS(Distance, nn.Module):
     The networks are frozen, and read when first asked for. Their linear heads come with torchmetrics.
 
     Args:
-        weights: torchvision's VGG-16 file, ``vgg16-397923af.pth``; downloaded, or found in torch's cache, if None.
-        pooling: of VGG-16: ``max``, as LPIPS was made; or ``avg``, as in CM's released code.
+        weights: torchvision's VGG-16 file, ``vgg16-397923af.pth``; if None, it is downloaded or found in torch's cache.
+        pooling: pooling of VGG-16: ``max``, as LPIPS was made; or ``avg``, as in CM's released code.
     """
 
     def __init__(self, weights: str | None = None, pooling: Literal["max", "avg"] = "max") -> None:
@@ -35,7 +35,7 @@ class LPIPS(Distance, nn.Module):
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] not in (1, 3):
             raise ConfigError(f"LPIPS compares grey or colour images, got samples of shape {tuple(x.shape[1:])}")
-        with torch.autocast(x.device.type, enabled=False):  # two nearly equal images differ by less than 16 bits tell
+        with torch.autocast(x.device.type, enabled=False):  # 16 bits cannot resolve two nearly equal images
             distance: Tensor = self.network(_enlarge(x), _enlarge(y))
         return distance.flatten()
 
@@ -72,7 +72,7 @@ def _with_weights(path: str | None) -> nn.Module:
             ) from error
     network = _NoTrainLpips(net="vgg", pnet_rand=True)
     if not Path(path).is_file():
-        raise CheckpointError(f"LPIPS: no file {path}: set the distance's weights to {_FILE}")
+        raise CheckpointError(f"LPIPS: there is no file {path}: set the distance's weights to {_FILE}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         for name, parameter in network.net.named_parameters():

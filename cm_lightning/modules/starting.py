@@ -15,11 +15,11 @@ from cm_lightning.interop.weights import read_tensors
 
 
 def first_weights(module: nn.Module, path: str) -> Mapping[str, Tensor]:
-    """Of the backbone: the averaged ones of a checkpoint if it has any, or those of another program's network.
+    """The backbone's first weights: a checkpoint's averaged ones if it has any, or those of another program's network.
 
     Raises:
         CheckpointError: the file is missing or damaged.
-        ConfigError: its network was given another noise label than the module's is.
+        ConfigError: the network in the file takes another noise label than the module's network.
     """
     if not is_foreign(path):
         if (exported := find_export(path)) is not None:
@@ -34,7 +34,7 @@ def first_weights(module: nn.Module, path: str) -> Mapping[str, Tensor]:
 
 
 def _noise_scale(config: object) -> float | None:
-    """That a network was given, as its module's configuration says: None for t itself, 0.25 if it says nothing."""
+    """The noise scale in a module's configuration: None stands for t itself; 0.25 if it is not given."""
     options = config.get("init_args", {}) if isinstance(config, dict) else {}
     parameterization = options.get("parameterization")
     chosen = parameterization.get("init_args", {}) if isinstance(parameterization, dict) else {}
@@ -43,12 +43,12 @@ def _noise_scale(config: object) -> float | None:
 
 
 def require_noise_scale(module: nn.Module, scale: float | None, origin: str) -> None:
-    """Raise ConfigError if the module's network is given another noise label than the one at ``origin`` was."""
+    """Raise ConfigError if the module's network takes another noise label than the network at ``origin``."""
     parameterization = getattr(module, "parameterization", None)
     own = None if getattr(parameterization, "told_t", False) else getattr(parameterization, "noise_scale", scale)
     if own != scale:
         raise ConfigError(
-            f"the network of {origin} was given {_label(scale)}, this one {_label(own)}: "
+            f"the network of {origin} takes {_label(scale)}, this one takes {_label(own)}: "
             f"set noise_scale of the parameterization to {'null' if scale is None else f'{scale:g}'}"
         )
 

@@ -14,9 +14,9 @@ class TargetNetwork:
     """A copy of the student's weights that follows them: target <- mu target + (1 - mu) student (CM, Eq. 8).
 
     Args:
-        student: what is trained.
+        student: the network that is trained.
         rate: mu(k).
-        curriculum: whose N(k) and warm-up the rate keeps to.
+        curriculum: the curriculum; the rate follows its N(k) and warm-up.
     """
 
     def __init__(self, student: nn.Module, rate: TargetRate, curriculum: Curriculum) -> None:
@@ -31,11 +31,11 @@ class TargetNetwork:
 
     @torch.no_grad()
     def follow(self, clock: Clock) -> None:
-        """Move after the student's step; buffers are copied."""
+        """Update the average after the student's step; buffers are copied."""
         torch._foreach_lerp_(list(self.network.parameters()), list(self.student.parameters()), 1 - self.mu(clock))
         for ours, theirs in zip(self.network.buffers(), self.student.buffers(), strict=True):
             ours.copy_(theirs)
 
     def restart(self) -> None:
-        """Equal the student again."""
+        """Copy the student again."""
         self.network.load_state_dict(self.student.state_dict())

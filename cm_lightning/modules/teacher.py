@@ -1,4 +1,4 @@
-"""The diffusion model that a distillation learns from: where it comes from, and whether it fits."""
+"""The diffusion model that a distillation learns from: its source, and checks that it fits."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from cm_lightning.states import difference, renamed_like
 
 
 class Distilled(GenerativeModule):
-    """What distillations share: a frozen teacher that supplies the trajectory, and the weights to start with.
+    """The base of distillations: a frozen teacher that supplies the trajectory, and the weights to start with.
 
-    A checkpoint remembers only the teacher's path: training needs the file again, while sampling does not.
+    A checkpoint holds only the teacher's path: training needs the file again, sampling does not.
     """
 
     frozen_teacher: Frozen[DiffusionModule]
     start_from_teacher: bool
 
     def hold_teacher(self, teacher: str | DiffusionModule, trust: Sequence[str], start_from_teacher: bool) -> None:
-        """Keep a teacher that is given, or the way to read it when training asks for it.
+        """Keep a given teacher, or the way to read it when training needs it.
 
         Raises:
-            ConfigError: the student is to start from the teacher and from another file.
+            ConfigError: the student would start both from the teacher and from another file.
         """
         if start_from_teacher and self.start_from:
             raise ConfigError("start_from and start_from_teacher exclude each other: set start_from_teacher to false")
         self.start_from_teacher = start_from_teacher
         if isinstance(teacher, DiffusionModule):
             self.frozen_teacher = Frozen(teacher, follows_dtype=True)
-        else:  # the student's network is as large
+        else:  # the student's network has the same size
             read = partial(_read, teacher, tuple(trust))
             self.frozen_teacher = Frozen(load=read, like=self.backbone, follows_dtype=True)
 
     @property
     def teacher(self) -> DiffusionModule:
-        """The teacher, read from its file when first asked for. Raises CheckpointError or ConfigError."""
+        """The teacher, read from its file at first use. Raises CheckpointError or ConfigError."""
         return self.frozen_teacher.network
 
     def denoised(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
@@ -53,7 +53,7 @@ class Distilled(GenerativeModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if stage in ("fit", "validate"):  # sampling needs no teacher
+        if stage in ("fit", "validate"):  # sampling does not need the teacher
             check_teacher(self, self.teacher)
         if stage == "fit" and self.start_from_teacher:
             start_as_teacher(self, self.teacher)
@@ -74,13 +74,13 @@ def check_teacher(student: GenerativeModule, teacher: DiffusionModule) -> None:
     theirs, ours = ((m.num_classes or "no", m.image_shape) for m in (teacher, student))
     if theirs != ours:
         raise ConfigError(
-            f"the teacher draws {theirs[0]} classes of shape {theirs[1]}, the student {ours[0]} of {ours[1]}: "
+            f"the teacher draws {theirs[0]} classes of shape {theirs[1]}, the student {ours[0]} of shape {ours[1]}: "
             "set the student's image_shape and num_classes to the teacher's"
         )
 
 
 def start_as_teacher(student: GenerativeModule, teacher: DiffusionModule) -> None:
-    """Give the student the teacher's weights. Raises ConfigError where its network is another one."""
+    """Give the student the teacher's weights. Raises ConfigError if their networks differ."""
     require_noise_scale(student, teacher.parameterization.noise_scale, "the teacher")
     state = renamed_like(teacher.backbone.state_dict(), own := student.backbone.state_dict())
     if differing := difference(state, own):

@@ -1,4 +1,4 @@
-"""What everything that is trained shares: an optimizer, the clock of the schedules, failures, and exact resume."""
+"""The base of everything that is trained: an optimizer, the clock of the schedules, failures, and exact resume."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ _SCHEDULES_END = 1_000_000
 
 
 class TrainedModule(Recorded, L.LightningModule):
-    """Base of whatever is trained here: a network under ``backbone``, and a loss.
+    """Base of the trained modules: a network under ``backbone``, and a loss.
 
     Args:
-        backbone: what is trained, averaged and saved.
+        backbone: the network that is trained, averaged and saved.
         optimizer: called with the parameters; RAdam with lr 1e-4 if None.
         lr_scheduler: a :class:`RateSchedule`, or called with the optimizer and stepped after each of its steps.
-        start_from: a checkpoint of this suite whose (averaged) backbone weights the training starts from; or
+        start_from: a checkpoint of this suite; training starts from its (averaged) backbone weights. Or
             ``openai:FILE``, ``edm:FILE``, ``diffusers:FOLDER``.
     """
 
     #: How the command line configured this module; saved in its checkpoints so that ``load_module`` can rebuild it.
-    #: None: they tell the arguments that it was built with in Python.
+    #: If None, they hold the arguments that it was built with in Python.
     config: dict[str, Any] | None = None
-    #: What follows the trained network, in methods that have it.
+    #: The average that follows the trained network, in methods that have one.
     target_network: TargetNetwork | None = None
 
     def __init__(
@@ -59,8 +59,8 @@ class TrainedModule(Recorded, L.LightningModule):
         self.backbone = backbone
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.start_from = start_from
-        #: Optimizer steps that the weights have seen, in this run or in those whose checkpoint it goes on from.
-        #: ``global_step`` counts each optimizer's, and starts anew with each Trainer.
+        #: Optimizer steps that the weights have had, including those before the checkpoint that the run resumes.
+        #: ``global_step`` counts those of each optimizer, and starts anew with each Trainer.
         self.trained_steps = 0
         self._resumed = False
         self._random_states: list[dict[str, Tensor]] | None = None
@@ -73,10 +73,10 @@ class TrainedModule(Recorded, L.LightningModule):
 
     @abstractmethod
     def forward_one(self) -> None:
-        """Run the trained network on one sample of zeros, as a training step does: to count what it keeps."""
+        """Run the trained network on one sample of zeros as a training step does, to count the memory it keeps."""
 
     def frozen_networks(self) -> dict[str, nn.Module]:
-        """Networks that training needs besides the trained one and its copies, by what they are."""
+        """The networks that training needs besides the trained one and its copies, by their roles."""
         found = {
             name.rpartition(".")[2].removeprefix("frozen_"): part.outline()
             for name, part in self.named_modules()
@@ -85,11 +85,11 @@ class TrainedModule(Recorded, L.LightningModule):
         return {name: network for name, network in found.items() if network is not None}
 
     def progress(self, clock: Clock) -> Mapping[str, float]:
-        """The method's schedules at a step, by the papers' names: what to log."""
+        """The values of the method's schedules at a step, to be logged under the papers' names."""
         return {}
 
     def shown(self) -> Mapping[str, Any]:
-        """What else of the last loss is worth logging, by name."""
+        """Further values of the last loss to log, by name."""
         return {}
 
     @property
@@ -102,7 +102,7 @@ class TrainedModule(Recorded, L.LightningModule):
 
     @property
     def clock(self) -> Clock:
-        """Of the schedules: that of the run while a Trainer fits, and else their end."""
+        """The clock of the schedules: that of the run while a Trainer fits, otherwise their end."""
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             return Clock(self.trained_steps, self.total_steps)
         return Clock(_SCHEDULES_END, _SCHEDULES_END)
@@ -125,13 +125,13 @@ class TrainedModule(Recorded, L.LightningModule):
     def setup(self, stage: str) -> None:
         if stage != "fit":
             return
-        self.trained_steps, self._resumed = 0, False  # a checkpoint that the run goes on from is read after this
+        self.trained_steps, self._resumed = 0, False  # a checkpoint to resume from is read after this
         if not self.start_from:
             return
         try:
             found = first_weights(self, self.start_from)
         except CheckpointError as error:
-            self._start_failure = error  # of no matter to a run that goes on from a checkpoint of its own
+            self._start_failure = error  # it does not matter to a run that resumes from its own checkpoint
             return
         state = renamed_like(found, own := self.backbone.state_dict())
         if differing := difference(state, own):
@@ -152,7 +152,7 @@ class TrainedModule(Recorded, L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.batch_loss(batch, batch_idx)
         self._note_failure(loss.detach())
-        # Lightning's loggers take what is logged on these very steps; on all others logging would be wasted time
+        # Lightning's loggers record only these steps; at all others logging would waste time
         n = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if n and (self.trained_steps + 1) % n == 0:
             self._stop_if_failed()
@@ -164,7 +164,7 @@ class TrainedModule(Recorded, L.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        if self.target_network:  # right after the step: a checkpoint of it has what is done here
+        if self.target_network:  # right after the step, so that a checkpoint of this step includes it
             self.target_network.follow(self.clock)
         self.trained_steps += 1
 
@@ -174,10 +174,10 @@ class TrainedModule(Recorded, L.LightningModule):
         self.log("val/loss", loss, batch_size=number_of_samples(batch), sync_dist=True)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Nothing of its own: callbacks measure samples."""
+        """Do nothing: callbacks measure samples."""
 
     def _number(self, batch_idx: int) -> int:
-        """Of a batch among those of all ranks."""
+        """The number of a batch among those of all ranks."""
         return batch_idx * self.trainer.world_size + self.global_rank
 
     def _say_what_a_rank_does(self) -> None:
@@ -188,11 +188,11 @@ class TrainedModule(Recorded, L.LightningModule):
             rate = group.get("initial_lr", group["lr"])  # before the schedule
             rank_zero_info(
                 f"a step takes {accumulate * batch} images: {ranks} rank(s) x {accumulate} batch(es) of "
-                f"{batch // ranks}; the learning rate stays as given, {rate:g}, for it belongs to the whole"
+                f"{batch // ranks}; the learning rate stays as given, {rate:g}, because it applies to the whole batch"
             )
 
     def _note_failure(self, loss: Tensor) -> None:
-        """Keep the step of the first bad loss on the device: no step waits for the accelerator."""
+        """Keep the step of the first bad loss on the device, so that no step waits for the accelerator."""
         if self._failed_step is None:
             self._failed_step = torch.full((), -1, device=loss.device)
         first = (self._failed_step < 0) & ~torch.isfinite(loss)
@@ -238,14 +238,14 @@ class TrainedModule(Recorded, L.LightningModule):
     def on_train_start(self) -> None:
         self._failed_step = None
         if self._random_states is not None and len(self._random_states) != self.trainer.world_size:
-            self._random_states = None  # a run that goes on with other ranks cannot draw what it would have drawn
+            self._random_states = None  # with another number of ranks a resumed run cannot draw the same noise
             torch.manual_seed(derived_seed(torch.initial_seed(), self.trained_steps))
         # Lightning seeds all ranks alike, for equal initial weights; noise and dropout must differ from rank to rank
         if self._random_states is None and self.global_rank > 0:
             torch.manual_seed(derived_seed(torch.initial_seed(), self.global_rank))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # put back as late as this, for data loaders draw from the global generators when they start
+        # restored only here, because data loaders draw from the global generators when they start
         if self._random_states is not None:
             set_state(self._random_states[self.global_rank], self.device)
             self._random_states = None

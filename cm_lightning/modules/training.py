@@ -21,13 +21,13 @@ from cm_lightning.modules.consistency import ConsistencyModule
 class ConsistencyTraining(ConsistencyModule):
     """CT (CM, Algorithm 3), iCT and ECT, by the curriculum, weighting and distance they are given.
 
-    The same image and the same noise stand for the trajectory. By default ECT's: continuous noise levels, a gap that
-    halves from stage to stage of eight, 1/(t - q); and pseudo-Huber with iCT's constant.
+    The same image and the same noise at every level replace the trajectory. The defaults are those of ECT: continuous
+    noise levels, a gap that halves at each of eight stages, the weight 1/(t - q); and pseudo-Huber with iCT's constant.
 
     Args:
         curriculum: draws the noise levels t > q.
-        distance: between the two outputs.
-        weighting: of the pair of noise levels.
+        distance: distance between the two outputs.
+        weighting: weight of the pair of noise levels.
         backbone, image_shape, parameterization, target_rate, sigma_max, sampling_sigmas: see
             :class:`ConsistencyModule`; label_dropout, optimizer, lr_scheduler, start_from: see its bases.
     """

@@ -1,1 +1,1 @@
-"""What finished runs say side by side: read from their own files, written as tables, curves and pictures."""
+"""Comparison of finished runs: read from their own files, written as tables, curves and pictures."""

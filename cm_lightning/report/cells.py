@@ -1,4 +1,4 @@
-"""A grid of measurements: one cell for a model, a number of steps and a guidance scale, a file each."""
+"""A grid of measurements: one cell, and one file, for each model, number of steps and guidance scale."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from cm_lightning.report.logs import is_rising
 
 @dataclass(frozen=True)
 class Cell:
-    """What was measured of one model at one setting.
+    """The measurements of one model at one setting.
 
-    ``model`` is its name, the same for all its seeds; ``weights`` tells a seed's files and what is in them. ``way``
-    says how it was measured: the data, the number of samples and all else that cells must share to be compared.
-    ``nfe`` are evaluations of the network for an image, ``seconds`` the time of one at ``batch_size``.
+    ``model`` is its name, the same for all its seeds; ``weights`` identifies the files of a seed and their contents.
+    ``way`` describes the measurement: the data, the number of samples and all else that cells must share to be
+    compared. ``nfe`` are evaluations of the network for an image, ``seconds`` the time of one at ``batch_size``.
     """
 
     model: str
@@ -37,7 +37,7 @@ class Cell:
 
     @property
     def path(self) -> str:
-        """A name for its file, the same for the same measurement."""
+        """The name of its file, the same for the same measurement."""
         return cell_path(self.model, self.weights, self.steps, self.guidance)
 
     def write(self, folder: Path) -> None:
@@ -52,10 +52,10 @@ def cell_path(model: str, weights: str, steps: int, guidance: float) -> str:
 
 
 def read_cells(folder: Path) -> list[Cell]:
-    """All cells below a folder.
+    """Read all cells below a folder.
 
     Raises:
-        DataError: one is damaged, or they were not measured in the same way.
+        DataError: a cell is damaged, or the cells were not measured in the same way.
     """
     cells = [_read(path) for path in sorted((folder / "cells").glob("*.json"))]
     for cell in cells:
@@ -80,7 +80,7 @@ def _read(path: Path) -> Cell:
         if not all(isinstance(number, int | float) for number in numbers) or not isinstance(cell.way, dict):
             raise TypeError("a value of another type")
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not a measurement: remove it, it is made anew") from error
+        raise DataError(f"{path} is not a measurement: remove it, and it is made again") from error
     return cell
 
 
@@ -99,15 +99,15 @@ class Setting:
 
     @property
     def seconds(self) -> float:
-        """Of an image, the mean over seeds."""
+        """The time for an image, as a mean over seeds."""
         return mean(cell.seconds for cell in self.cells)
 
     def value(self, metric: str) -> float:
-        """The mean over seeds."""
+        """The mean of a metric over seeds."""
         return mean(cell.scores[metric] for cell in self.cells)
 
     def spread(self, metric: str) -> float | None:
-        """The standard deviation over seeds, if there are any others."""
+        """The standard deviation of a metric over seeds; None for a single seed."""
         values = [cell.scores[metric] for cell in self.cells]
         if len(values) < 2:
             return None
@@ -115,7 +115,7 @@ class Setting:
 
 
 def settings(cells: Sequence[Cell]) -> list[Setting]:
-    """The cells put together by model and setting, models in the order of their names."""
+    """Group the cells by model and setting, with models in the order of their names."""
     groups: dict[tuple[str, int, float], list[Cell]] = {}
     for cell in sorted(cells, key=lambda c: (c.model, c.steps, c.guidance, c.weights)):
         groups.setdefault((cell.model, cell.steps, cell.guidance), []).append(cell)
@@ -123,7 +123,7 @@ def settings(cells: Sequence[Cell]) -> list[Setting]:
 
 
 def best(found: Sequence[Setting], metric: str, latency: float | None = None) -> Setting | None:
-    """The setting with the best mean of a metric, of those that take at most ``latency`` seconds an image."""
+    """The setting with the best mean of a metric, among those that take at most ``latency`` seconds per image."""
     allowed = [setting for setting in found if latency is None or setting.seconds <= latency]
     allowed = [setting for setting in allowed if isfinite(setting.value(metric))]
     sign = -1 if is_rising(metric) else 1

@@ -1,4 +1,4 @@
-"""The configuration of a run, as the command line saved it: read, and set against those of other runs."""
+"""The configuration of a run, as the command line saved it: reading, and comparison with those of other runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 from cm_lightning.errors import DataError
 from cm_lightning.named_callbacks import by_name
 
-# where a run's files go, what is shown of it while it trains, and what the tables of runs say in columns of their own
+# where the files of a run go, what is shown while it trains, and what the tables of runs have separate columns for
 _NOT_COMPARED = frozenset(
     {
         "base",
@@ -37,7 +37,7 @@ _ORIGINS = ("model.start_from", "model.teacher")
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The contents of a config.yaml.
+    """Read a config.yaml.
 
     Raises:
         DataError: the file is missing, damaged, or not the configuration of a run.
@@ -46,7 +46,7 @@ def read_config(path: Path) -> dict[str, Any]:
         config = yaml.safe_load(path.read_text())
     except yaml.MarkedYAMLError as error:
         at = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise DataError(f"{path}{at}: {error.problem}: mend or remove it") from error
+        raise DataError(f"{path}{at}: {error.problem}: repair or remove it") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{path} cannot be read: it is missing or is not text") from error
     if not isinstance(inner(config, "model"), dict):
@@ -56,7 +56,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def inner(config: object, *names: str) -> Any:
-    """What lies under nested names, or None where there is no such thing."""
+    """The value under nested names; None if there is none."""
     for name in names:
         config = config.get(name) if isinstance(config, dict) else None
     return config
@@ -68,15 +68,15 @@ def class_name(config: object) -> str:
 
 
 def origin(path: object) -> str:
-    """The run that a checkpoint lies in, as ``NAME/VERSION``; the end of any other path; "" without a path."""
+    """The run that contains a checkpoint, as ``NAME/VERSION``; the end of any other path; "" without a path."""
     return "/".join(_run_of(path).parts[-2:]) if isinstance(path, str) else ""
 
 
 def options(config: dict[str, Any]) -> dict[str, Any]:
-    """What makes a run what it is: dotted names, as on the command line, and their values.
+    """The options that define a run: dotted names, as on the command line, and their values.
 
-    A run's seed, its places and its logs are not among them. Of a checkpoint that a run learns from, only its run's
-    name is: the seeds of a method may each have a teacher of their own.
+    The seed, paths and logs of a run are not included. A checkpoint that a run learns from is included only by the
+    name of its run, because each seed of a method may have its own teacher.
     """
     flat = {
         name: value
@@ -88,7 +88,7 @@ def options(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(configs: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """A row for each option whose values differ: its name, and its value in each, or "" where it does not occur."""
+    """One row for each option that differs: its name, and its value in each configuration, or "" if it is absent."""
     known = [options(config) for config in configs]
     names = dict.fromkeys(name for one in known for name in one)
     differing = [name for name in names if any(one.get(name, _ABSENT) != known[0].get(name, _ABSENT) for one in known)]
@@ -102,7 +102,7 @@ def _run_of(path: str) -> PurePath:
 
 
 def _method_of(path: object) -> object:
-    """The name that all seeds of the run of a checkpoint have."""
+    """The name that all seeds of a checkpoint's run share."""
     if not isinstance(path, str):
         return path
     run = _run_of(path)
@@ -110,7 +110,7 @@ def _method_of(path: object) -> object:
 
 
 def _flat(name: str, value: object) -> dict[str, Any]:
-    """Dotted names and plain values; a class is its own value, and its arguments lie below it."""
+    """Flatten to dotted names and plain values; a class is a value, and its arguments follow below its name."""
     if isinstance(value, dict) and "class_path" in value:
         return {name: class_name(value), **_below(name, value.get("init_args") or {})}
     if isinstance(value, dict) and value:
@@ -128,7 +128,7 @@ def _below(name: str, values: object) -> dict[str, Any]:
 
 
 def _named(items: Sequence[object]) -> dict[str, Any]:
-    """Items by the names of their classes, since their order says little: EMA, EMA2, or a number without a class."""
+    """Items by the names of their classes, as their order matters little: EMA, EMA2, or a number without a class."""
     seen: Counter[str] = Counter()
     named = {}
     for item in items:

@@ -18,7 +18,7 @@ from cm_lightning.report.runs import Run
 
 
 def curves(runs: Sequence[Run], metric: str, nfe: int, path: Path) -> bool:
-    """Quality against images seen and against seconds of training, a colour a method; False if nothing was logged."""
+    """Plot quality against images and seconds of training, one colour per method; False if nothing was logged."""
     shown = [run for run in runs if run.curve(metric, nfe)]
     if not shown:
         return False
@@ -45,7 +45,7 @@ def curves(runs: Sequence[Run], metric: str, nfe: int, path: Path) -> bool:
 
 
 def sheets(runs: Sequence[Run], nfe: int, path: Path) -> bool:
-    """The last sheet of each method's first run: the same noise in the same place. False if there is none."""
+    """Show the last sheet of each method's first run, with the same noise in the same place; False without sheets."""
     first = {run.label: run for run in reversed(runs) if _readable(run.sheet(nfe))}
     shown = [(name, first[name]) for name in dict.fromkeys(run.label for run in runs) if name in first]
     if not shown:
@@ -63,7 +63,7 @@ def sheets(runs: Sequence[Run], nfe: int, path: Path) -> bool:
 
 
 def _readable(path: Path | None) -> bool:
-    """Whether there is a picture that is whole: a killed process or a full disk may have left a part of one."""
+    """Whether there is a complete picture: a killed process or a full disk may have left a part of one."""
     if path is None:
         return False
     try:

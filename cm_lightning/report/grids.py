@@ -21,7 +21,7 @@ from cm_lightning.report.tables import Table
 
 
 def guidance_table(found: Sequence[Setting], metrics: Sequence[str]) -> Table:
-    """A row for a model and a number of steps, a column for a guidance scale."""
+    """One row for each model and number of steps, one column for each guidance scale."""
     scales = sorted({s.guidance for s in found})
     cells = {(s.model, s.steps, s.guidance): " / ".join(_shown(s, metric) for metric in metrics) for s in found}
     rows = [
@@ -33,8 +33,8 @@ def guidance_table(found: Sequence[Setting], metrics: Sequence[str]) -> Table:
 
 
 def grid_table(found: Sequence[Setting], metrics: Sequence[str]) -> Table:
-    """A row a setting, with its evaluations and time."""
-    heads = ["model", "steps", "guidance", "evaluations", "seeds", *metrics, "ms an image"]
+    """One row for each setting, with its evaluations and time."""
+    heads = ["model", "steps", "guidance", "evaluations", "seeds", *metrics, "ms per image"]
     rows = [
         [s.model, str(s.steps), f"{s.guidance:g}", str(s.nfe), str(len(s.cells)),
          *[_shown(s, metric) for metric in metrics], f"{1000 * s.seconds:.3g}"]
@@ -44,7 +44,7 @@ def grid_table(found: Sequence[Setting], metrics: Sequence[str]) -> Table:
 
 
 def best_table(found: Sequence[Setting], metrics: Sequence[str], latency: float | None) -> Table:
-    """The best setting of each model by each metric, and within a time for an image if one is given."""
+    """The best setting of each model by each metric, also within a time per image if one is given."""
     bounds = [None] if latency is None else [None, latency]
     rows = []
     for model in dict.fromkeys(setting.model for setting in found):
@@ -63,7 +63,7 @@ def best_table(found: Sequence[Setting], metrics: Sequence[str], latency: float 
 
 
 def heat_maps(found: Sequence[Setting], metrics: Sequence[str], path: Path) -> None:
-    """Steps against guidance, one map for a model and a metric; brighter is better."""
+    """Plot steps against guidance, with one map for each model and metric; brighter is better."""
     models = list(dict.fromkeys(setting.model for setting in found))
     figure, axes = plt.subplots(
         len(metrics), len(models), figsize=(0.6 + 3.1 * len(models), 0.4 + 2.7 * len(metrics)), squeeze=False,
@@ -78,7 +78,7 @@ def heat_maps(found: Sequence[Setting], metrics: Sequence[str], path: Path) -> N
 
 
 def sample_sheet(found: Sequence[Setting], folder: Path, path: Path) -> None:
-    """What each model draws from the same noise: a row for a guidance scale, a column for a number of steps."""
+    """Samples of each model from the same noise: one row for each guidance scale, one column for each step number."""
     rows = sorted({(s.model, s.guidance) for s in found})
     steps = sorted({s.steps for s in found})
     sheets = [plt.imread(folder / Path(s.cells[0].path).with_suffix(".png")) for s in found]

@@ -1,4 +1,4 @@
-"""What a run has logged: its metrics.csv, of which a killed process or an editor may have spoilt a line."""
+"""The log of a run: its metrics.csv, in which a killed process or an editor may have spoilt a line."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import TypeAlias
 
 from cm_lightning.errors import DataError
 
-#: Takes a line for the user on what was left out.
+#: Takes a line for the user about what was left out.
 Note: TypeAlias = Callable[[str], object]
 
 _SCORE = re.compile(r"(?P<stage>val|test)/(?P<metric>\w+)_nfe(?P<nfe>\d+)")
 
-#: Metrics of which more is better; of all others less is.
+#: Metrics for which higher is better; for all others lower is.
 _RISING = frozenset(
     {"accuracy", "clip_score", "coverage", "density", "inception_score", "precision", "psnr", "recall", "ssim"}
 )
@@ -24,9 +24,9 @@ _RISING = frozenset(
 
 @dataclass(frozen=True)
 class Score:
-    """``value`` of ``metric`` at ``nfe`` evaluations, by a solver for a diffusion model.
+    """The ``value`` of ``metric`` at ``nfe`` evaluations, with the solver for a diffusion model.
 
-    ``stage`` is ``val``, with the step of the training it was measured at, or ``test``, which knows no step.
+    ``stage`` is ``val``, with the training step of the measurement, or ``test``, without a step.
     """
 
     stage: str
@@ -45,7 +45,7 @@ class Log:
     scores: list[Score] = field(default_factory=list)
 
     def add(self, row: dict[str, str], sampler: str) -> None:
-        """Take a row of the file in, or nothing of it if a value that counts is not a number (ValueError)."""
+        """Add a row of the file, or raise ValueError, and add nothing, if a value in use is not a number."""
         step = int(_number(row, "step")) if row["step"] else 0
         progress = None
         if row.get("train/seconds"):
@@ -58,18 +58,18 @@ class Log:
         ]
         if progress is None:
             return
-        while self.progress and self.progress[-1][0] >= step:  # a resumed run takes these steps again
+        while self.progress and self.progress[-1][0] >= step:  # a resumed run repeats these steps
             self.progress.pop()
         self.progress.append(progress)
 
 
 def read_log(path: Path, sampler: str, note: Note) -> Log:
-    """The log of a file, without the lines that cannot be read; a note says the first of those and their number.
+    """Read a log without the lines that cannot be read; a note gives the first of these and their number.
 
     Args:
-        path: of metrics.csv.
-        sampler: of the scores, as in :class:`Score`.
-        note: takes what was left out.
+        path: path of metrics.csv.
+        sampler: sampler of the scores, as in :class:`Score`.
+        note: takes the note on what was left out.
 
     Raises:
         DataError: the file is missing, empty, or not a log.
@@ -93,7 +93,7 @@ def read_log(path: Path, sampler: str, note: Note) -> Log:
 
 def _log(path: Path, reader: csv.DictReader[str], sampler: str, note: Note) -> Log:
     if "step" not in (reader.fieldnames or ()):
-        raise DataError(f"{path} has no column step: it is not the file of a CSVLogger")
+        raise DataError(f"{path} has no column step: a CSVLogger did not write it")
     log = Log()
     wrong = [f"line {reader.line_num}: {lack}" for row in reader if (lack := _lack(log, row, sampler))]
     if wrong:
@@ -102,7 +102,7 @@ def _log(path: Path, reader: csv.DictReader[str], sampler: str, note: Note) -> L
 
 
 def _lack(log: Log, row: dict[str, str], sampler: str) -> str:
-    """Add a row to the log, or tell why that cannot be."""
+    """Add a row to the log, or return why that is impossible."""
     try:
         log.add(_whole(row), sampler)
     except (ValueError, OverflowError) as error:
@@ -111,9 +111,9 @@ def _lack(log: Log, row: dict[str, str], sampler: str) -> str:
 
 
 def _whole(row: dict[str, str]) -> dict[str, str]:
-    """The row itself, if it has a value for each column."""
+    """Return the row if it has a value for each column."""
     if None in row or None in row.values():
-        raise ValueError("it has not as many values as there are columns")
+        raise ValueError("it does not have as many values as there are columns")
     return row
 
 
@@ -125,6 +125,6 @@ def _number(row: dict[str, str], name: str) -> float:
 
 
 def is_rising(metric: str) -> bool:
-    """Whether more is better of a metric by its own name or by the name it is logged under, ``val/accuracy_nfe1``."""
+    """Whether higher is better for a metric, by its name or the name in the log, ``val/accuracy_nfe1``."""
     name = metric.rpartition("/")[2]
     return any(name == rising or name.startswith(f"{rising}_") for rising in _RISING)

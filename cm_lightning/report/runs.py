@@ -1,4 +1,4 @@
-"""A run as its directory tells it: config.yaml, metrics.csv, samples and the checkpoint."""
+"""A run as recorded in its directory: config.yaml, metrics.csv, samples and the checkpoint."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from cm_lightning.report.configs import class_name, inner, options, origin, read
 from cm_lightning.report.logs import Note, Score, read_log
 
 _SHEET = re.compile(r"step_(?P<step>\d+)_nfe(?P<nfe>\d+)\.png")
-# what tells one data set of a class from another
+# the options that distinguish data sets of one class
 _DATA = ("source", "shape", "shards", "root")
 
 
 @dataclass
 class Run:
-    """One training run, with what later tests said of it.
+    """One training run, with the results of later tests.
 
     Args:
-        directory: of the run; the last one if it was resumed.
-        config: as saved by the command line.
+        directory: directory of the run; the last one if it was resumed.
+        config: the configuration as saved by the command line.
         progress: (step, images seen, seconds of training) as logged.
-        scores: in the order they were measured.
-        label: what tables and figures call it: its name, as do all seeds of one configuration.
+        scores: the scores in the order of measurement.
+        label: its name in tables and figures, shared by all seeds of one configuration.
     """
 
     directory: Path
@@ -54,46 +54,46 @@ class Run:
 
     @property
     def data(self) -> str:
-        """The data module's class, and which of its data sets."""
+        """The class of the data module, and the data set that it was set to."""
         arguments = inner(self.config, "data", "init_args")
         which = next((str(inner(arguments, name)) for name in _DATA if inner(arguments, name)), "")
         return f"{class_name(self.config.get('data'))} {which}".strip()
 
     @property
     def date(self) -> str:
-        """When its metrics were last written."""
+        """The time when its metrics were last written."""
         return time.strftime("%Y-%m-%d %H:%M", time.localtime((self.directory / "metrics.csv").stat().st_mtime))
 
     @property
     def seed(self) -> Any:
-        """What ``seed_everything`` was."""
+        """The value of ``seed_everything``."""
         return self.config.get("seed_everything")
 
     @property
     def checkpoint(self) -> Path | None:
-        """The checkpoint that the run started from or tested."""
+        """The checkpoint that the run was resumed from, or that it tested."""
         path = self.config.get("ckpt_path")
         return Path(path) if path and isinstance(path, str) else None
 
     @property
     def origin(self) -> str:
-        """The run whose checkpoint taught it or started it: what it cost comes on top."""
+        """The run that supplied its teacher or its first weights; the cost of that run is additional."""
         arguments = inner(self.config, "model", "init_args")
         return origin(inner(arguments, "teacher") or inner(arguments, "start_from"))
 
     @property
     def images(self) -> float | None:
-        """Seen in training."""
+        """The number of images seen in training."""
         return self.progress[-1][1] if self.progress else None
 
     @property
     def seconds(self) -> float | None:
-        """Spent on training."""
+        """The seconds spent on training."""
         return self.progress[-1][2] if self.progress else None
 
     @cached_property
     def parameters(self) -> int | None:
-        """Of the network, by the last checkpoint; None where there is none."""
+        """The number of parameters of the network in the last checkpoint; None without a checkpoint."""
         from cm_lightning.checkpoint import read_checkpoint, weights
 
         try:
@@ -103,7 +103,7 @@ class Run:
         return sum(tensor.numel() for tensor in backbone.values())
 
     def spent(self, step: int) -> tuple[float, float]:
-        """(images, seconds) after a step, on the line between the logged ones."""
+        """(images, seconds) after a step, interpolated linearly between the logged ones."""
         steps = [entry[0] for entry in self.progress]
         right = min(bisect_left(steps, step), len(steps) - 1)
         (s0, i0, t0), (s1, i1, t1) = self.progress[max(right - 1, 0)], self.progress[right]
@@ -111,7 +111,7 @@ class Run:
         return i0 + part * (i1 - i0), t0 + part * (t1 - t0)
 
     def curve(self, metric: str, nfe: int) -> list[tuple[float, float, float]]:
-        """(images, seconds, value) of a metric while it trained."""
+        """(images, seconds, value) of a metric during training."""
         found = [s for s in self.scores if (s.stage, s.metric, s.nfe, s.sampler) == ("val", metric, nfe, "")]
         return [(*self.spent(score.step), score.value) for score in found] if self.progress else []
 
@@ -128,14 +128,14 @@ class Run:
 
 
 def read_runs(directories: Sequence[str | Path], note: Note = str) -> list[Run]:
-    """The runs of these directories; resumed ones are joined to what they went on from, and tests to what they tested.
+    """Read the runs of these directories; resumed runs are joined to their predecessors, and tests to tested runs.
 
     Args:
-        directories: of runs, ``runs/NAME/version_0``, or of all versions of a run, ``runs/NAME``.
-        note: takes a line on what is passed over: what is not a run, and what of a run cannot be read.
+        directories: directories of runs, ``runs/NAME/version_0``, or of all versions of a run, ``runs/NAME``.
+        note: takes a line on what is skipped: directories that are not runs, and parts that cannot be read.
 
     Raises:
-        DataError: there is not a run in any of these directories.
+        DataError: none of these directories holds a run.
     """
     versions = [version for given in directories for version in _versions(Path(given))]
     found = {_key(version): _run_or_problem(version, note) for version in versions}
@@ -144,8 +144,8 @@ def read_runs(directories: Sequence[str | Path], note: Note = str) -> list[Run]:
     if not known:
         raise DataError(problems[0] if len(problems) == 1 else f"none of these is a run: {'; '.join(problems)}")
     for problem in problems:
-        note(f"passed over: {problem}")
-    for run in list(known.values()):  # what a resumed run went on from is looked up even if it was not named
+        note(f"skipped: {problem}")
+    for run in list(known.values()):  # the predecessor of a resumed run is looked up even if it was not named
         _add_ancestors(run, known, note)
     return _labelled(_joined(known))
 
@@ -158,7 +158,7 @@ def _run_or_problem(directory: Path, note: Note) -> Run | str:
 
 
 def _versions(directory: Path) -> list[Path]:
-    """The directory itself if it is a run's, else those in it that are, the oldest version first."""
+    """The directory itself if it is that of a run, otherwise the runs in it, the oldest version first."""
     if _is_run(directory) or not directory.is_dir():
         return [directory]
     return sorted(filter(_is_run, directory.iterdir()), key=_in_order) or [directory]
@@ -169,12 +169,12 @@ def _is_run(directory: Path) -> bool:
 
 
 def _in_order(directory: Path) -> list[int | str]:
-    """A key by which version_2 comes before version_10."""
+    """A sort key by which version_2 comes before version_10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", directory.name)]
 
 
 def _joined(known: dict[Path, Run]) -> list[Run]:
-    """The trained runs: each with what it went on from, and with what tests said of it."""
+    """The training runs, each joined with its predecessors and with the results of its tests."""
     trained: dict[Path, Run] = {}
     for run in known.values():
         parent = known.get(_parent(run)) if run.checkpoint else None
@@ -193,7 +193,7 @@ def _joined(known: dict[Path, Run]) -> list[Run]:
 
 
 def _labelled(runs: list[Run]) -> list[Run]:
-    """The same runs, those of one name told apart by their directories where their configurations differ."""
+    """The same runs, with directories in the labels if runs of one name have different configurations."""
     for name in {run.name for run in runs}:
         groups: list[list[Run]] = []
         for run in (run for run in runs if run.name == name):
@@ -216,13 +216,13 @@ def _labels(name: str, directories: Sequence[Path]) -> Iterable[str]:
 
 
 def _add_ancestors(run: Run, known: dict[Path, Run], note: Note) -> None:
-    """Put the runs that this one builds on before it, oldest first."""
+    """Add the runs that this one builds on, oldest first."""
     key = _key(run.directory)
     if run.checkpoint and (parent := _parent(run)) not in known and (parent / "metrics.csv").is_file():
         try:
             known[parent] = _read(parent, note)
         except DataError as error:
-            note(f"{run.directory} is shown without what it went on from: {error}")
+            note(f"{run.directory} is shown without the run that it resumed: {error}")
         else:
             _add_ancestors(known[parent], known, note)
     if run.checkpoint:

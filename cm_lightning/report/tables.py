@@ -15,14 +15,14 @@ from cm_lightning.report.runs import Run
 
 @dataclass(frozen=True)
 class Table:
-    """A title, the heads of the columns, and rows of text."""
+    """A table: title, heads of the columns, and rows of text."""
 
     title: str
     heads: list[str]
     rows: list[list[str]]
 
     def markdown(self) -> str:
-        """As GitHub renders it."""
+        """The table in GitHub's Markdown."""
         lines = [
             " | ".join(cell.replace("|", "\\|") for cell in row)
             for row in [self.heads, ["---"] * len(self.heads), *self.rows]
@@ -30,7 +30,7 @@ class Table:
         return f"## {self.title}\n\n" + "\n".join(f"| {line} |" for line in lines) + "\n"
 
     def html(self) -> str:
-        """The same."""
+        """The table in HTML."""
         heads = "".join(f"<th>{html.escape(head)}</th>" for head in self.heads)
         rows = "".join(
             "<tr>" + "".join(f"<td{_kind(cell)}>{html.escape(cell)}</td>" for cell in row) + "</tr>\n"
@@ -40,12 +40,12 @@ class Table:
 
 
 def _kind(cell: str) -> str:
-    """A class for text, which may be broken over lines as numbers may not."""
+    """The HTML class of text, which may be broken over lines, unlike numbers."""
     return " class=text" if any(word not in ("nan", "inf") for word in re.findall("[A-Za-z]{2,}", cell)) else ""
 
 
 def few_step_table(runs: Sequence[Run], metric: str) -> Table:
-    """Each run of a consistency model at each number of evaluations it was measured at; and the mean over its seeds."""
+    """Each run of a consistency model at each measured number of evaluations, and the means over seeds."""
     runs = [run for run in runs if _few_steps(run, metric)]
     nfes = sorted({nfe for run in runs for nfe in _few_steps(run, metric)})
     also = (
@@ -75,7 +75,7 @@ def few_step_table(runs: Sequence[Run], metric: str) -> Table:
 
 
 def baseline_table(runs: Sequence[Run], metric: str) -> Table:
-    """Diffusion models, by solver and number of evaluations: the last measurement of each."""
+    """The last measurement of each diffusion model, by solver and number of evaluations."""
     last = {(run.label, str(run.seed), s.sampler, s.nfe): (run, s) for run in runs for s in run.scores
             if s.sampler and s.metric == metric}  # fmt: skip
     rows = [
@@ -96,20 +96,20 @@ def baseline_table(runs: Sequence[Run], metric: str) -> Table:
 
 
 def run_table(runs: Sequence[Run]) -> Table:
-    """All runs that were read: where each lies, when its metrics were last written, and its data."""
+    """All runs that were read: the directory of each, the time of its last metrics, and its data."""
     rows = [[run.label, str(run.seed), str(run.directory), run.date, run.data] for run in runs]
     return Table("Runs", ["run", "seed", "directory", "date", "data"], rows)
 
 
 def difference_table(runs: Sequence[Run]) -> Table:
-    """The options whose values differ between the runs, a column for each configuration."""
+    """The options that differ between the runs, with one column for each configuration."""
     first = {run.label: run for run in reversed(runs)}
     labels = list(dict.fromkeys(run.label for run in runs))
     return Table("What differs", ["option", *labels], differences([first[label].config for label in labels]))
 
 
 def target_table(runs: Sequence[Run], metric: str, nfe: int, target: float) -> Table:
-    """When each run's measurements first reached a quality, and how that compares with the first to do so."""
+    """When each run first reached a target quality, compared with the fastest run."""
     reached = [(run, _first(run, metric, nfe, target)) for run in runs if run.curve(metric, nfe)]
     reached.sort(key=lambda pair: pair[1][1] if pair[1] else math.inf)
     rows = []

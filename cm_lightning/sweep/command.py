@@ -18,7 +18,7 @@ _EXAMPLE = 'write a list: ["${env}", "${interpreter}", -m, cm_lightning, fit, "$
 
 
 def check_command(command: object, program: str | None) -> list[str]:
-    """The parts of a sweep file's command.
+    """Check a sweep file's command, and return its parts.
 
     Raises:
         ConfigError: it is not a list of text, has a macro that W&B does not have, or leaves the parameters out.
@@ -38,7 +38,7 @@ def check_command(command: object, program: str | None) -> list[str]:
 
 
 def command_line(command: Sequence[str], program: str | None, values: Values) -> list[str]:
-    """The command of a trial with these values. Its parts have been checked."""
+    """The command of a trial with these values, from checked parts."""
     macros = _macros(values, program)
     line: list[str] = []
     for template in command:

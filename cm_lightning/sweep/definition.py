@@ -1,4 +1,4 @@
-"""A sweep file: what W&B's own YAML says, checked before anything runs."""
+"""A sweep file in W&B's YAML format, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cm_lightning.sweep.parameters import check_parameter
 
 _METHODS = ("grid", "random", "bayes")
 _GOALS = ("minimize", "maximize")
-#: What W&B reads; some concern its server alone.
+#: The keys that W&B reads; some concern its server alone.
 _KEYS = (
     "name", "method", "metric", "parameters", "command", "program", "run_cap", "early_terminate", "project", "entity",
     "description", "controller", "job", "image_uri", "launch", "scheduler", "apiVersion", "kind",
@@ -31,7 +31,7 @@ _HYPERBAND = {
 
 @dataclass(frozen=True)
 class Sweep:
-    """The file's content; ``raw`` is all of it, with numbers where they are meant."""
+    """The contents of the file; ``raw`` holds all of it, with numeric text converted to numbers."""
 
     name: str
     method: str
@@ -46,7 +46,7 @@ class Sweep:
     raw: Mapping[str, Any] = field(repr=False)
 
     def reached(self, score: float | None) -> bool:
-        """Whether a score of the metric is the target or better; there may be no target."""
+        """Whether a score of the metric is at least as good as the target; False without a target."""
         if score is None or self.target is None:
             return False
         return score <= self.target if self.minimize else score >= self.target
@@ -60,7 +60,7 @@ def read_sweep(path: str | Path) -> Sweep:
     """Read a sweep file.
 
     Raises:
-        ConfigError: the file, the key and what is wrong with it.
+        ConfigError: the file is wrong; the message names the file, the key and the fault.
     """
     path = Path(path)
     raw = read_mapping(path)
@@ -99,7 +99,7 @@ def _sweep(raw: Mapping[Any, Any], stem: str) -> Sweep:
 
 
 def _name(raw: Mapping[str, Any], stem: str) -> str:
-    """The sweep's name, which is that of its folder too."""
+    """The sweep's name, which also names its folder."""
     name = _text(raw, "name") or stem
     if Path(name).is_absolute() or not Path(name).parts or ".." in Path(name).parts or not name.isprintable():
         raise ConfigError(f"name {name!r} cannot be that of a folder under runs/sweeps: choose another")

@@ -1,4 +1,4 @@
-"""A YAML file as it was written: what cannot be read or is misspelt is told with its place and the remedy."""
+"""Reading a YAML file: errors and misspelt keys are reported with their place and the remedy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def read_mapping(path: Path) -> dict[Any, Any]:
     """Read a YAML file that holds keys and values.
 
     Raises:
-        ConfigError: there is no such file, it is not text or not YAML, a key stands twice, or it holds something else.
+        ConfigError: there is no such file, it is not text or not YAML, a key occurs twice, or it is not a mapping.
     """
     text = _read_text(path)
     try:
@@ -45,7 +45,7 @@ def require_keys(where: str, given: Mapping[object, object], known: Collection[s
 
 
 def _meant(given: object, known: Collection[str]) -> str:
-    """The near match: "max" and "MAXIMIZE" are near "maximize" too."""
+    """A hint at the near match; "max" and "MAXIMIZE" count as near "maximize" too."""
     word = str(given).lower()
     begun = [name for name in known if word and name.startswith(word)]
     return near(begun[0] if len(begun) == 1 else word, known)
@@ -57,7 +57,7 @@ def _either(names: Collection[str]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would silently take the second."""
+    """Refuses a key that occurs twice; YAML would silently take the second."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
@@ -66,7 +66,7 @@ class _Loader(yaml.SafeLoader):
                 continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable) and key in seen:
-                problem = f"{key} stands twice: leave one out"
+                problem = f"{key} occurs twice: leave one out"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key if isinstance(key, Hashable) else id(key))
         return super().construct_mapping(node, deep)

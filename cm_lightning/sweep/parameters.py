@@ -1,4 +1,4 @@
-"""One parameter of a sweep: what W&B's sweep files may say of it, and how its values are drawn."""
+"""One parameter of a sweep: its forms in W&B's sweep files, and how its values are drawn."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _EXPONENT = Domain("an exponent from -700 to 700", lambda value: abs(value) <= 7
 
 @dataclass(frozen=True)
 class Distribution:
-    """Something to draw from.
+    """A distribution to draw from.
 
     Args:
-        draw: makes a value of the parameter's options and a generator.
+        draw: draws a value, given the parameter's options and a generator.
         needs: the options that must be given, and their domains.
         may: the options that may be given, and their domains.
-        defaults: of the options that may be given.
+        defaults: defaults of the options that may be given.
     """
 
     draw: _Draw
@@ -85,13 +85,13 @@ _KEYS = ("value", "values", "probabilities", "distribution", "min", "max", "mu",
 
 
 def check_parameter(raw: object) -> dict[str, Any]:
-    """Check what a sweep file says of a parameter.
+    """Check a parameter of a sweep file.
 
     Returns:
-        The same, with numbers in place of numeric text: YAML 1.1 reads ``1e-5``, without a point, as text.
+        The parameter with numbers in place of numeric text: YAML 1.1 reads ``1e-5``, without a point, as text.
 
     Raises:
-        ConfigError: what is wrong with it, without the parameter's name.
+        ConfigError: the parameter is wrong; the message does not include its name.
     """
     if not isinstance(raw, Mapping):
         key = "values" if isinstance(raw, list) else "value"
@@ -106,7 +106,7 @@ def check_parameter(raw: object) -> dict[str, Any]:
 
 
 def draw(parameter: Mapping[str, Any], generator: random.Random) -> Any:
-    """One value of a checked parameter."""
+    """Draw one value of a checked parameter."""
     if "value" in parameter:
         return parameter["value"]
     if "values" in parameter:
@@ -179,7 +179,7 @@ def _check_drawn(name: str, raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_order(name: str, low: float, high: float) -> None:
     if low > high:
-        raise ConfigError(f"min {low} is above max {high}: exchange them")
+        raise ConfigError(f"min {low} is above max {high}: swap them")
     if name.endswith("log_uniform") and low > 0 and high < 1:  # they would give 1 to 2.7
         raise ConfigError(f"{name} takes the exponents of its bounds: for {low} to {high} give {name}_values")
 

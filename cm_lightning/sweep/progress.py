@@ -1,4 +1,4 @@
-"""What a sweep says of its trials: how far it is, and why one failed."""
+"""Reports of a sweep on its trials: its progress, and why a trial failed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _LONGEST = 500
 
 
 def progress(search: Search, trials: Sequence[Trial], count: int | None, again: int) -> str:
-    """What follows a trial's number, such as " of 6 (about 12 min left)"; before the trial has been proposed.
+    """The text after a trial's number, such as " of 6 (about 12 min left)", before the trial has been proposed.
 
     Args:
         search: proposes trials.
-        trials: those that there are, of which ``again`` are still to be run.
-        count: the most trials that there may be.
-        again: how many of the trials are run again.
+        trials: the existing trials, including the ``again`` that are still to be run.
+        count: the largest number of trials.
+        again: number of the trials that are run again.
     """
     ends = [end for end in (count, _all(search, trials)) if end is not None]
     if not ends:
@@ -36,7 +36,7 @@ def progress(search: Search, trials: Sequence[Trial], count: int | None, again: 
 
 
 def duration(seconds: float) -> str:
-    """Seconds in a unit that suits them."""
+    """Seconds, in a suitable unit."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
@@ -48,20 +48,20 @@ def _all(search: Search, trials: Sequence[Trial]) -> int | None:
 
 
 def failure_in(log: Path) -> str:
-    """The line of a log that says why its program failed: an error's, else a traceback's last, else the last."""
+    """The line of a log that explains a failure: that of an error, else the end of a traceback, else the last."""
     lines = _lines(log.read_text(errors="replace"))
     found = _said(lines) or _raised(lines) or (lines[-1].strip() if lines else "there was no output")
     return found[:_LONGEST]
 
 
 def _lines(text: str) -> list[str]:
-    """The lines as a terminal would show them, without colours and without progress that was overwritten."""
+    """The lines as a terminal would show them, without colours and without overwritten progress."""
     shown = (line.rstrip("\r").rpartition("\r")[2] for line in _ESCAPES.sub("", text).split("\n"))
     return [line for line in (_RANK.sub("", line).rstrip() for line in shown) if line.strip()]
 
 
 def _said(lines: list[str]) -> str | None:
-    """The last line that begins with ``error: ``, else one of a program that names itself; other ranks point at it."""
+    """The last line that begins with ``error: ``, else one that begins with the name of a program."""
     for pattern in (r"^error: (?!another rank failed)", r"^(?:rank \d+: )?error: ", r"^\S.*: error: "):
         if found := [line for line in lines if re.search(pattern, line)]:
             return found[-1].strip()

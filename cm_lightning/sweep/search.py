@@ -1,4 +1,4 @@
-"""Which parameters a sweep tries next."""
+"""The search of a sweep: which parameters it tries next."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Search(ABC):
 
     @abstractmethod
     def propose(self, trials: Sequence[Trial]) -> Values | None:
-        """The parameters of the trial after these; None when there is nothing left to try."""
+        """The parameters of the next trial after these; None if nothing is left to try."""
 
     def left(self, trials: Sequence[Trial]) -> int | None:
-        """How many trials there are to propose after these; None where there is no end."""
+        """The number of trials left after these; None if the search has no end."""
         return None
 
     def to_stop(self, trial: Trial, trials: Sequence[Trial]) -> bool:
@@ -35,7 +35,7 @@ class Search(ABC):
 
 
 def make_search(sweep: Sweep) -> Search:
-    """Grid and random are our own; bayes and early termination are W&B's engine.
+    """Make the search of a sweep: grid and random of this suite, or W&B's engine for bayes and early termination.
 
     Raises:
         ConfigError: the engine is not installed.
@@ -61,12 +61,12 @@ class Grid(Search):
         return len(self._untried(trials))
 
     def _untried(self, trials: Sequence[Trial]) -> list[Values]:
-        tried = {_key(trial.values) for trial in trials}  # by value: the file may have changed since
+        tried = {_key(trial.values) for trial in trials}  # by value, because the file may have changed since
         return [values for key, values in self._by_key.items() if key not in tried]
 
 
 def _key(values: Values) -> str:
-    """Values as text, in which 1, 1.0 and true differ, and NaN is itself."""
+    """Values as text, by which 1, 1.0 and true differ, and NaN equals NaN."""
     return repr(values)
 
 
@@ -75,7 +75,7 @@ class Random(Search):
 
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep
-        self.propose([])  # what cannot be drawn says so before anything runs
+        self.propose([])  # parameters that cannot be drawn fail before anything runs
 
     def propose(self, trials: Sequence[Trial]) -> Values | None:
         drawn = max([len(trials), *(trial.number for trial in trials)])  # a record between may have been removed
@@ -86,7 +86,7 @@ class Random(Search):
         try:
             return draw(self.sweep.parameters[name], generator)
         except OverflowError as error:
-            raise ConfigError(f"parameter {name}: its draws are too large for a number: mend its bounds") from error
+            raise ConfigError(f"parameter {name}: its draws are too large for a number: correct its bounds") from error
 
 
 class Engine(Search):

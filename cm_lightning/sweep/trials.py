@@ -1,4 +1,4 @@
-"""Trials of a sweep: one process each, and a record that outlives whatever kills it."""
+"""Trials of a sweep: a process for each, and a record that survives if it is killed."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Trial:
         number: from 1 on.
         values: its parameters.
         state: ``running``, ``finished``, ``stopped`` (early, by the search), ``interrupted``, or ``failed``.
-        directory: of its run; None until it is known.
-        seconds: it took.
+        directory: directory of its run; None until it is known.
+        seconds: duration of the trial.
     """
 
     number: int
@@ -55,7 +55,7 @@ class Trial:
         return values
 
     def score(self, metric: str | None) -> float | None:
-        """The last value of a metric; None where there is none."""
+        """The last value of a metric; None if it was not logged."""
         history = self.history(metric) if metric else []
         return history[-1] if history else None
 
@@ -72,7 +72,7 @@ class Trial:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold the folder, which is made. The system releases it when the process ends, however it ends.
+    """Make the folder and lock it. The system releases the lock when the process ends, however it ends.
 
     Raises:
         ConfigError: another process holds it.
@@ -83,7 +83,7 @@ def alone(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(f"another sweep runs in {folder}: wait for its end, or give another --output") from error
-        except OSError:  # some network file systems have no locks
+        except OSError:  # some network file systems do not have locks
             pass
         yield
 
@@ -102,7 +102,7 @@ class Records:
             path.write_text(json.dumps(asdict(trial), indent=1))
 
     def read(self) -> list[Trial]:
-        """All trials in order; one that was running when everything was killed has been interrupted.
+        """Read all trials in order; one that was running when the sweep was killed counts as interrupted.
 
         Raises:
             DataError: a record is damaged.
@@ -116,7 +116,7 @@ class Records:
         """Keep the sweep's definition beside its trials.
 
         Returns:
-            The keys in which it differs from the one that was kept before, such as "parameters.x".
+            The keys in which it differs from the definition that was kept before, such as "parameters.x".
         """
         path = self.folder / "sweep.json"
         new = _by_key(sweep.raw)
@@ -166,13 +166,13 @@ def _require_whole(trial: Trial, path: Path) -> None:
 
 
 def _by_key(raw: Mapping[str, Any]) -> dict[str, str]:
-    """A definition as comparable text of each key, and of each parameter."""
+    """A definition as comparable text for each key and parameter."""
     parts = {**raw, **{f"parameters.{name}": parameter for name, parameter in raw["parameters"].items()}}
     return {key: json.dumps(part, sort_keys=True, default=str) for key, part in parts.items() if key != "parameters"}
 
 
 def _rank(score: float | None, minimize: bool) -> tuple[int, float]:
-    """Finite numbers come first, then NaN and infinity, and then the trials without a score."""
+    """A sort key: finite scores come first, then NaN and infinity, then trials without a score."""
     if score is None or not math.isfinite(score):
         return (2 if score is None else 1), 0.0
     return 0, score if minimize else -score
@@ -181,7 +181,7 @@ def _rank(score: float | None, minimize: bool) -> tuple[int, float]:
 def run_trial(
     sweep: Sweep, trial: Trial, records: Records, to_stop: Callable[[Trial], bool], poll_s: float = 2
 ) -> None:
-    """Run a trial to its end, and keep its record up to date.
+    """Run a trial to its end, updating its record.
 
     Raises:
         KeyboardInterrupt: after the trial's processes have ended and the record says ``interrupted``.
@@ -224,7 +224,7 @@ def run_trial(
 
 
 def _ending(status: int) -> str:
-    """What a program cannot say itself: that it was killed, or came to an end too early without an error."""
+    """A line for what a program cannot report itself: that it was killed, or ended too early without an error."""
     if status < 0:
         memory = ": the system does so when memory is full" if -status == signal.SIGKILL else ""
         return f"\nerror: it was ended by signal {-status} ({signal.strsignal(-status)}){memory}\n"
@@ -239,7 +239,7 @@ def _wait(process: subprocess.Popen[Any], seconds: float) -> None:
 
 
 def _end(process: subprocess.Popen[Any]) -> None:
-    """Ask the trial and all its ranks to stop; whoever has not after a while is made to."""
+    """Ask the trial and all its ranks to stop, and kill those that have not stopped after a while."""
     with suppress(ProcessLookupError):
         try:
             os.killpg(process.pid, signal.SIGTERM)
@@ -250,11 +250,11 @@ def _end(process: subprocess.Popen[Any]) -> None:
 
 
 def _environment(sweep: Sweep, note: Path) -> dict[str, str]:
-    """No W&B account is needed, ``python`` is this one, and the run says where it lies."""
+    """The environment of a trial: without a W&B account, with this ``python``, and with a file for the run's note."""
     ours = {"PATH": search_path(), "WANDB_MODE": "offline", "WANDB_RUN_GROUP": sweep.name, RUN_FILE: str(note)}
     return {**os.environ, **ours}
 
 
 def search_path() -> str:
-    """Where a trial's program is looked for."""
+    """The PATH on which a trial's program is looked for."""
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

@@ -33,7 +33,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
 
 
 def gflops(make: Callable[[], nn.Module], shape: tuple[int, int, int]) -> tuple[int, float]:
-    """Parameters, and work of a forward pass; nothing is computed."""
+    """Count the parameters, and the operations of a forward pass, without computing anything."""
     with torch.device("meta"):
         network = make().eval()
         counter = FlopCounterMode(display=False)
@@ -43,7 +43,7 @@ def gflops(make: Callable[[], nn.Module], shape: tuple[int, int, int]) -> tuple[
 
 
 def per_second(work: Callable[[], object], rounds: int) -> float:
-    """Median, after a first time that is not counted."""
+    """The median time, after a first run that is not counted."""
     times = []
     for _ in range(rounds + 1):
         start = time.perf_counter()
@@ -53,7 +53,7 @@ def per_second(work: Callable[[], object], rounds: int) -> float:
 
 
 def main() -> None:
-    """One network after another, so that only one is in memory."""
+    """Measure the networks one after another, so that only one is in memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=[], help="networks to time; the others are only counted")
     parser.add_argument("--rounds", type=int, default=3)
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def timed(make: Callable[[], nn.Module], shape: tuple[int, int, int], rounds: int) -> tuple[str, str]:
-    """Images a second of a forward pass and of a training step."""
+    """Images per second of a forward pass and of a training step."""
     network = make()
     optimizer = torch.optim.RAdam(network.parameters())
     x, noise = torch.randn(1, *shape), torch.zeros(1)

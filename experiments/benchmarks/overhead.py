@@ -1,10 +1,10 @@
-"""What the Trainer costs: the main job's full step against a bare PyTorch loop of the same mathematics.
+"""The overhead of the Trainer: the full step of the main recipe against a bare PyTorch loop of the same mathematics.
 
-    python experiments/benchmarks/overhead.py            the ratio at the main job's size
+    python experiments/benchmarks/overhead.py            the ratio at the size of the main recipe
     python experiments/benchmarks/overhead.py --small    a network so small that little else is left to time
 
-The full step has the averaged weights, logging and the progress bar; the bare loop has none of them. Bare steps are
-timed before and after the run, in the same process, so that a machine that drifts counts against both alike.
+The full step has the averaged weights, logging and the progress bar; the bare loop does not. Bare steps are
+timed before and after the run, in the same process, so that changes in the speed of the machine affect both alike.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WARM = 10  # steps before the clock starts
 
 
 class Stopwatch(Callback):
-    """Times the steps of the run, and bare steps around it."""
+    """Times the steps of the run, and bare steps before and after it."""
 
     bare: list[float]
     full: list[float]
@@ -57,7 +57,7 @@ class Stopwatch(Callback):
         m.backbone.train()
         f = m.map()
 
-        def train(step: int) -> None:  # a function, so that nothing of a step outlives it
+        def train(step: int) -> None:  # a function, so that nothing of a step survives it
             x, labels = next(batches)
             loss = m.objective.loss(f, f, x, labels, Clock(step, self.steps))
             optimizer.zero_grad()

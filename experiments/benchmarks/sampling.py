@@ -17,7 +17,7 @@ from cm_lightning.modules.base import GenerativeModule
 
 
 def seconds(module: GenerativeModule, images: int, nfe: int) -> tuple[float, int]:
-    """Of drawing images; and the calls of the network."""
+    """The seconds of drawing images, and the calls of the network."""
     calls = []
     hook = module.backbone.register_forward_hook(lambda *_: calls.append(1))
     start = time.perf_counter()
@@ -30,7 +30,7 @@ def seconds(module: GenerativeModule, images: int, nfe: int) -> tuple[float, int
 
 
 def main() -> None:
-    """Interleave the two, so that a machine that drifts drifts for both."""
+    """Interleave the two, so that changes in the machine's speed affect both."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("student")
     parser.add_argument("teacher")

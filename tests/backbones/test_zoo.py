@@ -150,7 +150,7 @@ def test_a_student_takes_a_teacher_of_its_kind(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["ADM", "DDPMpp", "NCSNpp", "EDM2", "DiT"])
 def test_sides_that_cannot_be_halved_are_named(name):
-    with pytest.raises(ConfigError, match="9 x 8 do not fit: this network's sides are multiples of 2"):
+    with pytest.raises(ConfigError, match="9 x 8 do not fit: give this network sides that are multiples of 2"):
         NETWORKS[name]()(torch.randn(1, 3, 9, 8), torch.zeros(1))
 
 

@@ -52,7 +52,7 @@ NETWORKS = {
 
 
 def awake(network: nn.Module) -> nn.Module:
-    """The network with random weights everywhere, also where it starts at zero."""
+    """The network with random weights everywhere, even where it is initialised to zero."""
     torch.manual_seed(0)
     for p in network.parameters():
         nn.init.normal_(p, std=0.3 if p.ndim else 1.0)

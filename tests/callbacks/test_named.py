@@ -1,4 +1,4 @@
-"""Callbacks by name: merged from file to file, left out, set on the command line, and seen by whatever reads a run."""
+"""Callbacks by name: merged from file to file, left out, set on the command line, and found by all that read a run."""
 
 import shlex
 import sys
@@ -27,7 +27,7 @@ def in_a_fresh_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def built(monkeypatch):
-    """Builds all that a command line asks for, up to the Trainer, and returns its callbacks by their classes."""
+    """Build all that a command line specifies, up to the Trainer, and return its callbacks by class."""
 
     def build(*arguments):
         found = {}
@@ -46,7 +46,7 @@ def built(monkeypatch):
 
 
 def ours(found):
-    """The names of the classes in order, but for SaveLast, which Lightning puts at the end with its like."""
+    """The names of the classes in order, except SaveLast, which Lightning puts last with other checkpoint callbacks."""
     known = [*NAMES.values(), "InterruptAt", "LearningRateMonitor"]
     return [name for name in found if name in known and name != "SaveLast"]
 
@@ -148,7 +148,7 @@ def test_a_name_that_is_left_out_is_not_saved_and_none_need_be():
 
 @pytest.fixture
 def old_run():
-    """A run whose configuration has a list, as before there were names."""
+    """A run with a list of callbacks in its configuration, without names."""
     main(["fit", TOY, "--trainer.max_steps=6"])
     config = saved()
     config["trainer"]["callbacks"] = list(config.pop("callbacks").values())

@@ -126,7 +126,7 @@ def test_sixteen_bit_weights_are_judged_too(tmp_path):
 def test_what_is_missing_is_said_before_the_training(tmp_path):
     with pytest.raises(ConfigError, match="data module of this suite"):
         trainer(tmp_path, callbacks=[Quality()]).fit(module(), points())
-    with pytest.raises(ConfigError, match=r"judges images of shape \(1, 28, 28\) only"):
+    with pytest.raises(ConfigError, match=r"measures images of shape \(1, 28, 28\) only"):
         trainer(tmp_path, callbacks=[Quality()]).fit(module(), Toy())
     with pytest.raises(ConfigError, match="no Inception weights"):
         trainer(tmp_path, callbacks=[Quality(extractor=Inception("nowhere"))]).fit(tiny(), MNIST())
@@ -191,7 +191,7 @@ def test_a_model_of_another_shape_than_the_data_hears_of_that_first(shape, tmp_p
     m = ConsistencyTraining(UNet(shape[0], 8, (1,), 1, (), patch=4), shape)
     with pytest.raises(ConfigError) as error:
         trainer(tmp_path, callbacks=[Quality()]).fit(m, MNIST())
-    assert str(error.value).startswith(f"the data has images of shape (1, 28, 28), the model expects {shape}: "
+    assert str(error.value).startswith(f"the data has images of shape (1, 28, 28), but the model expects {shape}: "
                                        "set --model.image_shape=[1,28,28]")  # fmt: skip
     assert "Quality" not in str(error.value)
 
@@ -220,7 +220,7 @@ RECIPE = Path(__file__).parents[2] / "experiments/folder/ct.yaml"
 
 
 def fit_the_recipe_for_folders(monkeypatch, *options):
-    """Two steps with the recipe's own callbacks, unless options change them; returns the run's directory."""
+    """Train two steps with the recipe's callbacks, unless options change them; return the run's directory."""
     monkeypatch.setattr(sys, "argv", ["cm-lightning"])
     short = ["max_steps=2", "val_check_interval=2", "accumulate_grad_batches=1", "precision=32-true", "devices=1"]
     tiny_model = ["--model.image_shape=[3,16,16]", "--model.backbone.channels=8", "--model.sampling_sigmas=null"]
@@ -262,7 +262,7 @@ def test_wrong_weights_and_too_few_images_are_said_before_the_training(tmp_path,
     Path("damaged.pth").write_bytes(b"x")
     for weights, line in (("nowhere.pth", "no file nowhere.pth"), ("damaged.pth", "damaged.pth holds no state dict")):
         extractor = TorchvisionFeatures("resnet18", weights)
-        with pytest.raises(ConfigError, match="2 images or more, train has fewer"):
+        with pytest.raises(ConfigError, match="at least 2 images, and train has fewer"):
             trainer(tmp_path, callbacks=[Quality(extractor=extractor)]).fit(
                 ConsistencyTraining(unet, (3, 16, 16)), ImageFolder("images", 16)
             )

@@ -22,7 +22,7 @@ from tests.latent.tiny import tiny_sd
 
 
 class Watch(L.Callback):
-    """What is trained, its target and what is frozen are alike on all ranks."""
+    """Checks that the trained, target and frozen weights are equal on all ranks."""
 
     def on_train_batch_end(self, trainer, pl_module, *_):
         parts = [pl_module.backbone, pl_module.target, pl_module.base.unet]

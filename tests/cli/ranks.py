@@ -54,7 +54,7 @@ def noise_of_the_whole_batch(shape, generator=None, device="cpu", dtype=torch.fl
 
 
 class Watch(L.Callback):
-    """Everything that must be alike on all ranks is, and their noise is not."""
+    """Checks that the ranks are equal in everything that must be, and differ in their noise."""
 
     def on_train_batch_end(self, trainer, pl_module, *_):
         noise = trainer.strategy.all_gather(torch.rand(3)).reshape(RANKS, -1)

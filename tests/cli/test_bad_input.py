@@ -26,7 +26,7 @@ def in_a_fresh_folder(tmp_path, monkeypatch):
 
 
 def line(capsys, *arguments):
-    """The one line of a refusal."""
+    """The one line of an error."""
     with pytest.raises(SystemExit) as stop:
         main(["fit", *arguments])
     assert stop.value.code == 2

@@ -112,7 +112,7 @@ def test_no_class_of_a_checkpoint_is_imported_that_is_not_trusted(toy_run, plant
     ("plant", "reason"),
     [
         (lambda model: model["init_args"]["backbone"].update(class_path="cm_lightning.data.folder.Path"),
-         "it names cm_lightning.data.folder.Path, which is no class of that package"),
+         "it names cm_lightning.data.folder.Path, which is not a class of that package"),
         (lambda model: model.update(class_path="cm_lightning.files.os.system"),
          "'cm_lightning.files' is not a package"),
     ],
@@ -295,7 +295,7 @@ def test_errors_of_sample(toy_run, capsys):
     assert "--output x.jpg" in failure(capsys, last, "--output=x.jpg", run=sample)
     with pytest.raises(CheckpointError, match="no checkpoint at nowhere"):
         sample(["--ckpt_path=nowhere"])
-    with pytest.raises(ConfigError, match="draws no images"):
+    with pytest.raises(ConfigError, match="are not images: write them"):
         sample([last])
     with pytest.raises(ConfigError, match="--device nonsense"):
         sample([last, "--device=nonsense", "--output=x.npz"])
@@ -349,7 +349,7 @@ def write_images(folder):
 
 
 def tiny_data(path, monkeypatch):
-    """Options that put a little real data, in its real format, in the place of a data set."""
+    """Options that replace a data set by a little data in the real format."""
     if "mnist" in path.parts:
         return ["--data.source=embedded"]
     if "cifar10" in path.parts:

@@ -1,4 +1,4 @@
-"""The commands have one style of options, and sample tells what it cost."""
+"""The commands have one style of options, and sample prints its cost."""
 
 from __future__ import annotations
 

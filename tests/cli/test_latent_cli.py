@@ -1,4 +1,4 @@
-"""Text-to-image from the command line: the recipes of experiments/lcm_lora, two steps each, and what comes of them."""
+"""Text-to-image from the command line: the recipes of experiments/lcm_lora, two steps each, and their results."""
 
 import csv
 import json
@@ -44,7 +44,7 @@ def fit(recipe, *options, callbacks=CALLBACKS):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The folder in which all the small recipes ran, in the order of their page."""
+    """The folder in which all the small recipes were run, in the order of their page."""
     folder = tmp_path_factory.mktemp("lcm")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -65,7 +65,7 @@ def folder(tmp_path_factory):
 
 
 def strengthen(path):
-    """Give an adapter that was hardly trained an effect that shows."""
+    """Give an adapter that was hardly trained a visible effect."""
     with safe_open(path, "pt") as file:
         metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     g = torch.Generator().manual_seed(0)
@@ -142,7 +142,7 @@ def test_an_image_is_where_drawing_starts(capsys):
     Image.new("RGB", (34, 33)).save("black.png")
     sample([*common[:-1], "--image=black.png", "--steps=4", "--strength=0.5", "--output=from_black.png"])
     assert (pixels("from_white.png") - pixels("from_black.png")).abs().mean() > 1  # something of it is left
-    assert "is no step" in failure(capsys, *common, "--steps=1", run=sample)
+    assert "makes less than one step" in failure(capsys, *common, "--steps=1", run=sample)
 
 
 CELLS = ["--num_samples=12", "--steps=1,2", "--latency=100"]
@@ -152,7 +152,7 @@ CLIP = {"lora": ["--clip=runs/lcm-clip/version_0/export"]}
 
 @pytest.fixture(scope="module")
 def measured(folder, tmp_path_factory):
-    """The folders of what was measured of each model."""
+    """The folders with the measurements of each model."""
     folders = {name: tmp_path_factory.mktemp(name) for name in MODELS}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -247,7 +247,7 @@ def test_every_cell_of_the_shipped_sweep_is_a_command(capsys):
     ],
 )
 def test_the_recipes_of_real_models_say_what_they_would_be(recipe, trained, frozen, capsys):
-    """Without a file of theirs; the numbers of parameters are the published ones."""
+    """No files are needed; the numbers of parameters are the published ones."""
     with pytest.raises(SystemExit) as stop:
         main(["fit", f"--config={RECIPES}/{recipe}.yaml", "--dry_run", "--trainer.accelerator=cpu"])
     assert stop.value.code == 0
@@ -267,7 +267,7 @@ def test_wrong_options_get_a_line(capsys, tmp_path):
             sample([f"--pipeline={BASE}", f"--lora={LORA}", "--prompt=x", option])
     high = failure(capsys, f"--pipeline={BASE}", f"--lora={LORA}", "--prompt=x", "--height=100", run=sample)
     assert "--height: must be a multiple of 8 above 0, got 100" in high
-    with pytest.raises(ConfigError, match="nothing was measured yet"):
+    with pytest.raises(ConfigError, match="nothing has been measured"):
         evaluate([f"--output={tmp_path}"])
     with pytest.raises(CheckpointError, match=r"no model_index.json in ./nowhere"):
         sample(["--pipeline=./nowhere", "--prompt=x"])

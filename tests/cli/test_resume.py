@@ -1,4 +1,4 @@
-"""What a resumed run may change, what it does of it, and what it refuses."""
+"""Changes of options in a resumed run: which are applied, and which are refused."""
 
 import csv
 import re
@@ -48,7 +48,7 @@ def last(version=1):
 
 
 def resume(caplog, *options):
-    """The line that says what changed."""
+    """The line that lists the changes."""
     main(["fit", TOY, "--ckpt_path=last", *options])
     (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("resumed at")]
     return line.replace("; changed: trainer.callbacks.InterruptAt present -> none, ", "; changed: ")
@@ -193,7 +193,7 @@ LONG = ["--trainer.logger.init_args.name=long", "--trainer.val_check_interval=1"
 
 @pytest.fixture(scope="module")
 def long_run(tmp_path_factory):
-    """What a run of 20 steps logged."""
+    """The log of a run of 20 steps."""
     folder = tmp_path_factory.mktemp("long")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

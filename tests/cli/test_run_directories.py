@@ -1,4 +1,4 @@
-"""Where runs lie: when their directories are made, and which checkpoint a folder stands for."""
+"""The directories of runs: when they are made, and which checkpoint a folder refers to."""
 
 import csv
 import os
@@ -104,7 +104,7 @@ def test_every_run_has_a_directory_of_its_own_without_a_csv_log(capsys):
 
 
 class Writer:
-    """As torch's writer for TensorBoard, which is not among the requirements: it makes its directory at once."""
+    """Like torch's writer for TensorBoard, which is not a requirement here: it makes its directory at once."""
 
     def __init__(self, log_dir, **_):
         self.file = Path(log_dir) / "events"
@@ -320,7 +320,7 @@ def test_a_test_is_not_told_to_leave_its_checkpoint_out(capsys, command):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The end of a run that nothing interrupted."""
+    """The end of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -1,4 +1,4 @@
-"""Chord, tangent and Lagrangian against values of their own, against each other, and at the Gaussian optimum."""
+"""Chord, tangent and Lagrangian: against fixed values, against each other, and at the Gaussian optimum."""
 
 import math
 
@@ -40,7 +40,7 @@ class At(Curriculum):
 
 
 def trig(F, sd=0.5):
-    """The map whose network says minus the paper's F(x, t)."""
+    """The map with a network that returns minus the paper's F(x, t)."""
     return Map(Trigonometric(sd, noise_scale=None), lambda x, t, c: -F(sd * x, t))
 
 
@@ -140,7 +140,7 @@ class TestGoldenTangentOfTheLinearPath:
 
 
 def wave(z, r, t):
-    """Some average velocity that is not one."""
+    """A function that is not an average velocity."""
     return (z + (2 * r - t)[:, None]).sin()
 
 
@@ -190,7 +190,7 @@ def network(embedding, seed=0):
 
 
 def setting(kind):
-    """A map, an objective's curriculum and path, of a network that was not trained."""
+    """The map of an untrained network, with the curriculum and path of an objective."""
     if kind == "sCT":
         return Map(Trigonometric(noise_scale=None), network(SinusoidEmbedding(32))), OneTime(), TrigFlow()
     return Map(AverageVelocity(), network(TwoTimesEmbedding(32))), TwoTimes(different=0.5), Linear()
@@ -232,7 +232,7 @@ def test_the_gradient_pulls_the_output_by_the_tangent(kind):
 @pytest.mark.parametrize("derivative", ["forward_mode", "difference"])
 @pytest.mark.parametrize("kind", ["sCT", "MeanFlow"])
 def test_what_is_known_already_is_not_evaluated_again(kind, derivative):
-    """One pass while the warm-up's factor is 0; a difference takes two more, or three of a target network."""
+    """While the warm-up's factor is 0, one pass is enough; then a difference costs two more, or three of a target."""
     own, curriculum, path = setting(kind)
     calls = []
     own.network.register_forward_hook(lambda *_: calls.append(1))
@@ -382,7 +382,7 @@ def test_all_passes_share_their_dropout_mask(objective):
 
 
 def _plain(mask):
-    """The values of a tensor that a derivative was taken of."""
+    """The values of a tensor from which a derivative was taken."""
     while torch._C._functorch.is_functorch_wrapped_tensor(mask):
         mask = torch._C._functorch.get_unwrapped(mask)
     return mask.detach()
@@ -462,7 +462,7 @@ def test_under_autocast_the_derivative_stays_in_float32(dtype):
 
 
 class Gain(nn.Module):
-    """What a network must be for Gaussian data: x times a function of the times."""
+    """The form of the optimal network for Gaussian data: x times a function of the times."""
 
     def __init__(self, embedding):
         super().__init__()
@@ -475,7 +475,7 @@ class Gain(nn.Module):
 
 
 def trained(objective, own, steps=500, lr=3e-3):
-    """A training in a bare loop: no Trainer, no module."""
+    """Train in a bare loop, without Trainer or module."""
     optimizer = torch.optim.Adam(own.network.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     for step in range(steps):

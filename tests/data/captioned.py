@@ -1,4 +1,4 @@
-"""Captioned images in all the conventions, of which each says its shade of red."""
+"""Captioned images in all the conventions; each caption gives the shade of red of its image."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def write_shards(folder):
 
 
 def shades(batches):
-    """The shades of the images, whose captions must be theirs."""
+    """The shades of the images, after a check that the captions match."""
     found = []
     for images, captions in batches:
         seen = ((images[:, 0].mean((1, 2)) + 1) * 127.5).round().int().tolist()

@@ -12,7 +12,7 @@ from torchvision import datasets
 
 
 def write_cifar10(root: Path, monkeypatch: Any, n: int = 20) -> None:
-    """Five training batches and a test batch of n random images; torchvision is told their sums."""
+    """Five training batches and a test batch of n random images, with their sums set in torchvision."""
     rng, folder = np.random.default_rng(0), root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
 

@@ -63,23 +63,23 @@ def test_folder_errors_name_file_and_remedy(tmp_path):
 
     refused(r"row 1 of .*metadata.jsonl has no text 'text'.*caption_column.*\(file_name, prompt, more\)")
     table.write_text(rows.replace("prompt", "text").replace("\n", "\n{cut", 1))
-    refused(r"line 2 of .*metadata.jsonl is no JSON object")
+    refused(r"line 2 of .*metadata.jsonl is not a JSON object")
     table.write_text("[1]")
-    refused(r"line 1 of .*metadata.jsonl is no JSON object")
+    refused(r"line 1 of .*metadata.jsonl is not a JSON object")
     table.write_text('{"file_name": "000.jpg", "text": null}')
     refused("has no text 'text'")
     table.unlink()
     refused(r"000.jpg has no caption: write 000.txt beside it")
     (tmp_path / "000.txt").write_bytes(b"\xff\xfe")
-    refused(r"000.txt is no UTF-8 text")
+    refused(r"000.txt is not UTF-8 text")
     (tmp_path / "metadata.csv").write_text('file_name,text\n000.jpg,"' + "never closed" * 20_000)
-    refused(r"metadata.csv is no CSV table")
+    refused(r"metadata.csv is not a CSV table")
     (tmp_path / "metadata.csv").write_text("file_name,text\n000.jpg\n")
     refused(r"row 1 of .*metadata.csv has no text 'text'")
 
 
 def loader(data, **state):
-    """Of one rank of a run."""
+    """The loader of one rank of a run."""
     defaults = {"world_size": 1, "global_rank": 0, "global_step": 0, "accumulate_grad_batches": 1}
     limits = {"overfit_batches": 0.0, "limit_train_batches": 1.0}
     data.trainer = SimpleNamespace(lightning_module=None, **defaults | limits | state)

@@ -31,7 +31,7 @@ def test_cifar10_s_errors_name_the_remedy(tmp_path, monkeypatch):
     write_cifar10(tmp_path, monkeypatch)
     path = tmp_path / "cifar-10-batches-py/data_batch_3"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
-    with pytest.raises(DataError, match="no whole CIFAR-10"):
+    with pytest.raises(DataError, match="no complete CIFAR-10"):
         CIFAR10(str(tmp_path)).split("train")
 
 
@@ -68,6 +68,6 @@ def test_imagenet64_s_errors_name_the_file(tmp_path):
     with pytest.raises(DataError, match=r"train_data_batch_7.npz has data of"):
         ImageNet64(str(tmp_path / "raw")).prepare_data()
     (tmp_path / "raw/train_data_batch_7.npz").write_bytes(b"cut")
-    with pytest.raises(DataError, match=r"train_data_batch_7.npz is no whole npz"):
+    with pytest.raises(DataError, match=r"train_data_batch_7.npz is not a complete npz"):
         ImageNet64(str(tmp_path / "raw")).prepare_data()
     assert not list((tmp_path / "raw").glob("*.npy"))  # half a split is none

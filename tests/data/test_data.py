@@ -111,7 +111,7 @@ def test_broken_idx_files_are_named(tmp_path, damage):
     write_mnist(tmp_path)
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError, match="train-images-idx3-ubyte is not a whole idx file"):
+    with pytest.raises(DataError, match="train-images-idx3-ubyte is not a complete idx file"):
         FashionMNIST(root=str(tmp_path)).split("train")
 
 
@@ -178,7 +178,7 @@ def test_classes_of_the_validation_images_are_those_of_training(tmp_path):
 
 
 def test_bad_folders_and_files_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"no folder .*nowhere.*--data.root"):
+    with pytest.raises(DataError, match=r"there is no folder .*nowhere.*--data.root"):
         ImageFolder(str(tmp_path / "nowhere")).split("train")
     with pytest.raises(DataError, match=r"0 image\(s\)"):
         ImageFolder(str(tmp_path)).split("train")
@@ -216,7 +216,7 @@ def test_batch_size_is_checked():
 
 
 class _Processes(Toy):
-    """Each sample is the process that loaded it, and its own number."""
+    """Each sample holds the id of the process that loaded it, and its own number."""
 
     def load(self, split):
         return _ProcessNumbers()

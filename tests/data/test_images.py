@@ -1,4 +1,4 @@
-"""Image files of every kind: the result is that of the 8-bit twin, or a line says what is wrong."""
+"""Image files of every kind: the result is that of the 8-bit version, or one line says what is wrong."""
 
 import numpy as np
 import pytest
@@ -24,14 +24,14 @@ def grey16(path):
 
 
 def packed(values):
-    """Two values of 12 bits in three bytes, as a TIFF has them; the rest of the file's bytes is not read."""
+    """Two values of 12 bits in three bytes, as in a TIFF; the remaining bytes of the file are not read."""
     a, b = values.reshape(-1, 2).T
     data = np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], -1).astype(np.uint8).tobytes()
     return np.frombuffer(data + bytes(2 * values.size - len(data)), np.uint16).reshape(values.shape)
 
 
 def tiff(path, values, tags):
-    """A TIFF of 16 bits a value whose tags say something else of them."""
+    """A TIFF with 16 bits per value and tags that say otherwise."""
     Image.fromarray(values).save(path)
     data = bytearray(path.read_bytes())
     start = int.from_bytes(data[4:8], "little")
@@ -143,7 +143,7 @@ def test_an_image_that_is_too_large_is_not_called_broken(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     Image.fromarray(GREY).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
-    with pytest.raises(DataError, match=r"a.png is too large, it has more than 60 pixels: store a smaller copy"):
+    with pytest.raises(DataError, match=r"a.png is too large, with more than 60 pixels: store a smaller copy"):
         read_image(path, "a.png")
 
 

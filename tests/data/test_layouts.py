@@ -1,4 +1,4 @@
-"""Folders as people have them: classes, splits, links, leftovers of systems, EDM's; also in zip files."""
+"""Folders as they occur: classes, splits, links, files of operating systems, EDM's layout; also in zip files."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ def write(root, *names, size=(6, 6), mode="RGB"):
 
 
 def classes(root, **options):
-    """Name of the class -> its images in training and validation together, sorted."""
+    """The images of each class, by its name, in training and validation together, sorted."""
     data = ImageFolder(str(root), size=4, **options)
     found = {}
     for split in ("train", "val"):
@@ -168,7 +168,7 @@ def test_odd_lists_of_labels(content, expected, tmp_path):
         ([*CAT_AND_DOG, "stray.png"], r"stray.png lies beside folders of classes \(1 such image.*class_folders=false"),
         (["train/cat/1.png", "train/dog/1.png", "train/x.png", "val/cat/1.png"], r"train/x.png lies beside"),
         (["train/a/1.png", "train/b/1.png", "val/a/1.png", "val/c/1.png"], r"val/c is not a class of the training"),
-        (["train/a/1.png", "train/b/1.png", "val/1.png", "val/2.png"], r"val has no folders of the classes"),
+        (["train/a/1.png", "train/b/1.png", "val/1.png", "val/2.png"], r"val does not have the class folders"),
         (["train/1.png", "train/2.png", "val/1.png", "valid/1.png"], r"several folders of one split, val, valid"),
         (["1.png"], r"1 image\(s\): expected at least 2"),
     ],
@@ -230,7 +230,7 @@ def test_captions_lie_beside_images_of_any_kind(tmp_path):
     assert sorted(caption for split in ("train", "val") for _, caption in data.split(split)) == [
         "caption of 1.txt", "caption of sub/2.txt",
     ]  # fmt: skip
-    with pytest.raises(DataError, match=r"no folder nowhere: set --data.root"):
+    with pytest.raises(DataError, match=r"there is no folder nowhere: set --data.root"):
         CaptionedFolder("nowhere").split("train")
 
 

@@ -67,14 +67,14 @@ def test_shard_errors_name_shard_and_sample(tmp_path):
     index = shard_index(path, cache)
     image_at, _, caption_at, _, _ = index[1].tolist()
     for end in (caption_at + 3, image_at - 512, image_at - 100):  # in a file, between two, in a header
-        refused(whole[:end], r"0.tar is no whole, uncompressed tar file")
-    refused(whole[: image_at - 512] + b"?" * 512 + whole[image_at:], r"0.tar is no whole, uncompressed tar file")
-    refused(b"", r"0.tar is no whole, uncompressed tar file")
+        refused(whole[:end], r"0.tar is not a complete, uncompressed tar file")
+    refused(whole[: image_at - 512] + b"?" * 512 + whole[image_at:], r"0.tar is not a complete, uncompressed tar file")
+    refused(b"", r"0.tar is not a complete, uncompressed tar file")
     refused(b"\x1f\x8b" + whole, r"decompress it")
     refused(whole[:image_at] + b"?" * 40 + whole[image_at + 40 :], r"000001.png in .*0.tar cannot be read as an image")
     refused(whole[:caption_at] + b"\xff" + whole[caption_at + 1 :], r"000001.png in .*0.tar has no caption that is te")
     refused(bytes(10240), r"0.tar has 0 captioned image")
-    refused(whole.replace(b"000002.txt", b"000002.doc"), r"not whole|is no whole")  # the header's sum tells
+    refused(whole.replace(b"000002.txt", b"000002.doc"), r"not whole|is not a complete")  # the header's sum tells
 
 
 def test_samples_without_caption_are_named(tmp_path):

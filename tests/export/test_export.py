@@ -32,7 +32,7 @@ def module(backbone, scale=250.0):
 
 
 def write(monkeypatch, m, kind, folder):
-    """By the command, without the detour of a checkpoint."""
+    """Write by the function of the command, without a checkpoint."""
     monkeypatch.setattr("cm_lightning.modules.loading.load_module", lambda *_: m)
     monkeypatch.setattr(export, "_origin", lambda *_: (7, "averaged"))
     export.main(
@@ -137,9 +137,9 @@ def test_what_a_format_cannot_hold_is_named(tmp_path, monkeypatch):
         (
             module(adm(0, **heads)),
             "diffusers",
-            "heads are alike",
+            "all its heads have 64 channels",
         ),
-        (DiffusionModule(adm(0), SHAPE), "onnx", "takes a one-step model, and this is a DiffusionModule"),
+        (DiffusionModule(adm(0), SHAPE), "onnx", "takes a one-step model, but this is a DiffusionModule"),
     ]
     for m, kind, words in refused:
         with pytest.raises(ConfigError, match=words):

@@ -1,4 +1,4 @@
-"""No file, however damaged or malicious, runs code, ends in a traceback, or gives half a network."""
+"""No file, however damaged or malicious, runs code, ends in a traceback, or gives a partial network."""
 
 import json
 import os
@@ -115,7 +115,7 @@ def test_a_snapshot_may_name_only_what_a_network_is_made_of(tmp_path, monkeypatc
 def test_things_that_are_no_weights_are_named(tmp_path):
     for content in ([1, 2], {}, {"w": 3}, {"w": torch.ones(2).long()}, {3: torch.ones(2)}, {"w": {"v": torch.ones(2)}}):
         torch.save(content, tmp_path / "x.pt")
-        with pytest.raises(CheckpointError, match="is no state dict"):
+        with pytest.raises(CheckpointError, match="is not a state dict"):
             read_tensors(tmp_path / "x.pt")
 
 
@@ -137,10 +137,10 @@ def checkpoint(path, config, **more):
 
 def test_a_checkpoint_cannot_have_the_command_line_run_or_trust_others(tmp_path):
     cli = {"class_path": "cm_lightning.cli._CLI", "init_args": {"args": ["fit", "--print_config"]}}
-    with pytest.raises(CheckpointError, match=r"names cm_lightning\.cli\._CLI, which is no class of that package"):
+    with pytest.raises(CheckpointError, match=r"names cm_lightning\.cli\._CLI, which is not a class of that package"):
         load_module(checkpoint(tmp_path / "x.ckpt", cli))
     mlp = {"class_path": "cm_lightning.backbones.mlp.ResidualMLP", "init_args": {"dim": 2}}
-    with pytest.raises(CheckpointError, match="which is no module of this suite"):
+    with pytest.raises(CheckpointError, match="which is not a module of this suite"):
         load_module(checkpoint(tmp_path / "x.ckpt", mlp))
     ran = tmp_path / "ran"
     evil = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", str(ran)]}}
@@ -172,7 +172,7 @@ def test_a_small_file_does_not_ask_for_much_memory(tmp_path):
     with pytest.raises(CheckpointError, match="holds no network under 'ema'"):
         read_tensors(tmp_path / "x.pkl")
     torch.save({"map_layer0.weight": torch.zeros(1, 1).expand(4, 10**7)}, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match="is no state dict"):
+    with pytest.raises(CheckpointError, match="is not a state dict"):
         read_tensors(tmp_path / "x.pt")
 
 

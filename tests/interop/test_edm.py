@@ -40,7 +40,7 @@ def test_what_is_no_whole_network_is_named():
     state = reference("ddpmpp").state_dict()
     with pytest.raises(CheckpointError, match="not the tensors of a network of EDM"):
         network_from_edm({"weight": torch.zeros(2)})
-    with pytest.raises(CheckpointError, match="is missing: the file is not whole"):
+    with pytest.raises(CheckpointError, match="is missing: the file is not complete"):
         network_from_edm({n: t for n, t in state.items() if n != "dec.4x4_in1.conv1.bias"})
-    with pytest.raises(CheckpointError, match="which is no part of that network"):
+    with pytest.raises(CheckpointError, match="which is not part of that network"):
         network_from_edm({**state, "extra.weight": torch.zeros(1)})

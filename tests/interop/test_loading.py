@@ -1,4 +1,4 @@
-"""Modules out of files: built in Python, exported, compiled, or by another program's wrappers."""
+"""Modules from files: built in Python, exported, compiled, or in the wrappers of another program."""
 
 import json
 
@@ -34,7 +34,7 @@ SHAPE = (3, 8, 8)
 
 
 class Plain(nn.Module):
-    """A user's network whose constructor takes nothing."""
+    """A user's network with a constructor without arguments."""
 
     def __init__(self):
         super().__init__()
@@ -45,7 +45,7 @@ class Plain(nn.Module):
 
 
 class Sized(Plain):
-    """One whose arguments nobody remembers."""
+    """A network that does not record its arguments."""
 
     def __init__(self, width):
         super().__init__()
@@ -53,7 +53,7 @@ class Sized(Plain):
 
 
 class Remembered(Recorded, Sized):
-    """One that remembers them."""
+    """A network that records its arguments."""
 
     def __init__(self, width, *, bias=0.0):
         super().__init__(width)
@@ -136,7 +136,7 @@ def test_a_network_of_one_s_own_is_built_where_it_is_trusted(make, tmp_path):
 def test_a_network_that_remembers_nothing_is_given(tmp_path):
     m = ConsistencyTraining(Sized(3), (2,))
     path = saved(m, tmp_path)
-    with pytest.raises(CheckpointError, match=r"does not tell the arguments of tests.*Sized.*backbone="):
+    with pytest.raises(CheckpointError, match=r"does not hold the arguments of tests.*Sized.*backbone="):
         load_module(path, trust=["tests"])
     assert torch.equal(draw(load_module(path, backbone=Sized(3))), draw(m))
     with pytest.raises(
@@ -198,7 +198,7 @@ def test_the_export_of_weights_draws_what_the_checkpoint_draws(of, tmp_path):
     export.main([f"--ckpt_path={tmp_path / 'out'}", "--format=safetensors", f"--output={tmp_path / 'two'}"])
     assert "| weights | averaged |" in (tmp_path / "two/README.md").read_text()
     (tmp_path / "out/config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no config\.json that says how its network is built"):
+    with pytest.raises(CheckpointError, match=r"no config\.json that describes its network"):
         load_module(of(tmp_path / "out"))
 
 

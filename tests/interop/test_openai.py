@@ -54,9 +54,9 @@ def test_what_is_no_whole_network_is_named():
     state = reference(**SIZES[0]).state_dict()
     with pytest.raises(CheckpointError, match="not the tensors of OpenAI's UNetModel"):
         adm_from_openai({"weight": torch.zeros(2)})
-    with pytest.raises(CheckpointError, match=r"head\.2\.bias is missing: the file is not whole"):
+    with pytest.raises(CheckpointError, match=r"head\.2\.bias is missing: the file is not complete"):
         adm_from_openai({n: t for n, t in state.items() if n != "out.2.bias"})
-    with pytest.raises(CheckpointError, match=r"it has extra\.weight, which is no part"):
+    with pytest.raises(CheckpointError, match=r"it has extra\.weight, which is not part"):
         adm_from_openai({**state, "extra.weight": torch.zeros(1)})
-    with pytest.raises(CheckpointError, match=r"head\.2\.bias is \(4,\) where \(3,\) is due"):
+    with pytest.raises(CheckpointError, match=r"head\.2\.bias has shape \(4,\), but \(3,\) was expected"):
         adm_from_openai({**state, "out.2.bias": torch.zeros(4)})

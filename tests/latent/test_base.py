@@ -1,4 +1,4 @@
-"""A base hides what differs between SD 1.5, SD 2.1 and SDXL."""
+"""A base hides the differences between SD 1.5, SD 2.1 and SDXL."""
 
 import pytest
 import torch
@@ -63,7 +63,7 @@ def test_without_a_prompt_sdxl_has_zeros_and_sd_the_empty_prompt():
 
 @pytest.mark.parametrize("make", [tiny_sd, tiny_sdxl])
 def test_the_network_is_called_as_the_pipeline_calls_it(make):
-    """One evaluation by hand, and the same by the pipeline, seen in what its scheduler is given."""
+    """Compare one evaluation by hand with that of the pipeline, taken from the input of its scheduler."""
     pipe, seen = make(), []
     base, z = TextToImageBase(pipe), torch.randn(2, 4, 8, 8)
     pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")

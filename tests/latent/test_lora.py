@@ -71,7 +71,7 @@ def picture(pipe: Any) -> Tensor:
 
 
 def trained(kind: str, **options: Any) -> Any:
-    """A pipeline whose adapter does something in every layer."""
+    """A pipeline with an adapter that has an effect in every layer."""
     pipe = make(kind)
     for parameter in add_lora(pipe.unet, **{"rank": 4, **options}).values():
         nn.init.normal_(parameter, std=0.2)
@@ -83,7 +83,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def by_hand(kind: str, weighted: Mapping[Path, float]) -> Tensor:
-    """The output with the files of kohya's format, of diffusers' names, added to the weights."""
+    """The output after adding the tensors of a Kohya file with diffusers' names to the weights."""
     pipe = make(kind)
     for file, weight in weighted.items():
         tensors = {key: tensor.float() for key, tensor in load_file(file).items()}
@@ -97,7 +97,7 @@ def by_hand(kind: str, weighted: Mapping[Path, float]) -> Tensor:
 
 
 def write(file: Path, pairs: Mapping[str, tuple[int, float]], kind: str, dtype: torch.dtype = torch.float32) -> Path:
-    """A file as published, in diffusers' names: rank and alpha by the end of the layers' names."""
+    """Write a file as published, with diffusers' names; rank and alpha depend on the end of a layer's name."""
     generator = torch.Generator().manual_seed(5)
     tensors = {}
     for name, layer in layers(make(kind).unet).items():
@@ -225,7 +225,7 @@ torch.save(made, "outputs.pt")
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tensor, Tensor]]:
-    """What we made, and what plain diffusers makes of our files."""
+    """The output of this suite, and that of plain diffusers with the files."""
     folder = tmp_path_factory.mktemp("plain")
     torch.set_num_threads(1)
     given, ours = {}, {}
@@ -413,7 +413,7 @@ def described(folder: Path, metadata: str) -> Path:
 Q = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 UNFIT: list[tuple[str, Callable[[Path], Path]]] = [
     ("no LoRA at", missing),
-    ("choose of a.safetensors, b.safetensors", two_files),
+    ("choose one of a.safetensors, b.safetensors", two_files),
     ("damaged, or no", truncated),
     ("damaged, or no", no_safetensors),
     ("damaged, or no", lambda folder: described(folder, "{")),
@@ -469,7 +469,7 @@ def test_an_adapter_of_another_family_is_refused(kind: str, other: str, file: st
 
 @pytest.fixture
 def both(tmp_path: Path) -> tuple[Any, Path, Path]:
-    """A pipeline with LCM-LoRA and a style, whose alpha is not its rank, and the files."""
+    """A pipeline with LCM-LoRA and a style LoRA of alpha unequal to its rank, and their files."""
     tuned = trained("sd15")
     lcm = save_kohya(tuned.unet, tmp_path)
     style = write(tmp_path / "style.safetensors", dict.fromkeys(ATTENTION, (3, 1.0)), "sd15")

@@ -1,4 +1,4 @@
-"""The same adapter, written as others write it, has the same effect; what has no place is refused by its name."""
+"""An adapter has the same effect in the formats of all programs; a tensor without a layer is refused by its name."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ def tensors_of(pipe: Any, key: Key) -> Tensors:
 
 @pytest.fixture(scope="module")
 def tuned() -> Any:
-    """A pipeline with an adapter of its attention, which every style has a key for."""
+    """A pipeline with an adapter of its attention layers, for which every format has a key."""
     return trained("sd15", targets=ATTENTION)
 
 
 @pytest.fixture(scope="module")
 def everywhere() -> Any:
-    """The same of SDXL's structure, in all layers."""
+    """The same for SDXL's structure, in all layers."""
     return trained("sdxl")
 
 
@@ -150,12 +150,12 @@ def test_a_foreign_key_is_named(foreign: str, style: str, tuned: Any, tmp_path: 
 def test_one_layer_in_two_styles_is_ambiguous(tuned: Any, tmp_path: Path) -> None:
     both = tensors_of(tuned, STYLES["unet.processor"]) | {f"module.{Q}.lora_A.weight": torch.zeros(4, 16)}
     save_file(both, tmp_path / "both.safetensors")
-    with pytest.raises(CheckpointError, match=f"it tells {Q} twice"):
+    with pytest.raises(CheckpointError, match=f"it holds {Q} twice"):
         load_lora(make("sd15"), tmp_path)
 
 
 def peft_folder(folder: Path, kind: str = "sd15", safe: bool = True, **options: Any) -> Tensor:
-    """What peft itself saves of a network, and what that network makes."""
+    """The files that peft saves for a network, and the output of that network."""
     pipe = make(kind)
     adapted = get_peft_model(pipe.unet, LoraConfig(target_modules=list(ATTENTION), **options))
     generator = torch.Generator().manual_seed(6)
@@ -209,7 +209,7 @@ def test_a_file_that_tells_its_alpha_needs_no_configuration_beside(tuned: Any, t
 BAD_CONFIGS = {
     "cut": ("{", "adapter_config.json is damaged"),
     "a list": ("[1]", "adapter_config.json is damaged"),
-    "another rank": ('{"r": 8, "lora_alpha": 8}', "it says rank 8 for .*, whose rank is 4"),
+    "another rank": ('{"r": 8, "lora_alpha": 8}', "it says rank 8 for .*, but the rank is 4"),
     "pissa": ('{"r": 4, "init_lora_weights": "pissa_niter_4"}', "started as pissa_niter_4, which changes the base"),
     "olora": ('{"r": 4, "init_lora_weights": "OLoRA"}', "started as olora, which changes the base"),
     "text for alpha": ('{"r": 4, "lora_alpha": "much"}', "adapter_config.json is damaged"),
@@ -268,7 +268,7 @@ def test_peft_saves_bin_too(tmp_path: Path) -> None:
 
 
 class Object:
-    """What a pickle could hold."""
+    """An object that a pickle could hold."""
 
 
 BAD_SAVED: dict[str, tuple[object, str]] = {

@@ -17,7 +17,7 @@ SMALL = "shufflenet_v2_x0_5"
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """The state dict of a small network with weights that mean nothing."""
+    """The state dict of a small network with arbitrary weights."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "small.pth"
     torch.save(torchvision.models.get_model(SMALL).state_dict(), path)
@@ -100,7 +100,7 @@ def test_weights_for_other_classes_are_taken(small, tmp_path):
 
 
 def broken(tmp_path, small):
-    """Files that are not the weights of SMALL, and what is said of each."""
+    """Files that are not the weights of SMALL, and the message for each."""
     state = torch.load(small)
     torch.save(torchvision.models.get_model("squeezenet1_1").state_dict(), tmp_path / "other.pth")
     torch.save(torchvision.models.get_model("squeezenet1_1"), tmp_path / "pickled.pth")
@@ -112,7 +112,7 @@ def broken(tmp_path, small):
     torch.save({**state, "conv5.0.weight": torch.zeros(3)}, tmp_path / "shape.pth")
     torch.save({}, tmp_path / "nothing.pth")
     return {
-        "nowhere.pth": "no file .*nowhere.pth: set the weights of TorchvisionFeatures",
+        "nowhere.pth": "there is no .*nowhere.pth: set the weights of TorchvisionFeatures",
         ".": "no file",
         "other.pth": "other.pth holds another network than shufflenet_v2_x0_5: .* set model and weights",
         "pickled.pth": r"pickled.pth holds no state dict: .*model.state_dict\(\)",
@@ -146,7 +146,7 @@ def test_a_model_that_torchvision_lacks_gets_a_line(model):
 
 def test_a_network_without_a_linear_layer_gets_a_line(tmp_path):
     torch.save(torchvision.models.get_model("squeezenet1_1").state_dict(), tmp_path / "s.pth")
-    with pytest.raises(ConfigError, match="squeezenet1_1 ends in no linear layer: set model to another"):
+    with pytest.raises(ConfigError, match="squeezenet1_1 does not end in a linear layer: set model to another"):
         TorchvisionFeatures("squeezenet1_1", str(tmp_path / "s.pth")).distance()
 
 
@@ -183,7 +183,7 @@ def test_dinov2_gives_the_class_token_of_the_whole_image(dino):
 
 def test_wrong_folders_of_dinov2_get_a_line(dino, tmp_path):
     for folder in ("nowhere", "facebook/dinov2-none", str(tmp_path)):
-        with pytest.raises(CheckpointError, match=f"no whole DINOv2 at {folder}: set the weights of DINOv2"):
+        with pytest.raises(CheckpointError, match=f"no complete DINOv2 at {folder}: set the weights of DINOv2"):
             DINOv2(folder).distance()
     ViTModel(ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(tmp_path / "vit")
     with pytest.raises(CheckpointError, match="vit holds a vit: set the weights of DINOv2"):
@@ -194,7 +194,7 @@ def test_wrong_folders_of_dinov2_get_a_line(dino, tmp_path):
     with pytest.raises(CheckpointError, match=r"lacks 1 tensors, such as layernorm.weight"):
         DINOv2(str(tmp_path / "lacking")).distance()
     (tmp_path / "lacking/model.safetensors").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match="no whole DINOv2"):
+    with pytest.raises(CheckpointError, match="no complete DINOv2"):
         DINOv2(str(tmp_path / "lacking")).distance()
 
 

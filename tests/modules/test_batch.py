@@ -1,4 +1,4 @@
-"""Batches of anybody's loader: what is clear is taken, the rest is refused in a line that says what to do."""
+"""Batches of any loader: unambiguous ones are taken, the others are refused in one line with the remedy."""
 
 import warnings
 
@@ -42,9 +42,9 @@ def test_labels_of_any_clear_kind_become_whole_numbers(labels):
 @pytest.mark.parametrize(
     ("labels", "expected"),
     [
-        (LABELS + 1, "labels from 1 to 3, the backbone 3 classes: number them from 0"),
+        (LABELS + 1, "labels from 1 to 3, the backbone has 3 classes: number them from 0"),
         (LABELS - 1, "labels from -1 to 1"),
-        (LABELS + 5, "labels from 5 to 7, the backbone 3 classes: set --model.backbone.num_classes"),
+        (LABELS + 5, "labels from 5 to 7, the backbone has 3 classes: set --model.backbone.num_classes"),
         (LABELS + 0.5, "not whole numbers"),
         (torch.full((4,), float("nan")), "not whole numbers"),
         (LABELS > 1, "labels of type torch.bool"),
@@ -53,8 +53,8 @@ def test_labels_of_any_clear_kind_become_whole_numbers(labels):
         (LABELS[:3], "labels of shape (3,): give the numbers of classes, (4,)"),
         (torch.zeros(4, 5), "labels of shape (4, 5)"),
         (torch.tensor(1), "labels of shape ()"),
-        (["a cat"] * 4, "the data no labels: set --model.backbone.num_classes=0"),
-        (None, "the data no labels"),
+        (["a cat"] * 4, "the data has no labels: set --model.backbone.num_classes=0"),
+        (None, "the data has no labels"),
     ],
 )
 def test_labels_that_mean_nothing_are_refused(labels, expected):

@@ -56,7 +56,7 @@ class ExactGaussian(nn.Module):
 
 
 def loss_at(m, step, x, seed=0):
-    """Of the module at step ``step`` of 100, without a Trainer."""
+    """The loss of the module at step ``step`` of 100, without a Trainer."""
     generator = torch.Generator().manual_seed(seed)
     return m.objective.loss(m.map(), m.map(m.target), x, None, Clock(step, 100), generator)
 

@@ -108,7 +108,7 @@ def test_a_module_built_in_python_loads_from_its_checkpoint(make, tmp_path):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_tangent_passes_through_the_zoo(name):
-    """Dropout and all, and equal to that by differences, which needs no forward mode."""
+    """This includes dropout; the result equals that by differences, which does not need forward mode."""
     tangents = []
     for options in ({"derivative": "forward_mode"}, {"derivative": "difference"}):
         torch.manual_seed(0)
@@ -140,7 +140,7 @@ def test_a_teacher_s_weights_start_the_student_as_its_denoiser(tmp_path):
     torch.testing.assert_close(m.consistency_function(x, sigma), teacher.denoiser(x, sigma), rtol=1e-4, atol=1e-5)
     told_t = scd(teacher=teacher, parameterization=Trigonometric(noise_scale=None))
     told_t.trainer = trainer(tmp_path)
-    with pytest.raises(ConfigError, match=r"was given 0.25 ln sigma, this one t: set noise_scale .* to 0.25"):
+    with pytest.raises(ConfigError, match=r"takes 0.25 ln sigma, this one takes t: set noise_scale .* to 0.25"):
         told_t.setup("fit")
 
 

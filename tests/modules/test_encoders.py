@@ -31,7 +31,7 @@ def adam(parameters):
 
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory):
-    """A tiny autoencoder and CLIP, trained for some steps, as their runs export them."""
+    """A tiny autoencoder and CLIP, trained for some steps and exported as by their runs."""
     folder = tmp_path_factory.mktemp("encoders")
     torch.set_num_threads(1)  # this comes before the fixture that does it for each test
     torch.manual_seed(0)
@@ -141,5 +141,5 @@ def test_missing_encoders_and_wrong_modules_are_named(encoders, tmp_path):
         SmallBase("sd15", str(folder / "clip"), str(folder / "clip"))
     with pytest.raises(CheckpointError, match=r"nowhere holds no CLIP: .*--model.base.text_encoder"):
         SmallBase("sd15", str(folder / "vae"), str(tmp_path / "nowhere"))
-    with pytest.raises(ConfigError, match="Export: ConsistencyTraining has no format of others"):
+    with pytest.raises(ConfigError, match="Export: ConsistencyTraining does not export to another format"):
         trainer(tmp_path, callbacks=[Export()]).fit(module())

@@ -47,7 +47,7 @@ def batch(m, n=6):
 
 
 def shake(m, scale=0.02):
-    """Move the trained weights away from where they start."""
+    """Move the trained weights away from their initial values."""
     g = torch.Generator().manual_seed(4)
     for p in m.backbone.parameters():
         p.data += scale * torch.randn(p.shape, generator=g)
@@ -200,8 +200,8 @@ class ExactStudent(WholeUNet):
 
 @pytest.mark.parametrize("guidance", [(0.0, 0.0), (0.0, 5.0)])
 def test_with_the_exact_teacher_the_loss_of_the_exact_map_vanishes(guidance):
-    """One DDIM step misses the trajectory by O(k^2), so the loss falls with the step's length, under any guidance of
-    a teacher that hears no text."""
+    """One DDIM step misses the trajectory by O(k^2), so the loss falls with the length of the step; the guidance does
+    not matter to a teacher without text."""
     losses = {}
     for steps in (50, 100, 500):
         m = LatentConsistencyDistillation(ExactBase(0.5), ExactStudent(), guidance, timesteps=steps)

@@ -9,7 +9,7 @@ from cm_lightning.modules.lpips import LPIPS
 
 @pytest.fixture(scope="module")
 def vgg(tmp_path_factory):
-    """A file of torchvision's format with weights that mean nothing."""
+    """A file in torchvision's format with arbitrary weights."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "vgg16-397923af.pth"
     with torch.device("cpu"):

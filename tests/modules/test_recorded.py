@@ -100,7 +100,7 @@ LATENT = [("sd15", "lora"), ("sd21", "lora"), ("sdxl", "lora"), ("sd15", "whole"
 
 
 class Losses(list):
-    """The losses of a run's steps."""
+    """The losses of the steps of a run."""
 
     def watch(self, m):
         inner = m.training_step

@@ -22,7 +22,7 @@ def in_a_fresh_folder(tmp_path, monkeypatch):
 
 
 def write_run(directory, values, seconds_a_step=1.0, method="ConsistencyTraining", sampler=None, stage="val", **config):
-    """A run of 10 images a step whose Frechet distance at one evaluation is values[i] at step 10 (i + 1)."""
+    """A run of 10 images per step; its Frechet distance at one evaluation is values[i] at step 10 (i + 1)."""
     directory = Path(directory)
     (directory / "samples").mkdir(parents=True)
     model = {"class_path": f"cm_lightning.{method}", "init_args": {"sampler": sampler} if sampler else {}}
@@ -103,7 +103,7 @@ def test_a_real_run_resumed_and_tested_is_one_run(capsys, monkeypatch):
     assert [entry[0] for entry in run.progress] == [0, 1, 2, 3]
     assert run.images == 4 * 50
     assert [entry[2] for entry in run.progress] == sorted(entry[2] for entry in run.progress)
-    assert len(run.curve("frechet_mnist", 1)) == 2  # a test is no point of the curve
+    assert len(run.curve("frechet_mnist", 1)) == 2  # a test is not a point of the curve
     compare(["runs/image/version_1", "runs/image/version_2", "--target=1e9", "--output=deep/folder"])
     markdown, page = (Path(f"deep/folder/compare.{suffix}").read_text() for suffix in ("md", "html"))
     assert "First measurement with frechet_mnist <= 1e+09 at 1 evaluation" in markdown
@@ -147,7 +147,7 @@ def test_a_broken_run_is_passed_over_with_the_name_of_its_file(name, text, line,
     (broken / name).write_text(text)
     compare(["runs/good", "runs/broken", "--output=out"])
     err = capsys.readouterr().err
-    assert f"note: passed over: runs/broken/version_0/{line}" in err
+    assert f"note: skipped: runs/broken/version_0/{line}" in err
     assert f"runs/broken/version_0/{line}" in Path("out/compare.md").read_text()
     with pytest.raises(DataError, match=line.split(":")[0]):
         compare(["runs/broken", "--output=other"])
@@ -158,7 +158,7 @@ def test_a_broken_run_is_passed_over_with_the_name_of_its_file(name, text, line,
     [
         ("40,1,1,abc,0.9\n", r"line 8: 'abc' in val/frechet_mnist_nfe1 is not a number; 1 line is left out"),
         ("inf,1,1,,\n", "line 8: cannot convert float infinity to integer; 1 line is left out"),
-        ("40,1\n", "line 8: it has not as many values as there are columns; 1 line is left out"),
+        ("40,1\n", "line 8: it does not have as many values as there are columns; 1 line is left out"),
         ("40,,,5.0,0.", "its last line is cut short and is left out"),
     ],
 )
@@ -178,8 +178,8 @@ def test_a_run_that_just_began_is_no_error(capsys):
     Path("runs/wandb").mkdir()
     compare(["runs/cd", "runs/wandb"])
     err = capsys.readouterr().err
-    assert "note: passed over: runs/cd/version_1/metrics.csv is missing: the run has logged nothing yet" in err
-    assert "note: passed over: runs/wandb is not a run" in err
+    assert "note: skipped: runs/cd/version_1/metrics.csv is missing: the run has logged nothing yet" in err
+    assert "note: skipped: runs/wandb is not a run" in err
 
 
 def test_the_last_comparison_is_kept_unless_asked():

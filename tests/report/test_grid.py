@@ -1,4 +1,4 @@
-"""Cells of a grid, and what is made of them."""
+"""Cells of a grid, and the tables and pictures made from them."""
 
 import pytest
 

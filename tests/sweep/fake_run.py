@@ -1,4 +1,4 @@
-"""Stands for a run in tests of the sweep runner: says where it lies, logs a metric, and does as its options say."""
+"""A replacement for a run in tests of sweeps: writes its note, logs a metric, and behaves as its options say."""
 
 import json
 import os

@@ -28,7 +28,7 @@ def in_a_fresh_folder(tmp_path, monkeypatch):
 
 
 def refusal(content: str | bytes) -> str:
-    """What the command says of a file with this content; it leaves nothing behind."""
+    """The command's error for a file with this content, after a check that it leaves nothing behind."""
     Path("s.yaml").write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(ConfigError) as refused:
         sweep(["s.yaml"])
@@ -138,8 +138,8 @@ def test_a_key_with_a_fault_is_named_with_its_remedy(content, expected):
         ("method: grid\n\tparameters: 1\n", "s.yaml is not YAML: line 2, column 1: "),
         ("method: grid\nparameters:\n\tx: {value: 1}\n", "indent with spaces, not tabs"),
         ("command: [${env}, python]\n", 'within brackets write "${args}" in quotes'),
-        ("method: grid\nmethod: random\n", "s.yaml is not YAML: line 2, column 1: method stands twice: leave one out"),
-        ("parameters:\n  x: {value: 1}\n  x: {value: 2}\n", "line 3, column 3: x stands twice"),
+        ("method: grid\nmethod: random\n", "s.yaml is not YAML: line 2, column 1: method occurs twice: leave one out"),
+        ("parameters:\n  x: {value: 1}\n  x: {value: 2}\n", "line 3, column 3: x occurs twice"),
         ("a: {b: [1}", "s.yaml is not YAML: line 1"),
         ("method: grid\n---\nmethod: grid\n", "s.yaml is not YAML: "),
         ("method: !grid 1", "s.yaml is not YAML: line 1, column 9: could not determine a constructor"),

@@ -22,9 +22,9 @@ def drawn(text: str, count: int = 400) -> list:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("{min: 3, max: 1}", "min 3 is above max 1: exchange them"),
-        ("{min: 0.5, max: 0.1}", "min 0.5 is above max 0.1: exchange them"),
-        ("{min: 1e-2, max: 1e-5}", "min 0.01 is above max 1e-05: exchange them"),
+        ("{min: 3, max: 1}", "min 3 is above max 1: swap them"),
+        ("{min: 0.5, max: 0.1}", "min 0.5 is above max 0.1: swap them"),
+        ("{min: 1e-2, max: 1e-5}", "min 0.01 is above max 1e-05: swap them"),
         ("{distribution: categorical_w_probabilities, values: [1, 2]}", "needs probabilities"),
         ("{min: 3}", "distribution uniform cannot be drawn without max"),
         ("{max: 3}", "distribution uniform cannot be drawn without min"),

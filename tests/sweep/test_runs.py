@@ -1,4 +1,4 @@
-"""Sweeps that do not go well: trials that fail, metrics that nobody logs, interruptions, damaged and shared folders."""
+"""Sweeps with problems: trials that fail, metrics that are not logged, interruptions, damaged and shared folders."""
 
 from __future__ import annotations
 
@@ -334,7 +334,7 @@ def test_a_dry_run_by_either_spelling(capsys):
 
 
 class EngineOfTest:
-    """Stands for W&B's package: proposes in turn, and stops the second trial."""
+    """A replacement for W&B's package: it proposes in turn, and stops the second trial."""
 
     SweepRun = SimpleNamespace
 

@@ -9,7 +9,7 @@ SCRIPTS = sorted(path for path in ROOT.rglob("*.slurm") if "venv" not in str(pat
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_a_script_passes_its_arguments_on(script, tmp_path):
-    """With srun, wandb and python that say what they were called with."""
+    """Replace srun, wandb and python by scripts that print their arguments."""
     for name in ("srun", "wandb"):
         (tmp_path / name).write_text(f'#!/bin/bash\necho {name} "$@" tasks=${{SLURM_NTASKS:-none}}\n')
         (tmp_path / name).chmod(0o755)

@@ -46,7 +46,7 @@ def results(name="fake"):
 
 
 def agent_s_command(raw, values):
-    """What wandb's agent makes of a sweep's command (wandb_agent.py), by wandb's own functions."""
+    """The command of a trial as wandb's agent builds it (wandb_agent.py), by wandb's own functions."""
     args = {"args": {name: {"value": value} for name, value in values.items()}}
     macros = wandb_sweeps.create_sweep_command_args(args)
     macros.update(interpreter=["python"], program=[raw.get("program")], env=["/usr/bin/env"])
@@ -111,7 +111,7 @@ def test_results_are_ranked_and_a_failing_trial_does_not_stop_the_others(capsys)
 
 def test_a_sweep_is_not_begun_twice_by_mistake():
     sweep([grid(3), "--count=1"])
-    with pytest.raises(ConfigError, match=r"has 1 trials: give --resume to go on, or another --output"):
+    with pytest.raises(ConfigError, match=r"has 1 trials: give --resume to continue, or another --output"):
         sweep(["s.yaml"])
     sweep([grid(3, 4), "--resume"])
     assert [row["trial"] for row in results()] == ["1", "2"]
