@@ -103,8 +103,10 @@ class RunProgress(ProgressBar):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.tell("evaluation")
 
-    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:  # type: ignore[override]
-        self._tell_batches("evaluation: loss", _[2] if len(_) > 2 else 0, trainer.num_val_batches)
+    def on_validation_batch_end(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        self._tell_batches("evaluation: loss", batch_idx, trainer.num_val_batches)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._clear()
@@ -116,8 +118,10 @@ class RunProgress(ProgressBar):
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._clear()
 
-    def on_predict_batch_end(self, trainer: L.Trainer, *_: Any) -> None:  # type: ignore[override]
-        self._tell_batches("samples", _[2] if len(_) > 2 else 0, trainer.num_predict_batches)
+    def on_predict_batch_end(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        self._tell_batches("samples", batch_idx, trainer.num_predict_batches)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._clear()

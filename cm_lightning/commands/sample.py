@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cm_lightning.commands.parser import CommandParser
 from cm_lightning.domains import COUNT, FINITE, NATURAL, POSITIVE, SEED
 from cm_lightning.files import require_writable
-from cm_lightning.light import light_torchmetrics
+from cm_lightning.light import light_lightning
 from cm_lightning.viewer import show
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
         return
     args = _parse(argv)
 
-    light_torchmetrics()
+    light_lightning()
     import torch
 
     from cm_lightning.core.noise import generators

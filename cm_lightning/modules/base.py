@@ -108,12 +108,12 @@ class GenerativeModule(TrainedModule):
 
     def sample_arguments(self, run: Path) -> list[str] | None:
         try:
-            checkpoint = find_checkpoint(run)
+            find_checkpoint(run)
         except CheckpointError:
             return None
-        trust = [argument for package in foreign_packages(self.config or describe(self)) for argument in ("--trust", package)]
+        trust = [f"--trust={package}" for package in foreign_packages(self.config or describe(self))]
         output = [] if len(self.image_shape) == 3 else ["--output", "samples.npz"]
-        return ["--ckpt_path", str(checkpoint), *trust, *output]
+        return ["--ckpt_path", str(run), *trust, *output]
 
     def shown(self) -> Mapping[str, Tensor]:
         objective = getattr(self, "objective", None)

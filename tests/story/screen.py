@@ -4,12 +4,13 @@ import re
 
 
 def screen(text):
-    """The lines at the end, and the longest of all that was ever in a line."""
-    lines, row, column, longest = [""], 0, 0, 0
+    """The lines at the end, and the length of the longest that was drawn in the place of another."""
+    lines, row, column, longest, redrawn = [""], 0, 0, 0, False
     for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", text):
         if part == "\r":
-            column = 0
+            column, redrawn = 0, True
         elif part == "\n":
+            redrawn = False
             row, column = row + 1, 0
             lines += [""] * (row + 1 - len(lines))
         elif re.fullmatch(r"\x1b\[\d*A", part):
@@ -17,7 +18,7 @@ def screen(text):
         elif part == "\x1b[2K":
             lines[row] = ""
         elif not part.startswith("\x1b"):
-            lines[row] = f"{lines[row][:column]:<{column}}{part}{lines[row][column + len(part):]}"
+            lines[row] = f"{lines[row][:column]:<{column}}{part}{lines[row][column + len(part) :]}"
             column += len(part)
-            longest = max(longest, column)
+            longest = max(longest, column if redrawn else 0)
     return [line.rstrip() for line in lines if line.strip()], longest

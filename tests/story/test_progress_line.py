@@ -30,12 +30,12 @@ def test_no_line_is_wider_than_asked(width):
 
 def test_the_lines():
     facts = Facts("stage 2 of 3", 0.5, "825/1650", 0.12345, 1234.5, 252.0)
-    assert bar_line(facts, 79) == "stage 2 of 3  ━━━━━━━╌╌╌╌╌╌╌  825/1650  loss 0.123  1234 images/s  4:12 left"
+    assert bar_line(facts, 79) == "stage 2 of 3  ━━━━━━━━╌╌╌╌╌╌╌╌╌  825/1650  loss 0.123  1234 images/s  4:12 left"
     assert plain_line(facts) == "step 825/1650 (50%)  stage 2 of 3  loss 0.123  1234 images/s  4:12 left"
     ended = Facts("trained", 1.0, "1650/1650", 0.1, 20_000.0, 4000.0, True)
     assert plain_line(ended) == "step 1650/1650 (100%)  trained  loss 0.1  20k images/s  in 1:06:40"
     assert plain_line(Facts("training", None, "7")) == "step 7  training"
-    assert evaluation_line("samples", 1, 4, 40) == "samples  ━━━━━━╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌  1/4"
+    assert evaluation_line("samples", 1, 4, 40) == "samples  ━━━━━━╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌  1/4"
     assert evaluation_line("evaluation", 0, 0, 40) == "evaluation  0"
 
 

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import rich
 
 from cm_lightning.callbacks import progress
 from cm_lightning.callbacks.progress import RunProgress
@@ -62,7 +61,7 @@ def test_what_is_switched_off_is_silent(tmp_path, capsys, bar):
 
 def test_other_ranks_are_silent(tmp_path, capsys):
     bar = RunProgress(every_s=0)
-    bar.setup = lambda *_: bar.disable()  # as Lightning does where the rank is not the first
+    bar.setup = lambda *_, **__: bar.disable()  # as Lightning does where the rank is not the first
     fit(tmp_path, bar)
     assert not lines(capsys.readouterr().out)
 
@@ -103,10 +102,11 @@ def test_a_terminal_has_one_line_and_nothing_is_left_of_the_evaluation(tmp_path)
     shown, longest = screen(text.decode())
     assert process.exitcode == 0, shown
     assert longest < 80
+    assert max(map(len, shown)) <= 80
     assert text.count(b"/30") > 1  # it was drawn again and again
     assert len([line for line in shown if "/30" in line]) == 1
     assert not [line for line in shown if line.startswith("evaluation")]
-    assert shown[-1].startswith("to draw:    cm-lightning sample --ckpt_path runs/toy/version_0/checkpoints/last.ckpt")
+    assert shown[-1].startswith("to draw:    cm-lightning sample --ckpt_path runs/toy/version_0 ")
 
 
 def test_a_resumed_run_goes_on_where_it_was(capsys):
@@ -117,7 +117,7 @@ def test_a_resumed_run_goes_on_where_it_was(capsys):
     assert said == ["8/12", "9/12", "10/12", "11/12", "12/12", "12/12"]  # 7 of 12 has no new tenth
 
 
-def test_the_end_says_what_there_is_and_its_command_works(capsys, monkeypatch):
+def test_the_end_says_what_there_is_and_its_command_works(capsys):
     main(["fit", *TOY])
     run = Path("runs/toy/version_0")
     said = capsys.readouterr().out.splitlines()
@@ -132,13 +132,8 @@ def test_the_end_says_what_there_is_and_its_command_works(capsys, monkeypatch):
 
 
 def test_the_command_names_the_packages_that_a_checkpoint_needs(capsys):
-    main(["fit", *TOY, "--model.backbone=tests.helpers.OwnMLP", "--model.backbone.data_dim=2"])
+    main(["fit", *TOY, "--model.backbone=tests.helpers.OwnMLP"])
     (command,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("to draw:")]
-    assert "--trust tests" in command
+    assert "--trust=tests" in command
     sample(shlex.split(command.removeprefix("to draw:"))[2:])
     assert Path("samples.npz").is_file()
-
-
-def test_the_drawing_of_a_bar_keeps_what_is_printed_above_it(monkeypatch):
-    assert screen("a\rb\x1b[2K\rc\nd\n")[0] == ["c", "d"]
-    assert rich.get_console() is rich.get_console()
