@@ -11,7 +11,6 @@ from torch import Tensor
 from cm_lightning.domains import COUNT
 from cm_lightning.files import replacing
 
-
 _LINE = 2
 
 

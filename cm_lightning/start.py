@@ -118,7 +118,7 @@ class Start:
         module = self.trainer.lightning_module
         arguments = module.sample_arguments(run) if isinstance(module, TrainedModule) else None
         if arguments:
-            print(f"{'to draw:':<12}{shlex.join(['cm-lightning', 'sample', *arguments])}")
+            print(f"to draw: {shlex.join(['cm-lightning', 'sample', *arguments])}")
 
     @rank_zero_only  # type: ignore[untyped-decorator]
     def _say_how_to_go_on(self) -> None:

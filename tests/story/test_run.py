@@ -106,7 +106,7 @@ def test_a_terminal_has_one_line_and_nothing_is_left_of_the_evaluation(tmp_path)
     assert text.count(b"/30") > 1  # it was drawn again and again
     assert len([line for line in shown if "/30" in line]) == 1
     assert not [line for line in shown if line.startswith("evaluation")]
-    assert shown[-1].startswith("to draw:    cm-lightning sample --ckpt_path runs/toy/version_0 ")
+    assert shown[-1].startswith("to draw: cm-lightning sample --ckpt_path runs/toy/version_0 ")
 
 
 def test_a_resumed_run_goes_on_where_it_was(capsys):
