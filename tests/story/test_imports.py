@@ -9,7 +9,8 @@ from tests.processes import CONF, start
 
 HEAVY = [
     "torchmetrics.functional", "torchvision", "scipy", "transformers", "diffusers", "wandb",
-    "torch._dynamo.convert_frame", "mlxtend", "sympy", "cm_lightning.cli", "cm_lightning.data.base", "cm_lightning.callbacks.progress",
+    "torch._dynamo.convert_frame", "mlxtend", "sympy", "cm_lightning.cli",
+    "cm_lightning.data.base", "cm_lightning.callbacks.progress",
 ]  # fmt: skip
 CODE = f"""
 import json, sys
