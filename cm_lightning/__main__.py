@@ -8,6 +8,7 @@ from importlib import import_module
 from cm_lightning import __version__
 from cm_lightning.errors import near
 from cm_lightning.failures import FAILED, reported, take_debug
+from cm_lightning.quiet import silence
 
 _TRAINER = ("fit", "validate", "test", "predict")
 _COMMANDS = {
@@ -38,6 +39,7 @@ its traceback.
 def main() -> None:
     """The console script ``cm-lightning``."""
     sys.argv[1:] = take_debug(sys.argv[1:])
+    silence()
     command, *rest = sys.argv[1:] or ["--help"]
     if command in ("-V", "--version"):
         print(f"cm-lightning {__version__}")

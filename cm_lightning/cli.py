@@ -21,6 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from cm_lightning.adapt import adapt_to_data
+from cm_lightning.callbacks.progress import RunProgress
 from cm_lightning.callbacks.refused import refuse_unsuitable
 from cm_lightning.callbacks.run_directory import RunDirectory, run_directory
 from cm_lightning.complaints import complaint, short_lists
@@ -190,8 +191,11 @@ class _CLI(LightningCLI):
         given = in_order(config)
         refuse_unsuitable(given)
         callbacks = [callback for _, callback in given]
+        bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
         if config.trainer.enable_progress_bar is False:
-            callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+            callbacks = [callback for callback in callbacks if callback not in bars]
+        elif not bars:  # or Lightning adds its own
+            callbacks.append(RunProgress())
         if config.wandb != "off":
             present = loggers if isinstance(loggers, list) else [loggers] if isinstance(loggers, Logger) else []
             kwargs["logger"] = [*present, _wandb_logger(present, offline=config.wandb == "offline")]
@@ -258,10 +262,11 @@ def _files_first(arguments: Sequence[str]) -> list[str]:
 def main(args: Sequence[str] | None = None) -> None:
     """Run ``fit``, ``validate``, ``test`` or ``predict`` with ``args``, by default those of the command line."""
     keep_freed_memory()
+    given = take_debug(sys.argv[1:] if args is None else args)
     silence()
     set_parsing_settings(add_print_completion_argument=True)
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
-    arguments = [_null(argument) for argument in take_debug(sys.argv[1:] if args is None else args)]
+    arguments = [_null(argument) for argument in given]
     make_known()
     make_known(" ".join(arguments))
     sys.argv[1:] = _files_first(arguments)  # DDP starts its other ranks with this command

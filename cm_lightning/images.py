@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid, save_image
 
 from cm_lightning.domains import COUNT
 from cm_lightning.files import replacing
+
+_LINE = 2
 
 
 def to_unit_range(pixels: Tensor) -> Tensor:
@@ -31,11 +33,28 @@ def sheet(images: Tensor, columns: int = 10, scale: int = 1) -> Tensor:
         scale: factor by which every pixel is enlarged.
     """
     COUNT.check(columns=columns, scale=scale)
-    grid: Tensor = make_grid(to_pixels(images.cpu()), nrow=columns, padding=2, pad_value=128)
+    grid = _grid(to_pixels(images.cpu()), columns)
     return grid.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
 
 
 def write_png(path: str | Path, pixels: Tensor) -> None:
     """Write a uint8 image (3, H, W) or (1, H, W)."""
     with replacing(path) as temporary:
-        save_image(pixels.to(torch.float32) / 255, temporary)
+        Image.fromarray(_rgb(pixels).permute(1, 2, 0).contiguous().numpy()).save(temporary)
+
+
+def _grid(pixels: Tensor, columns: int) -> Tensor:
+    """Images with a grey line of two pixels around each; torchvision's, whose import takes longer than the drawing."""
+    if len(pixels) == 1:
+        return _rgb(pixels[0])
+    columns = min(columns, len(pixels))
+    height, width = pixels.shape[2] + _LINE, pixels.shape[3] + _LINE
+    grid = torch.full((3, -(-len(pixels) // columns) * height + _LINE, columns * width + _LINE), 128, dtype=torch.uint8)
+    for i, image in enumerate(pixels):
+        y, x = i // columns * height + _LINE, i % columns * width + _LINE
+        grid[:, y : y + image.shape[1], x : x + image.shape[2]] = image
+    return grid
+
+
+def _rgb(pixels: Tensor) -> Tensor:
+    return pixels.cpu().expand(3, -1, -1)

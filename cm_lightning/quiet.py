@@ -3,33 +3,51 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_WARNINGS = (
-    r".*isinstance\(treespec, LeafSpec\)",  # a deprecation of torch's inside Lightning
-    r".*does not have many workers",  # the data modules choose the number of theirs with care
-    r"The dirpath has changed",  # a resumed run writes into a version of its own
-    r"It is recommended to use `self.log\(.*sync_dist=True",  # a score is of all ranks before it is logged
-    r".*TypedStorage is deprecated",
-)
+from cm_lightning.failures import DEBUG
+
+#: The beginning of a warning, and why it is left out.
+WARNINGS = {
+    r"`?isinstance\(treespec, LeafSpec\)": "a deprecation of torch's inside Lightning",
+    r"`torch\.jit\.\w+` is (deprecated|not supported in Python 3\.14\+)": "a deprecation of torch's inside libraries",
+    r"TypedStorage is deprecated": "torch itself, as it reads weights from pickles",
+    r"The '\w+' does not have many workers": "the data modules choose the number of theirs with care",
+    r"The number of training batches \(\d+\) is smaller than the logging interval": "rows are written across epochs",
+    r"You defined a `validation_step` but have no `val_dataloader`": "a run without a validation was asked for",
+    r"The dirpath has changed": "a resumed run writes into a version of its own",
+    r"Checkpoint directory .* exists and is not empty": "or goes on in its own",
+    r"It is recommended to use `self\.log\(.*sync_dist=True": "a score is of all ranks before it is logged",
+    r"Starting from v1\.9\.0, `tensorboardX` has been removed": "metrics.csv is the log",
+}
+#: The beginning of a line of Lightning's, and why it is left out.
+LINES = {
+    r"(GPU|TPU|HPU) available: ": "--trainer.accelerator says what is used",
+    r"LOCAL_RANK: \d+ - CUDA_VISIBLE_DEVICES": "the same",
+    r".*\[lit(logger|models)\]\(": "an advertisement",
+    r"`Trainer\.fit` stopped: `max_\w+=.*` reached\.": "the end of a run says what there is",
+}
 _LIBRARIES = ("diffusers.utils.logging", "transformers.utils.logging")
-_LINES = re.compile(r"(GPU|TPU|HPU) available: |.*litlogger|.*litmodels|LOCAL_RANK: \d+ - CUDA_VISIBLE_DEVICES")
+_LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero")
 
 
 def silence() -> None:
-    """Suppress Lightning's lines of these kinds from now on; all other warnings stay."""
-    for message in _WARNINGS:
-        warnings.filterwarnings("ignore", message)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+    """Suppress these messages from now on, unless ``--debug`` is given; all others stay."""
+    if os.environ.get(DEBUG):
+        return
+    for message in WARNINGS:
+        warnings.filterwarnings("ignore", rf"\s*{message}")
+    for name in _LOGGERS:
         logging.getLogger(name).addFilter(_tells_something)
 
 
 def _tells_something(record: logging.LogRecord) -> bool:
-    return not _LINES.match(record.getMessage())
+    return not any(re.match(line, record.getMessage(), re.DOTALL) for line in LINES)
 
 
 @contextmanager

@@ -105,3 +105,15 @@ def _known_arguments(value: Any) -> dict[str, Any] | None:
         return None
     takes_none = type(value).__init__ is object.__init__ or not parameters
     return {} if takes_none else None
+
+
+def foreign_packages(described: Any) -> list[str]:
+    """The packages of others whose classes sampling needs, by a description: not those of the training alone."""
+    found: set[str] = set()
+    if isinstance(described, Mapping):
+        name = str(described.get("class_path", "torch.nn."))
+        if not name.startswith(("cm_lightning.", "torch.nn.")):
+            found.add(name.partition(".")[0])
+        parts = [part for key, part in described.items() if key not in ("optimizer", "lr_scheduler", "teacher")]
+        return sorted(found.union(*map(foreign_packages, parts)))
+    return sorted(found.union(*map(foreign_packages, described))) if isinstance(described, list) else []

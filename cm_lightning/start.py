@@ -21,6 +21,7 @@ from cm_lightning.checkpoint import read_checkpoint
 from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.files import replacing
 from cm_lightning.interop.foreign import is_foreign
+from cm_lightning.modules.trained import TrainedModule
 from cm_lightning.resume import allowed_changes, at_its_end
 from cm_lightning.run import FINISHED, RunNote, find_checkpoint, last_checkpoint
 from cm_lightning.steps import steps_taken
@@ -107,6 +108,17 @@ class Start:
                 signal.signal(signal.SIGINT, handler)
         if self.run.path and not (self.trainer.received_sigterm or self.trainer.fast_dev_run):  # type: ignore[attr-defined]
             _mark_as_finished(self.run.path, steps_taken(self.trainer))
+            self._say_what_there_is(self.run.path)
+
+    @rank_zero_only  # type: ignore[untyped-decorator]
+    def _say_what_there_is(self, run: Path) -> None:
+        for what, path in {"pictures": "samples", "checkpoint": "checkpoints", "curves": "metrics.csv"}.items():
+            if (run / path).exists():
+                print(f"{what + ':':<12}{(find_checkpoint(run) if what == 'checkpoint' else run / path)}")
+        module = self.trainer.lightning_module
+        arguments = module.sample_arguments(run) if isinstance(module, TrainedModule) else None
+        if arguments:
+            print(f"to draw: {shlex.join(['cm-lightning', 'sample', *arguments])}")
 
     @rank_zero_only  # type: ignore[untyped-decorator]
     def _say_how_to_go_on(self) -> None:

@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from cm_lightning.callbacks.progress import tell
 from cm_lightning.callbacks.run_directory import run_directory
 from cm_lightning.callbacks.sample_grid import to_wandb
 from cm_lightning.data.captions import CaptionedDataModule
@@ -71,7 +72,8 @@ class PromptGrid(Callback):
         size = (data.image_shape[1], data.image_shape[2])
         pl_module.base.encoders_to(pl_module.device)
         pipe = pl_module.pipeline()
-        for steps in self.steps:
+        for number, steps in enumerate(self.steps):
+            tell(trainer, "prompts", number, len(self.steps))
             with pl_module.base.drawing(pl_module.device):
                 pixels = draw_all(pipe, prompts, steps, self.guidance, self.seed, _SHOWN, size=size)
             path = run_directory(trainer) / "samples" / f"step_{pl_module.trained_steps:06d}_steps{steps}.png"

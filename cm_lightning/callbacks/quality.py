@@ -9,10 +9,11 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning_utilities.core.rank_zero import rank_zero_info
-from rich.console import Console
+from rich import get_console
 from rich.table import Table
 from torch import Tensor
 
+from cm_lightning.callbacks.progress import tell
 from cm_lightning.core.noise import generators
 from cm_lightning.data.base import GenerativeDataModule
 from cm_lightning.domains import COUNT, SEED, at_least
@@ -131,7 +132,7 @@ class Quality(Callback):
             pl_module.log_dict({f"{stage}/{name}_{row}": value for name, value in values.items()})
         if trainer.is_global_zero:
             title = f"step {pl_module.trained_steps}: {self.num_samples} samples"
-            Console().print(_table(title, rows))
+            get_console().print(_table(title, rows))
 
     def _meet_data(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the reference and the floor once for each data set, as they depend on the data alone."""
@@ -161,7 +162,7 @@ class _Samples:
     """A rank's share of the samples, in batches; counts the network's calls as they happen."""
 
     def __init__(self, quality: Quality, trainer: L.Trainer, pl_module: GenerativeModule, steps: int) -> None:
-        self.quality, self.module, self.steps = quality, pl_module, steps
+        self.quality, self.trainer, self.module, self.steps = quality, trainer, pl_module, steps
         self.rows = range(trainer.global_rank, quality.num_samples, trainer.world_size)
         self.calls, self.batches = 0, 0
 
@@ -178,6 +179,7 @@ class _Samples:
                 rows = self.rows[first : first + self.quality.batch_size]
                 chosen = None if labels is None else labels[list(rows)]
                 self.batches += 1
+                tell(self.trainer, f"evaluation: {self.steps} step(s)", first, len(self.rows))
                 yield self.module.sample(len(rows), self.steps, chosen, generators(self.quality.seed, rows)), chosen
         finally:
             hook.remove()

@@ -9,9 +9,9 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
-from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
+from cm_lightning.callbacks.progress import tell
 from cm_lightning.callbacks.run_directory import run_directory
 from cm_lightning.core.noise import generators
 from cm_lightning.domains import COUNT, SEED
@@ -70,13 +70,12 @@ class SampleGrid(Callback):
 
     def _draw(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, GenerativeModule)
-        for steps in self.nfe:
+        for number, steps in enumerate(self.nfe):
+            tell(trainer, "samples", number, len(self.nfe))
             pixels = sheet(torch.cat(list(self._images(pl_module, steps))), self.columns, self.scale)
             path = run_directory(trainer) / "samples" / f"step_{pl_module.trained_steps:06d}_nfe{steps}.png"
             write_png(path, pixels)
             to_wandb(trainer, path, f"samples/nfe{steps}")
-            if steps_taken(trainer) >= trainer.max_steps > 0:
-                rank_zero_info(f"samples of {steps} step(s): {path}")
 
     def _images(self, pl_module: GenerativeModule, steps: int) -> Iterator[Tensor]:
         labels = pl_module.sample_labels(self.num_samples, None)

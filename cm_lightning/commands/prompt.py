@@ -11,6 +11,7 @@ from cm_lightning.commands.parser import CommandParser
 from cm_lightning.domains import COUNT, FINITE, NON_NEGATIVE, SEED, SHARE, multiple_of
 from cm_lightning.errors import ConfigError, DataError
 from cm_lightning.files import require_writable
+from cm_lightning.viewer import show
 
 _SIDE = multiple_of(8)
 _STRENGTH = 0.5
@@ -48,6 +49,7 @@ def parser() -> CommandParser:
     add("--columns", type=COUNT.parse, default=4, help="images in a row of the sheet")
     add("--batch_size", type=COUNT.parse, default=4)
     add("--device", default="auto", help="cpu, cuda, ...; auto takes an accelerator if there is one")
+    add("--open", action="store_true", help="show the pictures when they are drawn")
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="type of the weights")
     return parser
 
@@ -101,6 +103,8 @@ def main(argv: Sequence[str]) -> None:
             write_png(args.output / f"{i:06d}.png", image)
     steps = int(args.steps * args.strength) if args.image else args.steps
     print(f"{n} images of {evaluations(pipe, steps, args.guidance)} evaluations each: {args.output}")
+    if args.open:
+        show([args.output])
 
 
 def _weights(loras: Sequence[str]) -> dict[str, float]:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from cm_lightning.commands.parser import CommandParser
 from cm_lightning.domains import COUNT, FINITE, NATURAL, POSITIVE, SEED
 from cm_lightning.files import require_writable
+from cm_lightning.light import light_lightning
+from cm_lightning.viewer import show
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +49,7 @@ def parser() -> CommandParser:
     parser.add_argument("--weights", choices=("ema", "raw"), help="default: the averaged ones if there are any")
     parser.add_argument("--batch_size", type=COUNT.parse, default=256)
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto takes an accelerator if there is one")
+    parser.add_argument("--open", action="store_true", help="show the pictures when they are drawn")
     parser.add_argument("--trust", action="append", default=[], help="a package the checkpoint may take classes from")
     return parser
 
@@ -88,6 +91,7 @@ def main(argv: Sequence[str]) -> None:
         return
     args = _parse(argv)
 
+    light_lightning()
     import torch
 
     from cm_lightning.core.noise import generators
@@ -117,6 +121,8 @@ def main(argv: Sequence[str]) -> None:
         _write(output, images, None if labels is None else labels.cpu(), args.columns)
         print(f"{len(images)} samples: {output}")
     print(f"evaluations of the network for each: {sum(rows_seen) / len(images):g}")
+    if args.open:
+        show([output for output in args.output if output.suffix != ".npz"])
 
 
 def _write(output: Path, images: Tensor, labels: Tensor | None, columns: int) -> None:

@@ -68,6 +68,10 @@ class Curriculum(Recorded, ABC):
         """The values of the curriculum's schedules at this step, under the papers' names."""
         return {}
 
+    def phase(self, clock: Clock) -> str:
+        """What this part of the run is, in a word or two; empty where all parts are alike."""
+        return ""
+
 
 class Levels(Recorded, ABC):
     """N(k), the number of noise levels on the grid at step k."""
@@ -156,6 +160,9 @@ class GridCurriculum(Curriculum):
     def progress(self, clock: Clock) -> dict[str, float]:
         return {"N": self.levels(*clock)}
 
+    def phase(self, clock: Clock) -> str:
+        return f"{self.levels(*clock)} levels"
+
 
 def to_the_end(t: Tensor, q: Tensor) -> Times:
     """The levels of a consistency function, whose r is the clean end."""
@@ -203,6 +210,9 @@ class ContinuousCurriculum(Curriculum):
     def progress(self, clock: Clock) -> dict[str, float]:
         return {"stage": self.stage(*clock)}
 
+    def phase(self, clock: Clock) -> str:
+        return f"stage {self.stage(*clock) + 1} of {self.stages}"
+
 
 class WarmUp(Curriculum):
     """A first part of the run with r = 0, the diffusion limit of the same loss; then another curriculum.
@@ -241,6 +251,9 @@ class WarmUp(Curriculum):
         if self.target_is_data(clock):
             return {"warm-up": 1.0}
         return self.then.progress(self._since(clock))
+
+    def phase(self, clock: Clock) -> str:
+        return "warm-up" if self.target_is_data(clock) else self.then.phase(self._since(clock))
 
     def _since(self, clock: Clock) -> Clock:
         """The clock that starts when the warm-up ends."""

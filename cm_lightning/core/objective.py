@@ -58,6 +58,10 @@ class Objective(Recorded, nn.Module, ABC):
             generator: of levels and noise; torch's global one if None.
         """
 
+    def phase(self, clock: Clock) -> str:
+        """What this part of the run is, in a word or two; empty where all parts are alike."""
+        return self.curriculum.phase(clock)
+
     def draw(self, x: Tensor, clock: Clock, generator: torch.Generator | None) -> tuple[Times, Tensor, Tensor]:
         """The levels of a batch x (B, ...), unit noise z, and the points x_t at t."""
         times = self.curriculum.draw(len(x), clock, x.device, generator)
@@ -152,6 +156,10 @@ class Tangent(Objective):
         self.curriculum, self.trajectory, self.residual = curriculum, trajectory, residual or SquaredError()
         self.warm_up, self.normalize, self.c = warm_up or Ramp(), normalize, c
         self.derivative, self.h = derivative, h
+
+    def phase(self, clock: Clock) -> str:
+        warm, own = self.warm_up(*clock), super().phase(clock)
+        return f"tangent at {warm:.0%}" + (f", {own}" if own else "") if warm < 1 else own
 
     def loss(
         self,

@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -13,13 +14,16 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from cm_lightning.backbones.attention import set_forward_mode
+from cm_lightning.core.curriculum import Clock
 from cm_lightning.core.noise import unit_noise
 from cm_lightning.core.objective import Objective, Tangent
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.domains import COUNT, FINITE, FRACTION, POSITIVE
-from cm_lightning.errors import ConfigError
+from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.modules.batch import images_and_labels
 from cm_lightning.modules.trained import TrainedModule
+from cm_lightning.recording import describe, foreign_packages
+from cm_lightning.run import find_checkpoint
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
@@ -97,6 +101,19 @@ class GenerativeModule(TrainedModule):
     def forward_one(self) -> None:
         labels = torch.zeros(1, dtype=torch.long) if self.num_classes else None
         self.backbone(torch.zeros(1, *self.image_shape), torch.zeros(1), labels)
+
+    def phase(self, clock: Clock) -> str:
+        objective = getattr(self, "objective", None)
+        return (isinstance(objective, Objective) and objective.phase(clock)) or super().phase(clock)
+
+    def sample_arguments(self, run: Path) -> list[str] | None:
+        try:
+            find_checkpoint(run)
+        except CheckpointError:
+            return None
+        trust = [f"--trust={package}" for package in foreign_packages(self.config or describe(self))]
+        output = [] if len(self.image_shape) == 3 else ["--output", "samples.npz"]
+        return ["--ckpt_path", str(run), *trust, *output]
 
     def shown(self) -> Mapping[str, Tensor]:
         objective = getattr(self, "objective", None)

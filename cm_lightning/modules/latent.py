@@ -53,6 +53,17 @@ class LatentModule(TrainedModule):
     def export(self, directory: Path) -> None:
         """Write the trained model to a folder that diffusers can load."""
 
+    def sample_arguments(self, run: Path) -> list[str] | None:
+        if not (run / "export").is_dir():
+            return None
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        prompt = data.prompts(1)[0][0] if callable(getattr(data, "prompts", None)) else "a photograph of a cat"
+        return [*self.exported(run / "export"), "--prompt", prompt]
+
+    def exported(self, folder: Path) -> list[str]:
+        """The arguments by which ``cm-lightning sample`` takes what was exported to a folder."""
+        return ["--pipeline", str(folder)]
+
     def forward_one(self) -> None:
         config = self.base.unet.config
         x = torch.zeros(1, config["in_channels"], config["sample_size"], config["sample_size"])

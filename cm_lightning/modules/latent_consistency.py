@@ -21,7 +21,7 @@ from cm_lightning.core.weighting import Uniform
 from cm_lightning.domains import COUNT, NON_NEGATIVE, POSITIVE
 from cm_lightning.errors import ConfigError
 from cm_lightning.latent.base import Conditioning, TextToImageBase
-from cm_lightning.latent.student import Student
+from cm_lightning.latent.student import LoRA, Student
 from cm_lightning.modules.frozen import Frozen
 from cm_lightning.modules.latent import LatentModule
 from cm_lightning.modules.target import TargetNetwork
@@ -138,6 +138,11 @@ class LatentConsistencyDistillation(LatentModule):
             timestep_scaling=self.boundary.scaling,
             clip_sample=False,
         )
+
+    def exported(self, folder: Path) -> list[str]:
+        if isinstance(self.student, LoRA):
+            return ["--pipeline", getattr(self.base, "path", "BASE"), "--lora", str(folder)]
+        return super().exported(folder)
 
     def export(self, directory: Path) -> None:
         self.student.export(directory, self.pipeline())

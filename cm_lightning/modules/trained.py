@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
@@ -87,6 +88,14 @@ class TrainedModule(Recorded, L.LightningModule):
     def progress(self, clock: Clock) -> Mapping[str, float]:
         """The values of the method's schedules at a step, to be logged under the papers' names."""
         return {}
+
+    def phase(self, clock: Clock) -> str:
+        """What the run does at a step, in a word or two: for the progress bar."""
+        return "training"
+
+    def sample_arguments(self, run: Path) -> list[str] | None:
+        """The arguments by which ``cm-lightning sample`` draws of the run in a folder; None if it cannot."""
+        return None
 
     def shown(self) -> Mapping[str, Any]:
         """Further values of the last loss to log, by name."""
