@@ -7,7 +7,15 @@ from typing import NamedTuple
 import pytest
 
 _ROOT = Path(__file__).parents[1]
-_PLACES = ("cm_lightning/**/*.py", "experiments/**/*.yaml", "experiments/**/*.py", "sweeps/*", "**/*.md")
+_PLACES = (
+    "cm_lightning/**/*.py",
+    "cm_lightning/**/*.md",
+    "experiments/**/*.yaml",
+    "experiments/**/*.py",
+    "experiments/**/*.md",
+    "sweeps/*",
+    "*.md",
+)
 
 
 class Phrase(NamedTuple):
@@ -83,8 +91,7 @@ def _flowing(text: str) -> str:
 
 def _files() -> list[Path]:
     found = {path.relative_to(_ROOT) for place in _PLACES for path in _ROOT.glob(place) if path.is_file()}
-    visible = (path for path in found if not any(part.startswith(".") or part == "runs" for part in path.parts))
-    return sorted(path for path in visible if path.as_posix() not in _HISTORY | _TO_MEND)
+    return sorted(path for path in found if path.as_posix() not in _HISTORY | _TO_MEND)
 
 
 @pytest.mark.parametrize("phrase", _PHRASES, ids=lambda phrase: phrase.wrong[:30])

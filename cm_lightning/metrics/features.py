@@ -60,7 +60,7 @@ class TorchvisionFeatures(Extractor):
     def distance(self) -> FrechetInceptionDistance:
         if not self.path.is_file():
             raise CheckpointError(
-                f"there is no {self.path}: set the weights of TorchvisionFeatures to those of {self.model}"
+                f"there is no file {self.path}: set the weights of TorchvisionFeatures to those of {self.model}"
             )
         network = _Headless(self.model, _weights_of(self.model, self.path), self.path)
         return FrechetInceptionDistance(feature=network, reset_real_features=False)

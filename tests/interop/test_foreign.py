@@ -50,7 +50,7 @@ def test_openai_s_file_samples_teaches_and_starts_a_training(openai_file, tmp_pa
 
 
 def test_a_noise_label_of_another_scale_is_refused(openai_file, tmp_path):
-    line = r"250 ln sigma, this one 0\.25 ln sigma: set noise_scale of the parameterization"
+    line = r"250 ln sigma, this one takes 0\.25 ln sigma: set noise_scale of the parameterization"
     with pytest.raises(ConfigError, match=line):
         ConsistencyTraining(adm(), SHAPE, start_from=openai_file).setup("fit")
     with pytest.raises(ConfigError, match="set noise_scale"):

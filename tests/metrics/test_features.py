@@ -112,7 +112,7 @@ def broken(tmp_path, small):
     torch.save({**state, "conv5.0.weight": torch.zeros(3)}, tmp_path / "shape.pth")
     torch.save({}, tmp_path / "nothing.pth")
     return {
-        "nowhere.pth": "there is no .*nowhere.pth: set the weights of TorchvisionFeatures",
+        "nowhere.pth": "there is no file .*nowhere.pth: set the weights of TorchvisionFeatures",
         ".": "no file",
         "other.pth": "other.pth holds another network than shufflenet_v2_x0_5: .* set model and weights",
         "pickled.pth": r"pickled.pth holds no state dict: .*model.state_dict\(\)",
