@@ -42,10 +42,10 @@ def named_class(arguments: Sequence[str]) -> type:
     """A class of optional callbacks: the suite's, and those that the files and the command line name a class for.
 
     Args:
-        arguments: of the command line.
+        arguments: arguments of the command line.
 
     Raises:
-        ConfigError: a name that is neither, or callbacks that have no names.
+        ConfigError: a name is unknown, or callbacks are given without names.
     """
     from lightning.pytorch.callbacks import Callback  # not where runs are compared
 
@@ -56,7 +56,7 @@ def named_class(arguments: Sequence[str]) -> type:
 
 
 def in_order(config: Any) -> list[tuple[str, Any]]:
-    """All callbacks of a configuration whose classes are built, in their order, each with the option it is from."""
+    """All callbacks of a configuration whose classes are built, in order, each with the option that gave it."""
     named = vars(config.callbacks) if config.get("callbacks") else {}
     return [
         *((f"callbacks.{name}", callback) for name, callback in named.items() if callback),
@@ -73,7 +73,7 @@ def forget_absent(config: Any) -> None:
 def by_name(config: Mapping[str, Any]) -> dict[str, Any]:
     """A saved configuration in which the suite's own among the Trainer's list have their names, and none is null.
 
-    So a run from before there were names is compared with those of today.
+    So a run whose callbacks are a list is compared with runs that name them.
     """
     named, trainer = config.get("callbacks"), config.get("trainer")
     found = {name: entry for name, entry in named.items() if entry} if isinstance(named, Mapping) else {}

@@ -76,11 +76,7 @@ _PHRASES = (
 #: A history quotes what was, and these files are still to be mended.
 _HISTORY = {"CHANGELOG.md"}
 _TO_MEND = {
-    "cm_lightning/core/objective.py",
-    "cm_lightning/modules/continuous.py",
-    "cm_lightning/named_callbacks.py",
     "experiments/mnist/README.md",
-    "experiments/mnist/compare/sct.yaml",
 }
 
 

@@ -69,7 +69,7 @@ class Curriculum(Recorded, ABC):
         return {}
 
     def phase(self, clock: Clock) -> str:
-        """What this part of the run is, in a word or two; empty where all parts are alike."""
+        """The name of this part of the run, in a word or two; empty where all parts are alike."""
         return ""
 
 

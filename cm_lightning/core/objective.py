@@ -1,7 +1,7 @@
-"""The losses of flow maps: going straight from t to r must end where going by way of q does.
+"""The losses of flow maps: the way from t straight to r must end where the way through q ends.
 
-:class:`Chord` says so as it stands, :class:`Tangent` is its limit q -> t, and :class:`Lagrangian` differentiates in r.
-An objective is pure: its loss is a function of a map, a batch and the clock, in a Trainer or in a loop of your own.
+:class:`Chord` is this condition itself, :class:`Tangent` its limit q -> t, and :class:`Lagrangian` differentiates in r.
+An objective is pure: its loss is a function of a map, a batch and the clock, in a Trainer or in your own loop.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ FlowMap: TypeAlias = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
 
 
 class Objective(Recorded, nn.Module, ABC):
-    """Base of the losses. It is a module for what it may hold: learned weights, a teacher, the networks of a distance.
+    """Base of the losses. It is a module because it may hold learned weights, a teacher, or the networks of a distance.
 
-    After :meth:`loss`, ``shown`` has what else is worth logging, on the device.
+    After :meth:`loss`, ``shown`` holds further values that are worth logging, on the device.
     """
 
     curriculum: Curriculum
@@ -50,16 +50,16 @@ class Objective(Recorded, nn.Module, ABC):
         """The loss on a batch, a scalar.
 
         Args:
-            map: what is trained, see :class:`~cm_lightning.core.parameterization.Map`.
-            target: the map that answers for the rest of the way; ``map`` itself where there is no target network.
+            map: the map that is trained, see :class:`~cm_lightning.core.parameterization.Map`.
+            target: the map that takes the rest of the way; ``map`` itself where there is no target network.
             x: data (B, ...).
             c: condition, class labels (B,) or None.
-            clock: of the schedules.
-            generator: of levels and noise; torch's global one if None.
+            clock: the clock of the schedules.
+            generator: draws levels and noise; torch's global one if None.
         """
 
     def phase(self, clock: Clock) -> str:
-        """What this part of the run is, in a word or two; empty where all parts are alike."""
+        """The name of this part of the run, in a word or two; empty where all parts are alike."""
         return self.curriculum.phase(clock)
 
     def draw(self, x: Tensor, clock: Clock, generator: torch.Generator | None) -> tuple[Times, Tensor, Tensor]:
@@ -76,9 +76,9 @@ class Chord(Objective):
 
     Args:
         curriculum: draws the levels.
-        trajectory: how to get from t to q, and the path.
-        distance: between the two ends.
-        weighting: of t and q.
+        trajectory: leads from t to q, and has the path.
+        distance: distance between the two ends.
+        weighting: weight of t and q.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Chord(Objective):
 
 
 class Differentiable(Protocol):
-    """What :class:`Tangent` and :class:`Lagrangian` need: the network's output F, and how a map is made of it."""
+    """A map as :class:`Tangent` and :class:`Lagrangian` need it, with the output F of its network."""
 
     parameterization: Parameterization
 
@@ -128,12 +128,12 @@ class Tangent(Objective):
 
     Args:
         curriculum: draws t and r; its q is not used.
-        trajectory: the velocity v, and the path.
-        residual: what becomes of F - sg(F + g): a weight, and a norm.
-        warm_up: of the factor ``warm``; 1 throughout if None. While it is 0, F learns the velocity alone: the
+        trajectory: gives the velocity v, and has the path.
+        residual: the loss of F - sg(F + g): a weight and a norm.
+        warm_up: schedule of the factor ``warm``; 1 throughout if None. While it is 0, F learns the velocity alone: the
             regression of diffusion models, without the factor b' that damps g at high noise, and not normalised.
         normalize: g / (||g|| + c): ``l2``, the norm of a sample as in the paper; ``rms``, that of its elements; None.
-        c: of the normalisation.
+        c: constant of the normalisation.
         derivative: ``forward_mode``, exact, for networks that have it; ``difference``, central differences along
             the trajectory, for those that do not, and on a CPU in less than half of the time.
         h: half the distance in t of the two points of a difference.
@@ -159,7 +159,8 @@ class Tangent(Objective):
 
     def phase(self, clock: Clock) -> str:
         warm, own = self.warm_up(*clock), super().phase(clock)
-        return f"tangent at {warm:.0%}" + (f", {own}" if own else "") if warm < 1 else own
+        name = own if warm == 1 else f"tangent at {warm:.0%}" if warm else "velocity"
+        return f"{name}, {own}" if own and warm < 1 else name
 
     def loss(
         self,
@@ -187,7 +188,7 @@ class Tangent(Objective):
         return cast(Tensor, self.residual(difference, t, r))
 
     def velocity_output(self, map: Differentiable, t: Tensor, r: Tensor, v: Tensor) -> Tensor:
-        """The F for which a v + b' F is 0: what the network says of a point where the velocity is v (B, ...)."""
+        """The F for which a v + b' F is 0: the output of a network that knows the velocity v (B, ...)."""
         a = map.parameterization.coefficients(t, r).c_skip
         _, b_rate = map.parameterization.slopes(t, r)
         return expand(-a / b_rate, v).to(v.dtype) * v
@@ -256,12 +257,12 @@ class Lagrangian(Objective):
     """dX/dr at r must be the velocity there: the map's end moves as the trajectory does (Boffi et al. 2025, Eq. 13).
 
     The gradient passes through the derivative in r. Beside it, on the diagonal r = t, where X is the identity, the
-    network learns the velocity itself, by flow matching. For average velocities alone.
+    network learns the velocity itself, by flow matching. The map must be one of average velocities.
 
     Args:
         curriculum: draws t and r; its q is not used.
-        trajectory: the path, and the velocity of the data.
-        residual: what becomes of both differences.
+        trajectory: has the path, and gives the velocity of the data.
+        residual: the loss of both differences.
         diagonal: weight of flow matching.
     """
 

@@ -26,14 +26,14 @@ from cm_lightning.modules.teacher import Distilled
 class ContinuousConsistencyTraining(ConsistencyModule):
     """sCT (sCM, Algorithm 1): the tangent along the data's own noise, on the TrigFlow path.
 
-    By default as published, the tangent normalised by its l2 norm and the weight learned.
+    The defaults are as published: the tangent is normalised by its l2 norm, and the weight is learned.
 
     Args:
         curriculum: draws t.
-        residual: the weight.
-        warm_up: of the terms of the tangent with the network's derivative; sCM's is 10,000 steps.
+        residual: weight of the loss.
+        warm_up: schedule of the tangent's terms with the network's derivative; sCM's takes 10,000 steps.
         normalize, c, derivative: see :class:`~cm_lightning.core.objective.Tangent`.
-        parameterization: with a ``noise_scale`` of None the network is told t itself.
+        parameterization: with a ``noise_scale`` of None the network takes t itself.
         backbone, image_shape, sigma_max, sampling_sigmas: see :class:`ConsistencyModule`; noise levels are sigma, as
             everywhere: t = arctan(sigma / sigma_data). label_dropout, optimizer, lr_scheduler, start_from: see its
             bases.

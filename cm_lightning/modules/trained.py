@@ -90,11 +90,11 @@ class TrainedModule(Recorded, L.LightningModule):
         return {}
 
     def phase(self, clock: Clock) -> str:
-        """What the run does at a step, in a word or two: for the progress bar."""
+        """The name of the part of the run that a step belongs to, in a word or two, for the progress bar."""
         return "training"
 
     def sample_arguments(self, run: Path) -> list[str] | None:
-        """The arguments by which ``cm-lightning sample`` draws of the run in a folder; None if it cannot."""
+        """The arguments of ``cm-lightning sample`` that draw from the run in a folder; None if it cannot be drawn from."""
         return None
 
     def shown(self) -> Mapping[str, Any]:
