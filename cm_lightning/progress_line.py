@@ -15,11 +15,11 @@ class Facts:
     """What is known of a run at a moment.
 
     Args:
-        phase: what the run does now, in a word or two.
+        phase: name of the part of the run, in a word or two.
         fraction: how much of it is done, in [0, 1]; None where its length is not known.
         steps: ``612/1650``.
-        loss: of the last step; None before there is one.
-        speed: images a second; None before it is known.
+        loss: the last step's loss; None before there is one.
+        speed: images per second; None before it is known.
         seconds: the time left; None where it is not known.
         ended: whether ``seconds`` is the time that the run took.
     """

@@ -31,7 +31,7 @@ _WINDOW = 40
 
 
 class RunProgress(ProgressBar):
-    """One bar for the whole run: its phase, steps, loss, images a second, and the time left.
+    """One bar for the whole run: its phase, steps, loss, images per second, and the time left.
 
     A terminal gets one line, which evaluation replaces by one of its own. Elsewhere, in a log file, a pipe or a
     notebook, a plain line comes after each tenth of the run. The loss is read from the device only when it is shown.
@@ -248,7 +248,7 @@ def _is_terminal() -> bool:
 
 
 def _width() -> int:
-    """Of a line that no terminal wraps."""
+    """Return the width of a line that no terminal wraps."""
     return max(10, get_console().width - 1)
 
 
@@ -267,7 +267,7 @@ def _phase(trainer: L.Trainer, step: int) -> str:
 
 
 def _total_steps(trainer: L.Trainer) -> int | None:
-    """Of the whole run; None where its length is not known."""
+    """Return the steps of the whole run; None if its length is not known."""
     total = trainer.estimated_stepping_batches
     return int(total) if 0 < total < float("inf") else None
 

@@ -94,7 +94,7 @@ class TrainedModule(Recorded, L.LightningModule):
         return "training"
 
     def sample_arguments(self, run: Path) -> list[str] | None:
-        """The arguments of ``cm-lightning sample`` that draw from the run in a folder; None if it cannot be drawn from."""
+        """The arguments of ``cm-lightning sample`` that draw from the run in a folder; None if none do."""
         return None
 
     def shown(self) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""What ``sample`` imports before it draws, and that all is whole for whoever wants it."""
+"""What ``sample`` imports before it draws; the rest is there for code that uses it."""
 
 import json
 
@@ -8,9 +8,8 @@ from cm_lightning.cli import main
 from tests.processes import CONF, start
 
 HEAVY = [
-    "torchmetrics.functional", "torchvision", "scipy", "transformers", "diffusers", "wandb",
-    "torch._dynamo.convert_frame", "mlxtend", "sympy", "cm_lightning.cli",
-    "cm_lightning.data.base", "cm_lightning.callbacks.progress",
+    "torchmetrics.functional", "torchvision", "scipy", "transformers", "diffusers", "wandb", "mlxtend",
+    "cm_lightning.cli", "cm_lightning.data.base", "cm_lightning.callbacks.progress",
 ]  # fmt: skip
 CODE = f"""
 import json, sys
@@ -21,10 +20,6 @@ found = [name for name in {HEAVY} if name in sys.modules]
 import torchmetrics
 from torchmetrics import Accuracy, Metric
 from torchmetrics.functional import accuracy
-import torch
-linear = torch.compile(torch.nn.Linear(2, 2), backend="eager")
-assert isinstance(linear, torch._dynamo.OptimizedModule)
-assert linear(torch.ones(1, 2)).shape == (1, 2)
 print(json.dumps([found, issubclass(Accuracy, Metric)]))
 """
 
