@@ -12,8 +12,7 @@ def vgg(tmp_path_factory):
     """A file in torchvision's format with arbitrary weights."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "vgg16-397923af.pth"
-    with torch.device("cpu"):
-        features = torchvision.models.vgg16(weights=None).features
+    features = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"])
     torch.save({f"features.{name}": value for name, value in features.state_dict().items()}, path)
     return path
 
