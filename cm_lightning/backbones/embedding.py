@@ -148,9 +148,7 @@ def check_labels(method: str, backbone: nn.Module, given: int) -> None:
     """
     if all(given in getattr(part, "noise_labels", [given]) for part in backbone.modules()):
         return
-    remedy = (
-        "a TwoTimesEmbedding" if given == 2 else "one of a single label, such as SinusoidEmbedding, or leave it out"
-    )
+    one, two = "one of a single label, such as SinusoidEmbedding, or leave it out", "a TwoTimesEmbedding"
     raise ConfigError(
         f"{method} gives its network {given} noise label(s) for each sample, but this {type(backbone).__name__} takes "
         f"{3 - given}: set noise_embedding, an option of most networks, to {two if given == 2 else one}"
