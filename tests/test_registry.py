@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,15 @@ def test_every_class_that_a_recipe_may_name_is_listed():
     concrete = {cls for cls in found if not inspect.isabstract(cls) and not cls.__name__.startswith("_")}
     of_recipes = {c for c in concrete if c is not Recorded and not c.__module__.startswith("cm_lightning.self_")}
     assert {cls.__name__ for cls in of_recipes} - OF_THE_SUITE == set(classes())
+
+
+def test_the_shipped_files_spell_no_class_of_the_suite_by_its_module():
+    root = Path(__file__).parents[1]
+    files = [path for folder in ("experiments", "sweeps", "tests/conf") for path in (root / folder).rglob("*.y*ml")]
+    assert len(files) > 20
+    long = [f"{path}: {home}.{name}" for path in files for name, home in registry.HOMES.items()
+            if re.search(rf"\b{re.escape(f'{home}.{name}')}\b", path.read_text())]  # fmt: skip
+    assert long == []
 
 
 @pytest.mark.parametrize("base", [*TYPES[:4], nn.Module, "the suite's own"])

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from cm_lightning.backbones.embedding import PositionalEmbedding, one_hot
+from cm_lightning.backbones.embedding import PositionalEmbedding, labels_taken, one_hot
 from cm_lightning.backbones.pyramid import Pyramid, PyramidBlock, PyramidNet, Style
 from cm_lightning.backbones.sizes import check_conditions, check_levels
 from cm_lightning.domains import COUNT
@@ -28,7 +28,7 @@ class ADMConditioning(nn.Module):
     def __init__(self, width: int, num_classes: int, noise_embedding: nn.Module, embedding_width: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.noise = noise_embedding
+        self.noise, self.noise_labels = noise_embedding, labels_taken(noise_embedding, embedding_width)
         self.mlp = nn.Sequential(nn.Linear(embedding_width, width), nn.SiLU(), nn.Linear(width, width))
         self.classes = nn.Linear(num_classes, width, bias=False) if num_classes else None
         if self.classes is not None:

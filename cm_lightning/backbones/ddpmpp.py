@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from cm_lightning.backbones.embedding import PositionalEmbedding, one_hot
+from cm_lightning.backbones.embedding import PositionalEmbedding, labels_taken, one_hot
 from cm_lightning.backbones.pyramid import Pyramid, PyramidBlock, PyramidNet, Style, start_as_edm
 from cm_lightning.backbones.sizes import check_conditions, check_levels
 
@@ -27,7 +27,7 @@ class SongConditioning(nn.Module):
     def __init__(self, width: int, num_classes: int, noise_embedding: nn.Module, embedding_width: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.noise = noise_embedding
+        self.noise, self.noise_labels = noise_embedding, labels_taken(noise_embedding, embedding_width)
         self.classes = nn.Linear(num_classes, embedding_width) if num_classes else None
         self.mlp = nn.Sequential(nn.Linear(embedding_width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
 

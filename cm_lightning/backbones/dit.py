@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from cm_lightning.backbones.attention import DotProduct
-from cm_lightning.backbones.embedding import PositionalEmbedding
+from cm_lightning.backbones.embedding import PositionalEmbedding, labels_taken
 from cm_lightning.backbones.layers import require_divisible
 from cm_lightning.backbones.sizes import check_conditions, heads
 from cm_lightning.domains import COUNT, multiple_of
@@ -116,6 +116,7 @@ class DiT(Recorded, nn.Module):
         super().__init__()
         self.num_classes, self.patch = num_classes, patch
         self.noise = noise_embedding or PositionalEmbedding(_NOISE_WIDTH)
+        self.noise_labels = labels_taken(self.noise, _NOISE_WIDTH)
         self.mlp = nn.Sequential(nn.Linear(_NOISE_WIDTH, channels), nn.SiLU(), nn.Linear(channels, channels))
         self.classes = nn.Embedding(num_classes + 1, channels) if num_classes else None
         self.place = PositionalEmbedding(channels // 2)

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from cm_lightning.backbones.attention import DotProduct
-from cm_lightning.backbones.embedding import one_hot
+from cm_lightning.backbones.embedding import labels_taken, one_hot
 from cm_lightning.backbones.layers import Resample, Resampling
 from cm_lightning.backbones.pyramid import Pyramid
 from cm_lightning.backbones.sizes import check_conditions, check_levels, heads
@@ -111,7 +111,7 @@ class UnitConditioning(nn.Module):
     def __init__(self, width: int, num_classes: int, noise_embedding: nn.Module, embedding_width: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.noise = noise_embedding
+        self.noise, self.noise_labels = noise_embedding, labels_taken(noise_embedding, embedding_width)
         self.linear = UnitLinear(embedding_width, width)
         self.classes = UnitLinear(num_classes, width) if num_classes else None
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cm_lightning.domains import POSITIVE, at_least, check_ascending, multiple_of
+from cm_lightning.errors import ConfigError, flat
 from cm_lightning.recording import Recorded
 
 
@@ -106,6 +107,54 @@ class TwoTimesEmbedding(Recorded, nn.Module):
         return torch.cat([self.each(first), self.each(second)], dim=1)
 
 
+def labels_taken(noise_embedding: nn.Module, width: int) -> list[int]:
+    """The numbers of noise labels that an embedding takes, 1 or 2 or both, found by a trial: it may be of one's own.
+
+    Args:
+        noise_embedding: maps (B,) or (B, 2) to (B, width).
+        width: the width that the network needs.
+
+    Raises:
+        ConfigError: its output has another width, or it takes neither one label nor two.
+    """
+    name, shapes, fault = type(noise_embedding).__name__, [], ""
+    place = next((t.device for t in (*noise_embedding.parameters(), *noise_embedding.buffers())), None)
+    for shape in ((3,), (3, 2)):
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a trial must not change the numbers of the run
+                found = tuple(noise_embedding(torch.ones(shape, device=place)).shape)
+        except Exception as error:  # what an embedding of one's own raises is not known
+            fault = fault or f": {flat(str(error))}"
+            continue
+        if len(found) == 2:
+            shapes.append((len(shape), found[1]))
+    if not shapes:
+        raise ConfigError(
+            f"noise_embedding must map labels (B,), or (B, 2) for two times, to (B, {width}): {name} does not{fault}"
+        )
+    fitting = [labels for labels, own in shapes if own == width]
+    if not fitting:
+        raise ConfigError(
+            f"noise_embedding: {name} gives {shapes[0][1]} values for each sample, but this network takes {width}: "
+            f"set the width of the embedding to {width}"
+        )
+    return fitting
+
+
+def check_labels(method: str, backbone: nn.Module, given: int) -> None:
+    """Raise ConfigError unless a network takes as many noise labels for each sample as the method gives it.
+
+    The network says so by an attribute ``noise_labels``, a list, of itself or of a part; without it nothing is checked.
+    """
+    if all(given in getattr(part, "noise_labels", [given]) for part in backbone.modules()):
+        return
+    one, two = "one of a single label, such as SinusoidEmbedding, or leave it out", "a TwoTimesEmbedding"
+    raise ConfigError(
+        f"{method} gives its network {given} noise label(s) for each sample, but this {type(backbone).__name__} takes "
+        f"{3 - given}: set noise_embedding, an option of most networks, to {two if given == 2 else one}"
+    )
+
+
 def one_hot(class_label: Tensor | None, num_classes: int, like: Tensor) -> Tensor:
     """(B,) int64 or None -> (B, num_classes) in the dtype of ``like`` (B, ...); a row of zeros is the null class."""
     if class_label is None:
@@ -129,6 +178,7 @@ class Conditioning(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.noise = noise_embedding or PositionalEmbedding(embedding_width)
+        self.noise_labels = labels_taken(self.noise, embedding_width)
         self.classes = nn.Embedding(num_classes + 1, embedding_width) if num_classes else None
         self.mlp = nn.Sequential(nn.Linear(embedding_width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
 

@@ -36,6 +36,9 @@ class DiffusersUNet(Recorded, nn.Module):
         ConfigError: diffusers is not installed, or cannot build such a network.
     """
 
+    #: See :func:`cm_lightning.backbones.embedding.check_labels`.
+    noise_labels = (1,)
+
     def __init__(self, config: Mapping[str, Any], forward_mode: bool = False) -> None:
         super().__init__()
         try:

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from cm_lightning.backbones.attention import set_forward_mode
+from cm_lightning.backbones.embedding import check_labels
 from cm_lightning.core.curriculum import Clock
 from cm_lightning.core.noise import unit_noise
 from cm_lightning.core.objective import Objective, Tangent
@@ -63,6 +64,8 @@ class GenerativeModule(TrainedModule):
 
     #: Evaluations of the network for each sample, unless another number is given.
     default_steps = 1
+    #: Noise labels that the network is given for each sample.
+    noise_labels_given = 1
 
     def __init__(
         self,
@@ -75,6 +78,7 @@ class GenerativeModule(TrainedModule):
     ) -> None:
         FRACTION.check(self, label_dropout=label_dropout)
         super().__init__(backbone, optimizer, lr_scheduler, start_from)
+        check_labels(type(self).__name__, backbone, self.noise_labels_given)
         if image_shape is None:  # the command line takes it from a folder of images
             raise ConfigError("image_shape must be given: (C, H, W) of the data")
         COUNT.check_each(self, image_shape=image_shape)

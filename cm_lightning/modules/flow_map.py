@@ -36,6 +36,7 @@ class FlowMapModule(GenerativeModule):
     """
 
     objective: Tangent | Lagrangian
+    noise_labels_given = 2
 
     def __init__(
         self,

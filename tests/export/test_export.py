@@ -4,15 +4,17 @@ from safetensors.torch import load_file
 
 from cm_lightning.backbones.adm import ADM
 from cm_lightning.backbones.ddpmpp import DDPMpp
-from cm_lightning.backbones.embedding import FourierEmbedding
+from cm_lightning.backbones.embedding import FourierEmbedding, SinusoidEmbedding, TwoTimesEmbedding
 from cm_lightning.backbones.unet import UNet
 from cm_lightning.backbones.unet2d import DiffusersUNet
 from cm_lightning.callbacks.ema import EMA
 from cm_lightning.commands import export
-from cm_lightning.core.parameterization import BoundaryShifted
+from cm_lightning.core.parameterization import BoundaryShifted, Trigonometric
 from cm_lightning.errors import ConfigError
+from cm_lightning.modules.continuous import ContinuousConsistencyTraining
 from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.loading import load_module
+from cm_lightning.modules.mean_flow import MeanFlow
 from cm_lightning.modules.training import ConsistencyTraining
 from tests.backbones.zoo import unet2d
 from tests.helpers import images, trainer
@@ -96,6 +98,69 @@ def test_onnx_runtime_draws_what_we_draw(make, num_classes, tmp_path, monkeypatc
     (drawn,) = session.run(["image"], inputs)
     expected = m.sample(3, 1, labels if num_classes else None, torch.Generator().manual_seed(0), [80.0])
     torch.testing.assert_close(torch.from_numpy(drawn), expected, rtol=0, atol=1e-4)
+
+
+SMALL = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention_levels": (1,), "head_width": 8, "num_classes": 3}
+#: The methods on other paths: their networks take ln sigma, t itself, or two times.
+OTHER_PATHS = {
+    "sCT, ln sigma": lambda: ContinuousConsistencyTraining(UNet(**SMALL), SHAPE),
+    "sCT, t": lambda: ContinuousConsistencyTraining(
+        UNet(**SMALL, noise_embedding=SinusoidEmbedding(8)), SHAPE, parameterization=Trigonometric(noise_scale=None)
+    ),
+    "MeanFlow": lambda: MeanFlow(UNet(**SMALL, noise_embedding=TwoTimesEmbedding(8)), SHAPE),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_PATHS)
+def test_methods_on_other_paths_are_written_and_read(name, tmp_path, monkeypatch):
+    import onnxruntime
+
+    m = OTHER_PATHS[name]().eval()
+    for p in m.backbone.parameters():
+        torch.nn.init.normal_(p, std=0.05 if p.ndim > 1 else 0.3)
+    labels = torch.tensor([0, 2, 1])
+
+    def drawn(module, steps=1):
+        return module.sample(3, steps, labels, torch.Generator().manual_seed(0))
+
+    write(monkeypatch, m, "onnx", tmp_path / "onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "onnx/generator.onnx", providers=["CPUExecutionProvider"])
+    z = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    (image,) = session.run(["image"], {"noise": z.numpy(), "class_label": labels.numpy()})
+    torch.testing.assert_close(torch.from_numpy(image), drawn(m), rtol=0, atol=1e-4)
+    assert drawn(m).std() > 0.05
+
+    write(monkeypatch, m, "safetensors", tmp_path / "tensors")
+    monkeypatch.undo()
+    back = load_module(str(tmp_path / "tensors"))
+    assert type(back) is type(m)
+    for steps in (1, 2):
+        assert torch.equal(drawn(back, steps), drawn(m, steps))
+
+
+@pytest.mark.parametrize("name", ["sCT, t", "MeanFlow"])
+def test_a_pipeline_of_diffusers_needs_ln_sigma(name, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="gives the network ln sigma, but this network takes another time: give --f"):
+        write(monkeypatch, OTHER_PATHS[name](), "diffusers", tmp_path)
+
+
+@pytest.mark.parametrize("scale", [250.0, 0.25])
+def test_a_continuous_time_model_is_a_consistency_model_of_diffusers(scale, tmp_path, monkeypatch):
+    """On the TrigFlow path f has EDM's scalings in units of VE, as the scheduler has them with sigma_min = 0."""
+    from diffusers import ConsistencyModelPipeline
+
+    own = Trigonometric(noise_scale=scale)
+    m = ContinuousConsistencyTraining(module(adm(3)).backbone, SHAPE, parameterization=own).eval()
+    write(monkeypatch, m, "diffusers", tmp_path)
+    pipeline = ConsistencyModelPipeline.from_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+    for steps, how in ((1, {"num_inference_steps": 1}), (2, {"num_inference_steps": None, "timesteps": [22, 0]})):
+        options = {**how, "class_labels": [2, 0], "generator": torch.Generator().manual_seed(3)}
+        theirs = 2 * pipeline(batch_size=2, output_type="pt", **options).images - 1
+        sigmas = [80.0, *pipeline.scheduler.sigmas[1:steps].tolist()]
+        ours = m.sample(2, labels=[2, 0], generator=torch.Generator().manual_seed(3), sigmas=sigmas)
+        assert ours.std() > 0.05
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
 def test_the_averaged_weights_and_a_card_from_a_checkpoint(tmp_path):
