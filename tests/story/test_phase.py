@@ -43,8 +43,8 @@ def test_curricula(curriculum, phases):
     ("ramp", "curriculum", "phases"),
     [
         (Ramp(), OneTime(), [""] * 3),
-        (Ramp(0.2, 0.4), OneTime(), ["tangent at 0%", "tangent at 50%", ""]),
-        (Ramp(0.2, 0.4), WARM, ["tangent at 0%, warm-up", "tangent at 50%, stage 1 of 3", "stage 3 of 3"]),
+        (Ramp(0.2, 0.4), OneTime(), ["velocity", "tangent at 50%", ""]),
+        (Ramp(0.2, 0.4), WARM, ["velocity, warm-up", "tangent at 50%, stage 1 of 3", "stage 3 of 3"]),
     ],
 )
 def test_the_ramp_of_a_tangent(ramp, curriculum, phases):
