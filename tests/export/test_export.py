@@ -4,17 +4,19 @@ from safetensors.torch import load_file
 
 from cm_lightning.backbones.adm import ADM
 from cm_lightning.backbones.ddpmpp import DDPMpp
-from cm_lightning.backbones.embedding import FourierEmbedding
+from cm_lightning.backbones.embedding import FourierEmbedding, TwoTimesEmbedding
 from cm_lightning.backbones.unet import UNet
 from cm_lightning.backbones.unet2d import DiffusersUNet
 from cm_lightning.callbacks.ema import EMA
 from cm_lightning.commands import export
-from cm_lightning.core.parameterization import BoundaryShifted
+from cm_lightning.core.parameterization import BoundaryShifted, Trigonometric
 from cm_lightning.errors import ConfigError
+from cm_lightning.modules.continuous import ContinuousConsistencyTraining
 from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.loading import load_module
+from cm_lightning.modules.mean_flow import MeanFlow
 from cm_lightning.modules.training import ConsistencyTraining
-from tests.backbones.zoo import unet2d
+from tests.backbones.zoo import awake, unet2d
 from tests.helpers import images, trainer
 
 SHAPE = (3, 8, 8)
@@ -96,6 +98,79 @@ def test_onnx_runtime_draws_what_we_draw(make, num_classes, tmp_path, monkeypatc
     (drawn,) = session.run(["image"], inputs)
     expected = m.sample(3, 1, labels if num_classes else None, torch.Generator().manual_seed(0), [80.0])
     torch.testing.assert_close(torch.from_numpy(drawn), expected, rtol=0, atol=1e-4)
+
+
+def sct(noise_scale, backbone=None):
+    return ContinuousConsistencyTraining(
+        awake(backbone or UNet(3, 8, (1, 2), 1, num_classes=3, head_width=8)),
+        SHAPE,
+        parameterization=Trigonometric(noise_scale=noise_scale),
+    ).eval()
+
+
+def mean_flow():
+    embedding = TwoTimesEmbedding(8)
+    network = UNet(3, 8, (1, 2), 1, num_classes=3, head_width=8, noise_embedding=embedding)
+    return MeanFlow(awake(network), SHAPE).eval()
+
+
+NEWER = pytest.mark.parametrize(
+    "make", [lambda: sct(0.25), lambda: sct(None), mean_flow], ids=["sCT of ln sigma", "sCT of t", "MeanFlow"]
+)
+
+
+def draw(m, steps=1):
+    return m.sample(3, steps, [0, 2, 1], torch.Generator().manual_seed(0))
+
+
+@NEWER
+def test_newer_methods_are_rebuilt_to_the_bit(make, tmp_path, monkeypatch):
+    m = make()
+    write(monkeypatch, m, "safetensors", tmp_path)
+    monkeypatch.undo()
+    back = load_module(str(tmp_path))
+    assert type(back) is type(m)
+    for steps in (1, 2):
+        assert draw(m, steps).std() > 0.05
+        torch.testing.assert_close(draw(back, steps), draw(m, steps), rtol=0, atol=0)
+
+
+@NEWER
+def test_onnx_runtime_draws_what_newer_methods_draw(make, tmp_path, monkeypatch):
+    import onnxruntime
+
+    m = make()
+    write(monkeypatch, m, "onnx", tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / "generator.onnx", providers=["CPUExecutionProvider"])
+    z = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    (drawn,) = session.run(["image"], {"noise": z.numpy(), "class_label": torch.tensor([0, 2, 1]).numpy()})
+    assert draw(m).std() > 0.05
+    torch.testing.assert_close(torch.from_numpy(drawn), draw(m), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "scale"),
+    [(adm, 0.25), (adm, 250.0), (lambda n: unet2d(n, forward_mode=True), 250.0)],
+)
+def test_diffusers_draws_what_sct_draws(make, scale, tmp_path, monkeypatch):
+    from diffusers import ConsistencyModelPipeline
+
+    m = module(make(0), scale)
+    m = ContinuousConsistencyTraining(m.backbone, SHAPE, parameterization=Trigonometric(noise_scale=scale)).eval()
+    write(monkeypatch, m, "diffusers", tmp_path)
+    pipeline = ConsistencyModelPipeline.from_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(3)
+    theirs = 2 * pipeline(batch_size=2, num_inference_steps=1, output_type="pt", generator=generator).images - 1
+    ours = m.sample(2, 1, generator=torch.Generator().manual_seed(3))
+    assert ours.std() > 0.05
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [lambda: sct(None, adm(0)), mean_flow])
+def test_diffusers_has_no_pipeline_for_another_time(make, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="ln sigma, but this network takes another time: give --format onnx"):
+        write(monkeypatch, make(), "diffusers", tmp_path)
 
 
 def test_the_averaged_weights_and_a_card_from_a_checkpoint(tmp_path):
