@@ -50,6 +50,13 @@ class _Parser(LightningArgumentParser):
         line = complaint(message, sys.argv[1:], _options(self))
         raise ConfigError(f"{line}. See: {_command(self.prog)} --help") from ex
 
+    def dump(self, cfg: Any, *args: Any, **kwargs: Any) -> str:
+        """The configuration as text that is read again: without callbacks of one's own that are left out."""
+        if cfg.get("callbacks") is not None:
+            forget_absent(cfg := cfg.clone())
+        text: str = super().dump(cfg, *args, **kwargs)
+        return text
+
     def format_help(self, *args: Any) -> str:
         """The options; long lists of classes are cut to those of the suite."""
         text = short_lists(super().format_help(*args))

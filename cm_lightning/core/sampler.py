@@ -14,8 +14,9 @@ from cm_lightning.domains import COUNT
 #: x (B, ...), t (B,) -> the clean end point of the trajectory through x, (B, ...).
 ConsistencyFunction = Callable[[Tensor, Tensor], Tensor]
 
-#: x (B, ...), t (B,), r (B,) -> the point at level r of the trajectory through x, (B, ...).
-FlowMap = Callable[[Tensor, Tensor, Tensor], Tensor]
+#: x (B, ...), t (B,), r (B,) -> the point at level r of the trajectory through x, (B, ...): a flow map whose condition
+#: is fixed.
+Jump = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def spread_sigmas(steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX) -> list[float]:
@@ -70,7 +71,7 @@ def denoise_and_noise(
     return x
 
 
-def follow(flow_map: FlowMap, x: Tensor, levels: Sequence[float]) -> Tensor:
+def follow(flow_map: Jump, x: Tensor, levels: Sequence[float]) -> Tensor:
     """Apply a flow map from level to level: len(levels) - 1 evaluations, without fresh noise (MeanFlow, section 4.3).
 
     Args:

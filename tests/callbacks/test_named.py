@@ -137,6 +137,29 @@ def test_the_saved_configuration_is_read_again_and_can_be_changed(built):
     assert found["EMA"].decay == 0.8
 
 
+@pytest.mark.parametrize(
+    ("left_out", "names"),
+    [
+        ({"ema": None}, ["Throughput", "InterruptAt"]),
+        ({"mine": None}, ["EMA", "Throughput"]),
+        ({"mine": None, "ema": None, "throughput": None}, []),
+    ],
+)
+def test_a_printed_configuration_is_read_again_and_means_the_same(built, capsys, left_out, names):
+    own = {"class_path": OWN, "init_args": {"step": 3}}
+    write("base.yaml", {"base": f"{CONF}/toy.yaml", "callbacks": {"mine": own}})
+    top = write("top.yaml", {"base": "base.yaml", "callbacks": left_out})
+    assert ours(built(top)) == names
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["fit", top, "--print_config"])
+    Path("printed.yaml").write_text(capsys.readouterr().out)
+    assert ours(built("--config=printed.yaml")) == names
+    with pytest.raises(SystemExit):
+        main(["fit", "--config=printed.yaml", "--print_config"])
+    assert capsys.readouterr().out == Path("printed.yaml").read_text()
+
+
 def test_a_name_that_is_left_out_is_not_saved_and_none_need_be():
     main(["fit", TOY, f"--callbacks.mine={OWN}", "--callbacks.mine.step=6", "--callbacks.mine=null"])
     assert list(saved()["callbacks"]) == ["ema", "throughput", "save_last"]

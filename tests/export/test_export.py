@@ -4,7 +4,7 @@ from safetensors.torch import load_file
 
 from cm_lightning.backbones.adm import ADM
 from cm_lightning.backbones.ddpmpp import DDPMpp
-from cm_lightning.backbones.embedding import FourierEmbedding, SinusoidEmbedding, TwoTimesEmbedding
+from cm_lightning.backbones.embedding import FourierEmbedding, TwoTimesEmbedding
 from cm_lightning.backbones.unet import UNet
 from cm_lightning.backbones.unet2d import DiffusersUNet
 from cm_lightning.callbacks.ema import EMA
@@ -16,7 +16,7 @@ from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.loading import load_module
 from cm_lightning.modules.mean_flow import MeanFlow
 from cm_lightning.modules.training import ConsistencyTraining
-from tests.backbones.zoo import unet2d
+from tests.backbones.zoo import awake, unet2d
 from tests.helpers import images, trainer
 
 SHAPE = (3, 8, 8)
@@ -100,67 +100,77 @@ def test_onnx_runtime_draws_what_we_draw(make, num_classes, tmp_path, monkeypatc
     torch.testing.assert_close(torch.from_numpy(drawn), expected, rtol=0, atol=1e-4)
 
 
-SMALL = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention_levels": (1,), "head_width": 8, "num_classes": 3}
-#: The methods on other paths: their networks take ln sigma, t itself, or two times.
-OTHER_PATHS = {
-    "sCT, ln sigma": lambda: ContinuousConsistencyTraining(UNet(**SMALL), SHAPE),
-    "sCT, t": lambda: ContinuousConsistencyTraining(
-        UNet(**SMALL, noise_embedding=SinusoidEmbedding(8)), SHAPE, parameterization=Trigonometric(noise_scale=None)
-    ),
-    "MeanFlow": lambda: MeanFlow(UNet(**SMALL, noise_embedding=TwoTimesEmbedding(8)), SHAPE),
-}
+def sct(noise_scale, backbone=None):
+    return ContinuousConsistencyTraining(
+        awake(backbone or UNet(3, 8, (1, 2), 1, num_classes=3, head_width=8)),
+        SHAPE,
+        parameterization=Trigonometric(noise_scale=noise_scale),
+    ).eval()
 
 
-@pytest.mark.parametrize("name", OTHER_PATHS)
-def test_methods_on_other_paths_are_written_and_read(name, tmp_path, monkeypatch):
-    import onnxruntime
+def mean_flow():
+    embedding = TwoTimesEmbedding(8)
+    network = UNet(3, 8, (1, 2), 1, num_classes=3, head_width=8, noise_embedding=embedding)
+    return MeanFlow(awake(network), SHAPE).eval()
 
-    m = OTHER_PATHS[name]().eval()
-    for p in m.backbone.parameters():
-        torch.nn.init.normal_(p, std=0.05 if p.ndim > 1 else 0.3)
-    labels = torch.tensor([0, 2, 1])
 
-    def drawn(module, steps=1):
-        return module.sample(3, steps, labels, torch.Generator().manual_seed(0))
+NEWER = pytest.mark.parametrize(
+    "make", [lambda: sct(0.25), lambda: sct(None), mean_flow], ids=["sCT of ln sigma", "sCT of t", "MeanFlow"]
+)
 
-    write(monkeypatch, m, "onnx", tmp_path / "onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "onnx/generator.onnx", providers=["CPUExecutionProvider"])
-    z = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
-    (image,) = session.run(["image"], {"noise": z.numpy(), "class_label": labels.numpy()})
-    torch.testing.assert_close(torch.from_numpy(image), drawn(m), rtol=0, atol=1e-4)
-    assert drawn(m).std() > 0.05
 
-    write(monkeypatch, m, "safetensors", tmp_path / "tensors")
+def draw(m, steps=1):
+    return m.sample(3, steps, [0, 2, 1], torch.Generator().manual_seed(0))
+
+
+@NEWER
+def test_newer_methods_are_rebuilt_to_the_bit(make, tmp_path, monkeypatch):
+    m = make()
+    write(monkeypatch, m, "safetensors", tmp_path)
     monkeypatch.undo()
-    back = load_module(str(tmp_path / "tensors"))
+    back = load_module(str(tmp_path))
     assert type(back) is type(m)
     for steps in (1, 2):
-        assert torch.equal(drawn(back, steps), drawn(m, steps))
+        assert draw(m, steps).std() > 0.05
+        torch.testing.assert_close(draw(back, steps), draw(m, steps), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["sCT, t", "MeanFlow"])
-def test_a_pipeline_of_diffusers_needs_ln_sigma(name, tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match="gives the network ln sigma, but this network takes another time: give --f"):
-        write(monkeypatch, OTHER_PATHS[name](), "diffusers", tmp_path)
+@NEWER
+def test_onnx_runtime_draws_what_newer_methods_draw(make, tmp_path, monkeypatch):
+    import onnxruntime
+
+    m = make()
+    write(monkeypatch, m, "onnx", tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / "generator.onnx", providers=["CPUExecutionProvider"])
+    z = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    (drawn,) = session.run(["image"], {"noise": z.numpy(), "class_label": torch.tensor([0, 2, 1]).numpy()})
+    assert draw(m).std() > 0.05
+    torch.testing.assert_close(torch.from_numpy(drawn), draw(m), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("scale", [250.0, 0.25])
-def test_a_continuous_time_model_is_a_consistency_model_of_diffusers(scale, tmp_path, monkeypatch):
-    """On the TrigFlow path f has EDM's scalings in units of VE, as the scheduler has them with sigma_min = 0."""
+@pytest.mark.parametrize(
+    ("make", "scale"),
+    [(adm, 0.25), (adm, 250.0), (lambda n: unet2d(n, forward_mode=True), 250.0)],
+)
+def test_diffusers_draws_what_sct_draws(make, scale, tmp_path, monkeypatch):
     from diffusers import ConsistencyModelPipeline
 
-    own = Trigonometric(noise_scale=scale)
-    m = ContinuousConsistencyTraining(module(adm(3)).backbone, SHAPE, parameterization=own).eval()
+    m = module(make(0), scale)
+    m = ContinuousConsistencyTraining(m.backbone, SHAPE, parameterization=Trigonometric(noise_scale=scale)).eval()
     write(monkeypatch, m, "diffusers", tmp_path)
     pipeline = ConsistencyModelPipeline.from_pretrained(tmp_path)
     pipeline.set_progress_bar_config(disable=True)
-    for steps, how in ((1, {"num_inference_steps": 1}), (2, {"num_inference_steps": None, "timesteps": [22, 0]})):
-        options = {**how, "class_labels": [2, 0], "generator": torch.Generator().manual_seed(3)}
-        theirs = 2 * pipeline(batch_size=2, output_type="pt", **options).images - 1
-        sigmas = [80.0, *pipeline.scheduler.sigmas[1:steps].tolist()]
-        ours = m.sample(2, labels=[2, 0], generator=torch.Generator().manual_seed(3), sigmas=sigmas)
-        assert ours.std() > 0.05
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    generator = torch.Generator().manual_seed(3)
+    theirs = 2 * pipeline(batch_size=2, num_inference_steps=1, output_type="pt", generator=generator).images - 1
+    ours = m.sample(2, 1, generator=torch.Generator().manual_seed(3))
+    assert ours.std() > 0.05
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [lambda: sct(None, adm(0)), mean_flow])
+def test_diffusers_has_no_pipeline_for_another_time(make, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="ln sigma, but this network takes another time: give --format onnx"):
+        write(monkeypatch, make(), "diffusers", tmp_path)
 
 
 def test_the_averaged_weights_and_a_card_from_a_checkpoint(tmp_path):
