@@ -51,7 +51,7 @@ def _slope_error(oracle: GaussianOracle | MixtureOracle, x: Tensor) -> float:
     t = 1.001 * eps
     v = slope(oracle.denoiser, x, eps)
     difference = (oracle.consistency(x, t) - x) / (t - eps)[:, None]
-    return ((difference + v).norm() / v.norm()).item()
+    return float((difference + v).norm() / v.norm())
 
 
 def _no_crossing(oracle: MixtureOracle, x: Tensor) -> Claim:
