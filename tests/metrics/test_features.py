@@ -99,9 +99,10 @@ def test_weights_for_other_classes_are_taken(small, tmp_path):
     torch.testing.assert_close(ours, theirs)
 
 
-def broken(tmp_path, small):
-    """Files that are not the weights of SMALL, and the message for each."""
-    state = torch.load(small)
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory, small):
+    """A folder of files that are not the weights of SMALL, and the message for each."""
+    tmp_path, state = tmp_path_factory.mktemp("broken"), torch.load(small)
     torch.save(torchvision.models.get_model("squeezenet1_1").state_dict(), tmp_path / "other.pth")
     torch.save(torchvision.models.get_model("squeezenet1_1"), tmp_path / "pickled.pth")
     (tmp_path / "cut.pth").write_bytes(small.read_bytes()[:5000])
@@ -111,7 +112,7 @@ def broken(tmp_path, small):
     torch.save({n: t for n, t in state.items() if n != "conv5.0.weight"}, tmp_path / "lacking.pth")
     torch.save({**state, "conv5.0.weight": torch.zeros(3)}, tmp_path / "shape.pth")
     torch.save({}, tmp_path / "nothing.pth")
-    return {
+    return tmp_path, {
         "nowhere.pth": "there is no file .*nowhere.pth: set the weights of TorchvisionFeatures",
         ".": "no file",
         "other.pth": "other.pth holds another network than shufflenet_v2_x0_5: .* set model and weights",
@@ -131,10 +132,10 @@ def broken(tmp_path, small):
     ["nowhere.pth", ".", "other.pth", "pickled.pth", "cut.pth", "text.pth", "empty.safetensors", "list.pth",
      "lacking.pth", "shape.pth", "nothing.pth"],
 )  # fmt: skip
-def test_wrong_weights_get_a_line(file, small, tmp_path):
-    line = broken(tmp_path, small)[file]
-    with pytest.raises(CheckpointError, match=line) as error:
-        TorchvisionFeatures(SMALL, str(tmp_path / file)).distance()
+def test_wrong_weights_get_a_line(file, broken):
+    folder, lines = broken
+    with pytest.raises(CheckpointError, match=lines[file]) as error:
+        TorchvisionFeatures(SMALL, str(folder / file)).distance()
     assert "\n" not in str(error.value)
 
 
