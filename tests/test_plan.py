@@ -129,13 +129,13 @@ def test_cards_are_filled_and_the_images_of_a_step_kept():
     image = 2**28  # float32
     assert card_lines(10, 64, 1, 4, [], cards=[24, 0.2, 1000]) == [
         f"24 GiB: {int(0.85 * 24 * 2**30 / image)} image(s); "
-        "--data.batch_size 64 --trainer.accumulate_grad_batches 4 take 256 a step",
+        "--data.batch_size 64 --trainer.accumulate_grad_batches 4 take 256 per step",
         "0.2 GiB: not even one image fits",
-        "1000 GiB: 3,399 image(s); --data.batch_size 256 --trainer.accumulate_grad_batches 1 take 256 a step",
+        "1000 GiB: 3,399 image(s); --data.batch_size 256 --trainer.accumulate_grad_batches 1 take 256 per step",
     ]
     # of two ranks together; a batch that divides the step, not the greatest
     assert card_lines(10, 60, 2, 1, [], cards=[6]) == [
-        "6 GiB: 20 image(s); --data.batch_size 30 --trainer.accumulate_grad_batches 2 take 60 a step"
+        "6 GiB: 20 image(s); --data.batch_size 30 --trainer.accumulate_grad_batches 2 take 60 per step"
     ]
 
 

@@ -13,6 +13,8 @@ def vgg(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "vgg16-397923af.pth"
     features = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"])
+    for p in features.parameters():
+        torch.nn.init.kaiming_normal_(p, nonlinearity="relu") if p.ndim > 1 else torch.nn.init.zeros_(p)
     torch.save({f"features.{name}": value for name, value in features.state_dict().items()}, path)
     return path
 
