@@ -13,6 +13,7 @@ os.environ["WANDB_SILENT"] = "true"
 os.environ["PYTHONWARNINGS"] = "ignore"
 # a shell that starts pytest in the background has it ignore Ctrl-C, and with it every process that a test starts
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup has it ignore the end of its terminal
 
 
 SLOWEST = [
