@@ -89,8 +89,14 @@ from .latent.student import WholeUNet as WholeUNet  # lcm
 from .metrics.extractor import CaptionedDigits as CaptionedDigits
 from .metrics.extractor import Inception as Inception
 from .metrics.extractor import MnistJudge as MnistJudge
+from .metrics.extractor import SecondCaptionedDigits as SecondCaptionedDigits
+from .metrics.extractor import SecondMnistJudge as SecondMnistJudge
+from .metrics.feature_scores import FeatureScores as FeatureScores
 from .metrics.features import DINOv2 as DINOv2
 from .metrics.features import TorchvisionFeatures as TorchvisionFeatures
+from .metrics.kernel import KernelDistance as KernelDistance
+from .metrics.precision_recall import PrecisionRecall as PrecisionRecall
+from .metrics.shares import PixelShares as PixelShares
 from .modules.autoencoder import AutoencoderModule as AutoencoderModule  # lcm
 from .modules.continuous import ContinuousConsistencyDistillation as ContinuousConsistencyDistillation
 from .modules.continuous import ContinuousConsistencyTraining as ContinuousConsistencyTraining

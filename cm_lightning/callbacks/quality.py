@@ -19,33 +19,37 @@ from cm_lightning.data.base import GenerativeDataModule
 from cm_lightning.domains import COUNT, SEED, at_least
 from cm_lightning.errors import ConfigError
 from cm_lightning.files import cache_folder
-from cm_lightning.metrics.extractor import Extractor, MnistJudge
-from cm_lightning.metrics.frechet import FrechetScores
+from cm_lightning.metrics.extractor import Extractor
+from cm_lightning.metrics.measure import Measure
+from cm_lightning.metrics.names import decimals
+from cm_lightning.metrics.scores import Scores, load_reference, save_reference, usual_measures
 from cm_lightning.modules.base import GenerativeModule
 
 
 class Quality(Callback):
-    """Logs the Frechet distance of samples to the training images at validation and test, and prints it as a table.
+    """Measures samples against the training images at validation and test; logs the numbers and prints their table.
 
-    If the extractor also classifies, the accuracy of the requested labels is logged too. The images of the split
-    ``val`` give the floor: the score of real images. Samples, reference and floor are divided among the ranks; each
-    sample has its own noise, so the scores do not depend on the number of ranks. The extractor stays outside the
-    module, and so outside its checkpoints. If the extractor's weights are missing, nothing is measured, and a line
-    says where to put them.
+    For each extractor these are the Frechet distance and the kernel distance of its features, their precision and
+    recall, and, if it also classifies, the accuracy of the requested labels; for grey images also the shares of
+    mid-grey and of black pixels. The images of the split ``val`` give the floor: the scores of real images. Samples,
+    reference and floor are divided among the ranks; each sample has its own noise, so the scores do not depend on the
+    number of ranks. The extractors stay outside the module, and so outside its checkpoints. If weights of an extractor
+    are missing, nothing is measured, and a line says where to put them.
 
     Args:
         nfe: numbers of evaluations of the network for each sample; the names in the log give the actual numbers.
         num_samples: images drawn for each number, the classes in turn.
         batch_size: images drawn at a time.
-        extractor: extractor of the features; the classifier of digits if None.
+        extractor: extractor of the features; both classifiers of digits if None.
         seed: seed of the noise, the same at every call.
         cache: folder in which the statistics of training images are kept from run to run; ``cm_lightning`` in
             ``$XDG_CACHE_HOME`` (``~/.cache``) if None.
-        kid: whether to log the kernel distance of the features too, which is unbiased for a few hundred images; it
-            uses at most 5,000.
+        kid: whether to log the kernel distance of the features too, which is unbiased for a few hundred images; like
+            precision and recall, it uses at most 5,000.
+        measures: what to measure in place of all this, such as a :class:`FeatureScores` for each of several extractors.
 
     Raises:
-        ConfigError: a number out of range.
+        ConfigError: a number out of range, an extractor beside measures, no measures, or two of one name.
     """
 
     def __init__(
@@ -56,16 +60,23 @@ class Quality(Callback):
         extractor: Extractor | None = None,
         seed: int = 0,
         cache: str | None = None,
-        kid: bool = False,
+        kid: bool = True,
+        measures: Sequence[Measure] | None = None,
     ) -> None:
         COUNT.check_each(self, nfe=nfe)
         at_least(2).check(self, num_samples=num_samples)
         COUNT.check(self, batch_size=batch_size)
         SEED.check(self, seed=seed)
         self.nfe, self.num_samples, self.batch_size, self.seed = list(nfe), num_samples, batch_size, seed
-        self.extractor = extractor or MnistJudge()
-        self.cache, self.kid = cache_folder(cache), kid
-        self._scores: FrechetScores | None = None
+        if extractor is not None and measures is not None:
+            raise ConfigError("Quality: give extractor or measures: in measures a FeatureScores has its own extractor")
+        self.measures = usual_measures(extractor, kid) if measures is None else list(measures)
+        if not self.measures:
+            raise ConfigError("Quality: measures must have at least one: add one, or remove the callback")
+        if len({measure.name for measure in self.measures}) < len(self.measures):
+            raise ConfigError(f"Quality: measures hold {_repeated(self.measures)} twice: remove one of them")
+        self.cache = cache_folder(cache)
+        self._scores: Scores | None = None
         self._floor: dict[str, float] = {}
         self._data: str | None = None
 
@@ -83,15 +94,15 @@ class Quality(Callback):
             raise ConfigError(f"Quality does not measure a {type(pl_module).__name__}: use PromptGrid for prompts")
         for steps in self.nfe:
             pl_module.default_sigmas(steps)  # raises for a number of steps that its sampler cannot take
-        if missing := self.extractor.missing():
-            rank_zero_info(f"Quality measures nothing, as there are no weights: {missing}")
+        if missing := [lack for measure in self.measures if (lack := measure.missing())]:
+            rank_zero_info(f"Quality measures nothing, as there are no weights: {missing[0]}")
             return
         if few := [split for split in ("train", "val") if len(data.split(split)) < 2]:  # type: ignore[arg-type]
             raise ConfigError(
                 f"Quality compares with at least 2 images, and {few[0]} has fewer: add images, or remove it"
             )
         if self._scores is None:
-            self._scores = self._new_scores()
+            self._scores = Scores(self.measures)
 
     def _check_shapes(self, data: tuple[int, ...], model: tuple[int, ...] | None) -> None:
         if model is not None and model != tuple(data):
@@ -100,17 +111,13 @@ class Quality(Callback):
                 f"the data has images of shape {tuple(data)}, but the model expects {model}: "
                 f"set --model.image_shape=[{shape}] and the channels of its backbone"
             )
-        if (wanted := self.extractor.image_shape) and wanted != model:
-            name = type(self.extractor).__name__
+        if wrong := [measure for measure in self.measures if measure.image_shape not in (None, model)]:
             raise ConfigError(
-                f"Quality: {name} measures images of shape {wanted} only: set its extractor to Inception or "
-                "TorchvisionFeatures"
+                f"Quality: {wrong[0].label} measures images of shape {wrong[0].image_shape} only: set its extractor to "
+                "Inception or TorchvisionFeatures"
             )
         if len(data) != 3 or data[0] not in (1, 3):
             raise ConfigError(f"Quality measures grey and colour images, not samples of shape {tuple(data)}: remove it")
-
-    def _new_scores(self) -> FrechetScores:
-        return FrechetScores(self.extractor, kernel=self.kid)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._measure(trainer, pl_module, "val")
@@ -136,26 +143,34 @@ class Quality(Callback):
 
     def _meet_data(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the reference and the floor once for each data set, as they depend on the data alone."""
-        data = _fingerprint(trainer, self.extractor)
+        data = _fingerprint(trainer, "")
         if data == self._data:
             return
         if self._scores is None or self._data is not None:
-            self._scores = self._new_scores()
+            self._scores = Scores(self.measures)
         self._scores.to(pl_module.device)
-        self._reference(trainer, self._scores, data)
+        self._reference(trainer)
         self._floor = self._scores(_share(trainer, "val"))
         self._data = data
 
-    def _reference(self, trainer: L.Trainer, scores: FrechetScores, data: str) -> None:
+    def _reference(self, trainer: L.Trainer) -> None:
         """Read the statistics of the training images from the cache, or compute and keep them there."""
-        path = self.cache / f"{self.extractor.name}{'-kernel' if self.kid else ''}-{data}.safetensors"
-        if trainer.strategy.broadcast(path.is_file()):  # the first rank decides: nodes may have separate discs
-            if trainer.is_global_zero:
-                scores.load_reference(path)
-            return
-        scores.add_reference(images for images, _ in _share(trainer, "train"))
-        scores.save_reference(path, write=trainer.is_global_zero)
-        rank_zero_info(f"statistics of the training images: {path}")
+        compared = {measure: identity for measure in self.measures if (identity := measure.identity())}
+        paths = {
+            measure: self.cache / f"{measure.name}-{_fingerprint(trainer, identity)}.safetensors"
+            for measure, identity in compared.items()
+        }
+        # the first rank decides: nodes may have separate discs
+        known = trainer.strategy.broadcast([path.is_file() for path in paths.values()])
+        new = {measure: path for (measure, path), found in zip(paths.items(), known, strict=True) if not found}
+        for measure in paths.keys() - new.keys() if trainer.is_global_zero else ():
+            load_reference(measure, paths[measure])
+        for images, _ in _share(trainer, "train") if new else ():
+            for measure in new:
+                measure.add_reference(images)
+        for measure, path in new.items():
+            save_reference(measure, path, write=trainer.is_global_zero)
+            rank_zero_info(f"statistics of the training images: {path}")
 
 
 class _Samples:
@@ -193,27 +208,30 @@ def _share(trainer: L.Trainer, split: str) -> Iterator[tuple[Tensor, Tensor]]:
     return data.in_order(split, trainer.global_rank, trainer.world_size)
 
 
-def _fingerprint(trainer: L.Trainer, extractor: Extractor) -> str:
-    """A digest of the extractor, the data set, its length and 64 of its images: it keeps the statistics apart."""
+def _fingerprint(trainer: L.Trainer, identity: str) -> str:
+    """A digest of a measure, the data set, its length and 64 of its images: it keeps the statistics apart."""
     data: GenerativeDataModule = trainer.datamodule  # type: ignore[attr-defined]
     images: Any = data.split("train")
-    digest = hashlib.sha256(f"{extractor.identity()} {len(images)}".encode())
+    digest = hashlib.sha256(f"{identity} {len(images)}".encode())
     for i in range(0, len(images), -(-len(images) // 64)):
         digest.update(images[i][0].numpy().tobytes())
     return f"{type(data).__name__}-train-{len(images)}-{digest.hexdigest()[:16]}"
 
 
+def _repeated(measures: Sequence[Measure]) -> str:
+    names = [measure.name for measure in measures]
+    return next(name for name in names if names.count(name) > 1)
+
+
 def _shown(name: str, values: dict[str, float]) -> str:
-    """Format a number; the kernel distance of good samples is of the order of 0.001."""
-    return "" if name not in values else f"{values[name]:.5f}" if name.startswith("kid") else f"{values[name]:.3f}"
+    return f"{values[name]:.{max(3, decimals(name, values[name]))}f}" if name in values else ""
 
 
-def _table(title: str, rows: dict[str, Any]) -> Table:
-    table = Table(title=title)
-    names = list(dict.fromkeys(name for values in rows.values() for name in values))
-    for column in ["", *names]:
-        table.add_column(column, justify="right" if column else "left")
-    for row, values in rows.items():
-        shown = "real held-out" if row == "floor" else row
-        table.add_row(shown, *[_shown(name, values) for name in names])
+def _table(title: str, columns: dict[str, dict[str, float]]) -> Table:
+    """One row for each number, as there are more of them than fit beside one another, and one column for each NFE."""
+    table = Table("", *("real held-out" if column == "floor" else column for column in columns), title=title)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name in dict.fromkeys(name for values in columns.values() for name in values):
+        table.add_row(name, *[_shown(name, values) for values in columns.values()])
     return table

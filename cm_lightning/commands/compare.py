@@ -15,6 +15,7 @@ from cm_lightning.commands.parser import CommandParser
 from cm_lightning.domains import COUNT, FINITE
 from cm_lightning.errors import ConfigError, DataError
 from cm_lightning.files import replacing, require_writable
+from cm_lightning.metrics.names import has_direction
 
 if TYPE_CHECKING:
     from cm_lightning.report.runs import Run
@@ -51,10 +52,22 @@ def main(argv: Sequence[str]) -> None:
     """Read, tabulate, draw, write."""
     args = _parser().parse_args(argv)
     _require_place(args.output, args.overwrite)
+    if args.target is not None and args.metric and not has_direction(args.metric):
+        raise ConfigError(
+            f"--target: neither more nor less {args.metric} is better, but the value of real images: "
+            "leave --target out, or name another --metric"
+        )
 
     from cm_lightning.report.figures import curves, sheets
     from cm_lightning.report.runs import read_runs
-    from cm_lightning.report.tables import baseline_table, difference_table, few_step_table, run_table, target_table
+    from cm_lightning.report.tables import (
+        baseline_table,
+        difference_table,
+        few_step_table,
+        measure_table,
+        run_table,
+        target_table,
+    )
 
     notes: list[str] = []
     runs = read_runs(args.runs, notes.append)
@@ -62,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
     nfe = _nfe(runs, metric, args.nfe)
     without = [f"{run.directory} measured no {metric}" for run in runs if all(s.metric != metric for s in run.scores)]
     notes += without
-    tables = [run_table(runs), few_step_table(runs, metric), baseline_table(runs, metric)]
+    tables = [run_table(runs), few_step_table(runs, metric), baseline_table(runs, metric), measure_table(runs, metric)]
     if args.target is not None:
         tables.append(target_table(runs, metric, nfe, args.target))
     tables = [table for table in (*tables, difference_table(runs)) if table.rows]

@@ -178,7 +178,7 @@ class _Subject:
         held_out = [caption for _, texts in folder.in_order("val") for caption in texts]
         prompts = [held_out[i % len(held_out)] for i in range(args.num_samples)]
         real = (images for split in ("train", "val") for images, _ in folder.in_order(split))
-        return cls(prompts, None, PromptScores(Inception(args.inception), real, clip, device), None)
+        return cls(prompts, None, PromptScores([Inception(args.inception)], real, clip, device), None)
 
     def way(self, args: argparse.Namespace) -> dict[str, Any]:
         """Everything that cells must share to be compared."""
@@ -236,7 +236,8 @@ def _log(args: argparse.Namespace, cells: Sequence[Cell], trial: Path) -> None:
     if not rows:
         return
     with replacing(trial / "metrics.csv") as path, open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        # cells of before may lack metrics
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
         writer.writerows(rows)
     if args.wandb == "off":
@@ -251,6 +252,7 @@ def _log(args: argparse.Namespace, cells: Sequence[Cell], trial: Path) -> None:
 
 
 def _report(folder: Path, latency: float | None) -> None:
+    from cm_lightning.metrics.names import is_leading
     from cm_lightning.report.cells import read_cells, settings
     from cm_lightning.report.grids import best_table, grid_table, guidance_table, heat_maps, sample_sheet
 
@@ -258,8 +260,9 @@ def _report(folder: Path, latency: float | None) -> None:
     if not found:
         raise ConfigError(f"nothing has been measured in {folder}: give --model NAME=PIPELINE")
     metrics = [name for name in found[0].cells[0].scores if all(name in c.scores for s in found for c in s.cells)]
-    tables = [best_table(found, metrics, latency), guidance_table(found, metrics), grid_table(found, metrics)]
-    heat_maps(found, metrics, folder / "heat_maps.png")
+    leading = [name for name in metrics if is_leading(name)]
+    tables = [best_table(found, metrics, latency), guidance_table(found, leading), grid_table(found, metrics)]
+    heat_maps(found, leading, folder / "heat_maps.png")
     sample_sheet(found, folder / "samples", folder / "samples.png")
     with replacing(folder / "grid.md") as path:
         path.write_text(

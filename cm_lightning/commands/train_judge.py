@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cm_lightning.commands.parser import CommandParser
 from cm_lightning.domains import COUNT, SEED
 from cm_lightning.errors import ConfigError
 from cm_lightning.files import replacing, require_writable
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 
 def main(argv: Sequence[str]) -> None:
     """Train on the embedded digits, print the accuracy on the held-out ones, write the weights."""
     parser = CommandParser(prog="train-judge", description="Train the classifier of digits that measures samples.")
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
-    parser.add_argument("--epochs", type=COUNT.parse, default=40)
+    parser.add_argument("--which", choices=("first", "second"), default="first", help="of the two shipped classifiers")
+    parser.add_argument("--epochs", type=COUNT.parse, help="default: those of the shipped weights")
     parser.add_argument("--seed", type=SEED.parse, default=0)
     args = parser.parse_args(argv)
     if args.output.suffix != ".safetensors":
@@ -24,14 +30,22 @@ def main(argv: Sequence[str]) -> None:
 
     from safetensors.torch import save_file
 
-    from cm_lightning.data.digits import embedded_digits
+    from cm_lightning.data.digits import embedded_digits, permuted_digits
     from cm_lightning.images import to_unit_range
-    from cm_lightning.metrics.judge import train_judge
+    from cm_lightning.metrics.judge import FIRST, load_judge, train_judge
+    from cm_lightning.metrics.second_judge import SECOND
 
-    images, labels = embedded_digits("train")
-    judge = train_judge(to_unit_range(images), labels, args.epochs, args.seed)
-    images, labels = embedded_digits("val")
-    accuracy = (judge.classify(to_unit_range(images)).argmax(1) == labels).float().mean().item()
+    training, digits = {"first": (FIRST, embedded_digits), "second": (SECOND, permuted_digits)}[args.which]
+    images, labels = digits("train")
+    judge = train_judge(to_unit_range(images), labels, args.epochs or training.epochs, args.seed, training)
     with replacing(args.output) as path:
-        save_file(judge.state_dict(), path)
+        save_file({name: _stored(tensor, training.dtype) for name, tensor in judge.state_dict().items()}, path)
+    images, labels = digits("val")
+    written = load_judge(args.output, training.network)
+    accuracy = (written.classify(to_unit_range(images)).argmax(1) == labels).float().mean().item()
     print(f"accuracy on {len(labels)} held-out digits: {accuracy:.4f}; weights in {args.output}")
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Counters stay whole numbers."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor

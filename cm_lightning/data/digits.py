@@ -14,6 +14,7 @@ from torch import Tensor
 from cm_lightning.errors import DataError
 
 HELD_OUT_EVERY = 5
+_PERMUTATION = 77
 
 
 def embedded_digits(split: str) -> tuple[Tensor, Tensor]:
@@ -33,6 +34,20 @@ def embedded_digits(split: str) -> tuple[Tensor, Tensor]:
     held_out = torch.arange(len(table)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
     table = table[held_out if split == "val" else ~held_out]
     return table[:, :-1].reshape(-1, 1, 28, 28).contiguous(), table[:, -1].long()
+
+
+def permuted_digits(split: str) -> tuple[Tensor, Tensor]:
+    """Images (N, 1, 28, 28) uint8 and labels (N,) int64 of a split of the same 5,000 digits by a permutation (seed 77).
+
+    Args:
+        split: ``train`` (4,000) or ``val`` (the other 1,000); each has digits of both splits of
+            :func:`embedded_digits`.
+    """
+    (images, labels), (more_images, more_labels) = embedded_digits("train"), embedded_digits("val")
+    images, labels = torch.cat([images, more_images]), torch.cat([labels, more_labels])
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(_PERMUTATION))
+    rows = order[: -len(more_images)] if split == "train" else order[-len(more_images) :]
+    return images[rows], labels[rows]
 
 
 def _whole_numbers(text: bytes) -> NDArray[np.uint8]:

@@ -13,7 +13,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from cm_lightning.domains import COUNT
 from cm_lightning.errors import ConfigError
 from cm_lightning.images import to_pixels
-from cm_lightning.metrics.judge import WEIGHTS, DigitRow, Judge, load_judge
+from cm_lightning.metrics.judge import FIRST, DigitClassifier, DigitRow, load_judge
+from cm_lightning.metrics.second_judge import SECOND
 
 
 class Extractor(ABC):
@@ -24,10 +25,12 @@ class Extractor(ABC):
     #: (C, H, W) of the images it is made for; None for any.
     image_shape: tuple[int, ...] | None = None
 
-    @property
-    def kernel_name(self) -> str:
-        """The name of the kernel distance of the same features; only Inception's is a ``kid``."""
-        return self.name.replace("frechet", "kid", 1)
+    #: The name of the share of images whose class is the requested one, if the extractor classifies.
+    accuracy_name = "accuracy"
+
+    def named(self, kind: str) -> str:
+        """The name of another number of the same features, such as ``kid_mnist``; those of Inception are ``kid``."""
+        return self.name.replace("frechet", kind, 1)
 
     def missing(self) -> str | None:
         """How to get the weights, if they were neither given nor found; otherwise None."""
@@ -45,8 +48,8 @@ class Extractor(ABC):
         """Convert images (B, C, H, W) in [-1, 1] to the input of the metric."""
         return images
 
-    def classify(self, images: Tensor) -> Tensor | None:
-        """Classes (B,) of images (B, C, H, W) in [-1, 1]; None if the extractor does not classify."""
+    def classify(self, features: Tensor) -> Tensor | None:
+        """Classes (B,) or (B, K) of features (B, D); None if the extractor does not classify."""
         return None
 
 
@@ -59,21 +62,35 @@ class MnistJudge(Extractor):
 
     name = "frechet_mnist"
     image_shape = (1, 28, 28)
+    _training = FIRST
 
     def __init__(self, weights: str | None = None) -> None:
-        self.path = Path(weights) if weights else WEIGHTS
-        self._judge: Judge | None = None
+        self.path = Path(weights) if weights else self._training.weights
+        self._judge: DigitClassifier | None = None
 
     def distance(self) -> FrechetInceptionDistance:
-        self._judge = load_judge(self.path)
+        self._judge = load_judge(self.path, self._training.network)
         return FrechetInceptionDistance(feature=self._judge, reset_real_features=False)
 
     def identity(self) -> str:
         return digest(self.path)
 
-    def classify(self, images: Tensor) -> Tensor | None:
+    def classify(self, features: Tensor) -> Tensor | None:
         assert self._judge is not None, "distance() loads the classifier"
-        return self._judge.classify(images).argmax(1)
+        logits: Tensor = self._judge.logits(features)
+        return logits.argmax(1)
+
+
+class SecondMnistJudge(MnistJudge):
+    """The second shipped classifier, for ``frechet_mnist2`` and ``accuracy2``, by which nothing is tuned.
+
+    Args:
+        weights: a .safetensors file written by ``cm-lightning train-judge --which second``; the shipped one if None.
+    """
+
+    name = "frechet_mnist2"
+    accuracy_name = "accuracy2"
+    _training = SECOND
 
 
 class CaptionedDigits(Extractor):
@@ -84,29 +101,42 @@ class CaptionedDigits(Extractor):
     """
 
     name = "frechet_mnist"
+    _training = FIRST
 
     def __init__(self, digits: int = 1) -> None:
-        COUNT.check(**{"CaptionedDigits: digits": digits})
+        COUNT.check(**{f"{type(self).__name__}: digits": digits})
         self.image_shape = (3, 32, 32 * digits)
         self.digits = digits
         self._judge: DigitRow | None = None
 
     def distance(self) -> FrechetInceptionDistance:
-        self._judge = DigitRow(load_judge(), self.digits)
+        self._judge = DigitRow(load_judge(self._training.weights, self._training.network), self.digits)
         return FrechetInceptionDistance(feature=self._judge, reset_real_features=False)
 
     def identity(self) -> str:
-        return f"{digest(WEIGHTS)}-{self.digits}"
+        return f"{digest(self._training.weights)}-{self.digits}"
 
     def prepare(self, images: Tensor) -> Tensor:
         """Cut out the digits, in grey and without borders: (B, 3, 32, 32 n) -> (B, n, 28, 28)."""
         grey = images.mean(1)[:, 2:-2]
         return torch.stack([digit[..., 2:-2] for digit in torch.split(grey, 32, -1)], 1)
 
-    def classify(self, images: Tensor) -> Tensor | None:
-        """(B, n, 28, 28) -> (B,), or (B, n) for several digits."""
+    def classify(self, features: Tensor) -> Tensor | None:
+        """(B, n D) -> (B,), or (B, n) for several digits."""
         assert self._judge is not None, "distance() loads the classifier"
-        return self._judge.classify(images)
+        return self._judge.classes(features)
+
+
+class SecondCaptionedDigits(CaptionedDigits):
+    """The second shipped classifier on rows of digits: ``frechet_mnist2`` and ``accuracy2``.
+
+    Args:
+        digits: number of digits side by side in an image; their features are joined.
+    """
+
+    name = "frechet_mnist2"
+    accuracy_name = "accuracy2"
+    _training = SECOND
 
 
 class Inception(Extractor):
@@ -123,9 +153,8 @@ class Inception(Extractor):
     def __init__(self, weights: str | None = None) -> None:
         self.weights = weights
 
-    @property
-    def kernel_name(self) -> str:
-        return "kid"
+    def named(self, kind: str) -> str:
+        return kind
 
     def distance(self) -> FrechetInceptionDistance:
         if self.weights and not Path(self.weights).is_file():

@@ -1,4 +1,4 @@
-"""Features of networks that were trained on photographs, from files on this machine: nothing is downloaded."""
+"""Features of networks that were trained on photographs; only DINOv2's are downloaded, and only by a hub name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TorchvisionFeatures(Extractor):
     Images are rounded to 8 bits, and then resized, cropped and normalised by the transforms of its weights.
 
     Args:
-        model: any of torchvision's classifiers that end in a linear layer.
+        model: any of torchvision's classifiers.
         weights: a state dict of it (.pth or .safetensors), with any number of classes. If None, torchvision's file is
             taken from torch's cache (``~/.cache/torch/hub/checkpoints``); if it is missing, nothing is measured.
     """
@@ -78,11 +78,12 @@ class TorchvisionFeatures(Extractor):
 class DINOv2(Extractor):
     """The class token of DINOv2 (Oquab et al. 2023; Stein et al. 2023): ``frechet_dinov2``, ``kid_dinov2``.
 
-    Images are rounded to 8 bits and resized to 224 x 224. Needs ``pip install cm-lightning[lcm]``.
+    The distance is also known as FD-DINOv2. Images are rounded to 8 bits and resized to 224 x 224. Needs
+    ``pip install cm-lightning[lcm]``.
 
     Args:
-        weights: a folder of transformers, such as a copy of ``facebook/dinov2-large``; or a hub name, if it is in the
-            cache of the hub.
+        weights: a folder of transformers, such as a copy of ``facebook/dinov2-large``; or such a hub name, which is
+            downloaded unless it is in the cache of the hub.
     """
 
     name = "frechet_dinov2"
@@ -108,15 +109,13 @@ class DINOv2(Extractor):
 
     def _load(self) -> Any:
         try:
-            from huggingface_hub import snapshot_download
             from transformers import AutoModel
         except ModuleNotFoundError as error:
             raise ConfigError(f"DINOv2: {advice(error) or error}") from error
         remedy = "set the weights of DINOv2 to a folder with config.json and model.safetensors of facebook/dinov2-*"
         try:
             # a folder: given a name, transformers asks the hub many times, in spite of local_files_only
-            known = Path(self.weights).is_dir()
-            folder = self.weights if known else snapshot_download(self.weights, local_files_only=True)
+            folder = self.weights if Path(self.weights).is_dir() else self._from_hub()
             with quiet():
                 network, report = AutoModel.from_pretrained(
                     folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
@@ -128,6 +127,15 @@ class DINOv2(Extractor):
         if missing := sorted(report["missing_keys"]):
             raise CheckpointError(f"{self.weights} lacks {len(missing)} tensors, such as {missing[0]}: {remedy}")
         return network
+
+    def _from_hub(self) -> str:
+        """The folder of a name in the cache of the hub, downloaded if the hub answers."""
+        from huggingface_hub import snapshot_download
+
+        from cm_lightning.hub import on_hub, reachable
+
+        cached_only = not (on_hub(self.weights) and reachable())
+        return snapshot_download(self.weights, local_files_only=cached_only, allow_patterns=["*.json", "*.safetensors"])
 
 
 class _Headless(nn.Module):
@@ -143,11 +151,7 @@ class _Headless(nn.Module):
         super().__init__()
         options = {"init_weights": False, "transform_input": True} if model in _GOOGLE else {}
         network = torchvision.models.get_model(model, weights=None, **options)
-        linear = [(name, part) for name, part in network.named_modules() if isinstance(part, nn.Linear)]
-        if not linear:
-            raise ConfigError(f"TorchvisionFeatures: {model} does not end in a linear layer: set model to another")
-        head, layer = linear[-1]
-        self.num_features = layer.in_features
+        head, self.num_features = _last_layer(network)
         network.set_submodule(head, nn.Identity())
         _fill(network, {name: value for name, value in state.items() if not name.startswith(f"{head}.")}, model, path)
         self.network = network.eval().requires_grad_(False)
@@ -156,6 +160,14 @@ class _Headless(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> features (B, num_features)."""
         return cast(Tensor, self.network(self.transforms(pixels))).flatten(1)
+
+
+def _last_layer(network: nn.Module) -> tuple[str, int]:
+    """The name of the layer that gives the classes, and the number of its inputs."""
+    parts = list(network.named_modules())
+    linear = [(name, part.in_features) for name, part in parts if isinstance(part, nn.Linear)]
+    convolutions = [(name, part.in_channels) for name, part in parts if isinstance(part, nn.Conv2d)]
+    return (linear or convolutions)[-1]  # SqueezeNet classifies each place by a convolution, and averages then
 
 
 class _ClassToken(nn.Module):

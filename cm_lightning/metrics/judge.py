@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -15,7 +17,24 @@ from cm_lightning.errors import CheckpointError
 WEIGHTS = Path(__file__).with_name("mnist_judge.safetensors")
 
 
-class Judge(nn.Module):
+class DigitClassifier(nn.Module):
+    """A network from digits to features, and from these by one layer, ``logits``, to the ten classes."""
+
+    num_features: int
+    #: The share of features that are left out in training.
+    dropout: float
+    logits: nn.Linear
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 1, 28, 28) in [-1, 1] -> features (B, num_features)."""
+        raise NotImplementedError
+
+    def classify(self, images: Tensor) -> Tensor:
+        """(B, 1, 28, 28) in [-1, 1] -> logits (B, 10)."""
+        return cast(Tensor, self.logits(nnf.dropout(self(images), self.dropout, self.training)))
+
+
+class Judge(DigitClassifier):
     """Two convolutions and two linear layers over digits of 28 x 28.
 
     ``judge(images)`` gives the features for the Frechet distance ``frechet_mnist``, ``judge.classify(images)``
@@ -23,6 +42,7 @@ class Judge(nn.Module):
     """
 
     num_features = 64
+    dropout = 0.5
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,15 +58,11 @@ class Judge(nn.Module):
         h = self.convolutions(images.clamp(-1, 1))
         return nnf.relu(self.features(h.flatten(1)))
 
-    def classify(self, images: Tensor) -> Tensor:
-        """(B, 1, 28, 28) in [-1, 1] -> logits (B, 10)."""
-        return cast(Tensor, self.logits(nnf.dropout(self(images), 0.5, self.training)))
-
 
 class DigitRow(nn.Module):
-    """The classifier on each of n digits, (B, n, 28, 28): joined features (B, 64 n), classes (B,) or (B, n)."""
+    """The classifier on each of n digits, (B, n, 28, 28): joined features (B, n D), classes (B,) or (B, n)."""
 
-    def __init__(self, judge: Judge, n: int) -> None:
+    def __init__(self, judge: DigitClassifier, n: int) -> None:
         super().__init__()
         self.judge, self.n, self.num_features = judge, n, n * judge.num_features
 
@@ -54,19 +70,47 @@ class DigitRow(nn.Module):
         features: Tensor = self.judge(images.reshape(-1, 1, 28, 28))
         return features.reshape(len(images), -1)
 
-    def classify(self, images: Tensor) -> Tensor:
-        """The digits."""
-        classes = self.judge.classify(images.reshape(-1, 1, 28, 28)).argmax(1).reshape(-1, self.n)
+    def classes(self, features: Tensor) -> Tensor:
+        """Joined features -> the digits."""
+        logits: Tensor = self.judge.logits(features.reshape(-1, self.judge.num_features))
+        classes = logits.argmax(1).reshape(-1, self.n)
         return classes[:, 0] if self.n == 1 else classes
 
 
-def load_judge(path: Path = WEIGHTS) -> Judge:
-    """Load the classifier with its trained weights, frozen and in eval mode.
+@dataclass(frozen=True)
+class Training:
+    """The settings of a classifier and of its training.
+
+    Args:
+        network: class of the classifier.
+        weights: the file that the package ships.
+        epochs: times that each digit is seen.
+        batch: digits in a step.
+        optimizer: makes the optimizer; its learning rate is the highest of one cycle.
+        dtype: type of the weights in the file.
+    """
+
+    network: type[DigitClassifier]
+    weights: Path
+    epochs: int
+    batch: int
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    dtype: torch.dtype = torch.float32
+
+
+FIRST = Training(
+    Judge, WEIGHTS, epochs=40, batch=100,
+    optimizer=lambda parameters: torch.optim.Adam(parameters, lr=2e-3, weight_decay=1e-5),
+)  # fmt: skip
+
+
+def load_judge(path: Path = WEIGHTS, network: type[DigitClassifier] = Judge) -> DigitClassifier:
+    """Load a classifier with its trained weights, frozen and in eval mode.
 
     Raises:
         CheckpointError: the file is missing or does not fit.
     """
-    judge = Judge()
+    judge = network()
     try:
         judge.load_state_dict(load_file(path))
     except Exception as error:
@@ -76,15 +120,17 @@ def load_judge(path: Path = WEIGHTS) -> Judge:
     return judge.eval().requires_grad_(False)
 
 
-def train_judge(images: Tensor, labels: Tensor, epochs: int, seed: int) -> Judge:
-    """Train the classifier on images (N, 1, 28, 28) in [-1, 1] and labels (N,), with small shifts, turns and scales."""
+def train_judge(images: Tensor, labels: Tensor, epochs: int, seed: int, training: Training = FIRST) -> DigitClassifier:
+    """Train a classifier on images (N, 1, 28, 28) in [-1, 1] and labels (N,), with small shifts, turns and scales."""
     torch.manual_seed(seed)
-    judge, batch = Judge(), 100
-    steps_per_epoch = len(images) // batch
-    optimizer = torch.optim.Adam(judge.parameters(), lr=2e-3, weight_decay=1e-5)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=epochs * steps_per_epoch)
+    judge = training.network()
+    steps_per_epoch = len(images) // training.batch
+    optimizer = training.optimizer(judge.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, optimizer.defaults["lr"], total_steps=epochs * steps_per_epoch
+    )
     for _ in range(epochs):
-        for rows in torch.randperm(len(images))[: steps_per_epoch * batch].chunk(steps_per_epoch):
+        for rows in torch.randperm(len(images))[: steps_per_epoch * training.batch].chunk(steps_per_epoch):
             loss = nnf.cross_entropy(judge.classify(_jitter(images[rows])), labels[rows])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

@@ -2,49 +2,21 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-from torchmetrics.utilities.distributed import gather_all_tensors
 
-#: The most features for a distance: the memory for their products grows with the square of their number.
-LIMIT = 5000
-_GOLDEN = -7046029254386353131  # 2^64 / golden ratio, as a signed number: multiples of it spread evenly
+from cm_lightning.metrics.comparison import AgainstReal, Comparison
 
 
-class KeptFeatures:
-    """Features of at most ``limit`` images, chosen by number alone and so the same for any number of ranks.
+class KernelDistance(Comparison):
+    """The unbiased squared maximum mean discrepancy, ``kid``: for images of one kind about 0, so sometimes negative."""
 
-    Args:
-        rank: rank of this process; its images are numbered rank, rank + ranks, rank + 2 ranks, ...
-        ranks: number of processes.
-        limit: the most images that are kept of all ranks.
-    """
+    def against(self, real: Tensor) -> AgainstReal:
+        within_real = mean_kernel(real)
 
-    def __init__(self, rank: int = 0, ranks: int = 1, limit: int = LIMIT) -> None:
-        self.rank, self.ranks, self.limit = rank, ranks, limit
-        self.seen = 0
-        self.keys: Tensor = torch.empty(0, dtype=torch.int64)
-        self.features: Tensor = torch.empty(0, 0)
+        def distance(drawn: Tensor) -> dict[str, float]:
+            return {"kid": float(within_real + mean_kernel(drawn) - 2 * mean_kernel(drawn, real))}
 
-    def add(self, features: Tensor) -> None:
-        """Add the features (B, D) of the next images of this rank."""
-        numbers = self.rank + self.ranks * torch.arange(self.seen, self.seen + len(features), device=features.device)
-        self.seen += len(features)
-        kept = self.features.to(features.device).reshape(-1, features.shape[1])
-        self._keep(torch.cat([self.keys.to(features.device), numbers * _GOLDEN]), torch.cat([kept, features.float()]))
-
-    def _keep(self, keys: Tensor, features: Tensor) -> None:
-        order = keys.argsort()[: self.limit]
-        self.keys, self.features = keys[order], features[order]
-
-    def of_all_ranks(self, width: int, device: torch.device) -> KeptFeatures:
-        """The features kept by all ranks together, the same on each; all must call it, even without images."""
-        keys, features = self.keys.to(device), self.features.to(device).reshape(-1, width)
-        together = KeptFeatures(limit=self.limit)
-        if self.ranks > 1:
-            keys, features = (torch.cat(gather_all_tensors(tensor)) for tensor in (keys, features))
-        together._keep(keys, features)
-        return together
+        return distance
 
 
 def mean_kernel(x: Tensor, y: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 
 from cm_lightning.errors import DataError
 from cm_lightning.files import replacing
-from cm_lightning.report.logs import is_rising
+from cm_lightning.metrics.names import is_rising
 
 
 @dataclass(frozen=True)

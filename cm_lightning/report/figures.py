@@ -13,7 +13,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 from cm_lightning.files import replacing
-from cm_lightning.report.logs import is_rising
+from cm_lightning.metrics.names import has_direction, is_rising
 from cm_lightning.report.runs import Run
 
 
@@ -34,10 +34,11 @@ def curves(runs: Sequence[Run], metric: str, nfe: int, path: Path) -> bool:
         axis.set_xlabel(label)
         axis.set_xlim(left=0)
         axis.grid(alpha=0.3)
-        if not is_rising(metric) and all(
-            value > 0 or isnan(value) for run in shown for *_, value in run.curve(metric, nfe)
-        ):
+        positive = all(value > 0 or isnan(value) for run in shown for *_, value in run.curve(metric, nfe))
+        if has_direction(metric) and not is_rising(metric) and positive:
             axis.set_yscale("log")
+        if not has_direction(metric) and (real := [run.floor[metric] for run in shown if metric in run.floor]):
+            axis.axhline(real[0], color="k", ls=":", lw=1, label="real images")
     axes[0].set_ylabel(f"{metric}, {nfe} evaluation{'s' * (nfe > 1)}")
     axes[1].legend(fontsize=8)
     save_figure(figure, path)

@@ -14,9 +14,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from cm_lightning.metrics.names import decimals, is_rising
 from cm_lightning.report.cells import Setting, best
 from cm_lightning.report.figures import save_figure
-from cm_lightning.report.logs import is_rising
 from cm_lightning.report.tables import Table
 
 
@@ -123,5 +123,5 @@ def _heat_map(axis: Axes, own: Sequence[Setting], metric: str, low: float, high:
 
 def _shown(setting: Setting, metric: str) -> str:
     value, spread = setting.value(metric), setting.spread(metric)
-    digits = ".3f" if metric == "accuracy" else ".1f"
+    digits = f".{decimals(metric, value)}f"
     return format(value, digits) + (f" ± {format(spread, digits)}" if spread is not None else "")

@@ -15,11 +15,7 @@ from cm_lightning.errors import DataError
 Note: TypeAlias = Callable[[str], object]
 
 _SCORE = re.compile(r"(?P<stage>val|test)/(?P<metric>\w+)_nfe(?P<nfe>\d+)")
-
-#: Metrics for which higher is better; for all others lower is.
-_RISING = frozenset(
-    {"accuracy", "clip_score", "coverage", "density", "inception_score", "precision", "psnr", "recall", "ssim"}
-)
+_FLOOR = re.compile(r"(?:val|test)/(?P<metric>\w+)_floor")
 
 
 @dataclass(frozen=True)
@@ -39,10 +35,14 @@ class Score:
 
 @dataclass
 class Log:
-    """The (step, images seen, seconds of training) and the scores of a file, in the order they were logged."""
+    """The contents of a file in the order they were logged.
+
+    ``progress`` is (step, images seen, seconds of training), and ``floor`` the last scores of real images by metric.
+    """
 
     progress: list[tuple[int, float, float]] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
+    floor: dict[str, float] = field(default_factory=dict)
 
     def add(self, row: dict[str, str], sampler: str) -> None:
         """Add a row of the file, or raise ValueError, and add nothing, if a value in use is not a number."""
@@ -50,12 +50,16 @@ class Log:
         progress = None
         if row.get("train/seconds"):
             progress = (step, _number(row, "train/images"), _number(row, "train/seconds"))
+        floor = {
+            m["metric"]: _number(row, name) for name, text in row.items() if text and (m := _FLOOR.fullmatch(name))
+        }
         found = [(_SCORE.fullmatch(name), name) for name, text in row.items() if text]
         self.scores += [
             Score(match["stage"], step, match["metric"], int(match["nfe"]), _number(row, name), sampler)
             for match, name in found
             if match
         ]
+        self.floor |= floor
         if progress is None:
             return
         while self.progress and self.progress[-1][0] >= step:  # a resumed run repeats these steps
@@ -122,9 +126,3 @@ def _number(row: dict[str, str], name: str) -> float:
         return float(row.get(name, ""))
     except ValueError:
         raise ValueError(f"{row.get(name, '')!r} in {name} is not a number") from None
-
-
-def is_rising(metric: str) -> bool:
-    """Whether higher is better for a metric, by its name or the name in the log, ``val/accuracy_nfe1``."""
-    name = metric.rpartition("/")[2]
-    return any(name == rising or name.startswith(f"{rising}_") for rising in _RISING)

@@ -29,6 +29,7 @@ class Run:
         config: the configuration as saved by the command line.
         progress: (step, images seen, seconds of training) as logged.
         scores: the scores in the order of measurement.
+        floor: the last scores of real images, by metric.
         label: its name in tables and figures, shared by all seeds of one configuration.
     """
 
@@ -36,6 +37,7 @@ class Run:
     config: dict[str, Any]
     progress: list[tuple[int, float, float]] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
+    floor: dict[str, float] = field(default_factory=dict)
     label: str = ""
 
     @property
@@ -244,5 +246,5 @@ def _read(directory: Path, note: Note) -> Run:
     run = Run(directory, read_config(directory / "config.yaml"))
     solver = class_name(inner(run.config, "model", "init_args", "sampler")) or "Heun"
     log = read_log(directory / "metrics.csv", solver if run.method == "DiffusionModule" else "", note)
-    run.progress, run.scores = log.progress, log.scores
+    run.progress, run.scores, run.floor = log.progress, log.scores, log.floor
     return run

@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cm_lightning.metrics.names import decimals, is_rising
 from cm_lightning.report.configs import differences
-from cm_lightning.report.logs import is_rising
 from cm_lightning.report.runs import Run
 
 
@@ -48,9 +48,8 @@ def few_step_table(runs: Sequence[Run], metric: str) -> Table:
     """Each run of a consistency model at each measured number of evaluations, and the means over seeds."""
     runs = [run for run in runs if _few_steps(run, metric)]
     nfes = sorted({nfe for run in runs for nfe in _few_steps(run, metric)})
-    also = (
-        ["accuracy"] if metric != "accuracy" and any(run.final("accuracy", nfe) for run in runs for nfe in nfes) else []
-    )
+    accuracy = _accuracy_beside(metric)
+    also = [accuracy] if metric != accuracy and any(run.final(accuracy, nfe) for run in runs for nfe in nfes) else []
     heads = [
         "run",
         "method",
@@ -65,11 +64,13 @@ def few_step_table(runs: Sequence[Run], metric: str) -> Table:
     for name in dict.fromkeys(run.label for run in runs):
         seeds = [run for run in runs if run.label == name]
         for run in seeds:
-            cells = [" / ".join(_number(run.final(m, nfe)) for m in [metric, *also]) for nfe in nfes]
+            cells = [" / ".join(_number(m, run.final(m, nfe)) for m in [metric, *also]) for nfe in nfes]
             rows.append([name, run.method, str(run.seed), run.origin, _whole(run.parameters), _whole(run.images),
                          _whole(run.seconds), *cells])  # fmt: skip
         if len(seeds) > 1:
-            cells = [" / ".join(_mean([run.final(m, nfe) for run in seeds]) for m in [metric, *also]) for nfe in nfes]
+            cells = [
+                " / ".join(_mean(m, [run.final(m, nfe) for run in seeds]) for m in [metric, *also]) for nfe in nfes
+            ]
             rows.append([name, seeds[0].method, f"mean of {len(seeds)}", "", "", "", "", *cells])
     return Table(f"{' / '.join([metric, *also])} by evaluations of the network", heads, rows)
 
@@ -78,21 +79,36 @@ def baseline_table(runs: Sequence[Run], metric: str) -> Table:
     """The last measurement of each diffusion model, by solver and number of evaluations."""
     last = {(run.label, str(run.seed), s.sampler, s.nfe): (run, s) for run in runs for s in run.scores
             if s.sampler and s.metric == metric}  # fmt: skip
+    accuracy = _accuracy_beside(metric)
     rows = [
         [
             name,
             seed,
             sampler,
             str(nfe),
-            _number(score.value),
-            _number(run.final("accuracy", nfe)),
+            _number(metric, score.value),
+            _number(accuracy, run.final(accuracy, nfe)),
             _whole(run.images),
             _whole(run.seconds),
         ]
         for (name, seed, sampler, nfe), (run, score) in sorted(last.items(), key=lambda item: item[0])
     ]
-    heads = ["run", "seed", "solver", "evaluations", metric, "accuracy", "images", "seconds"]
+    heads = ["run", "seed", "solver", "evaluations", metric, accuracy, "images", "seconds"]
     return Table("Diffusion baselines", heads, rows)
+
+
+def measure_table(runs: Sequence[Run], metric: str) -> Table:
+    """All other metrics, as means over seeds, and those of real images; no rows if there are none."""
+    shown = {metric, _accuracy_beside(metric)}
+    metrics = [name for name in dict.fromkeys(s.metric for run in runs for s in run.scores) if name not in shown]
+    real = {name: value for run in reversed(runs) for name, value in run.floor.items()}
+    rows = [["real images", "", *(_number(name, real.get(name)) for name in metrics)]] if real else []
+    for label in dict.fromkeys(run.label for run in runs):
+        seeds = [run for run in runs if run.label == label]
+        for nfe in sorted({s.nfe for run in seeds for s in run.scores if s.metric in metrics}):
+            means = [_mean(name, [run.final(name, nfe) for run in seeds]) for name in metrics]
+            rows.append([label, str(nfe), *means])
+    return Table("Other metrics, as means over seeds", ["run", "evaluations", *metrics], rows if metrics else [])
 
 
 def run_table(runs: Sequence[Run]) -> Table:
@@ -119,7 +135,9 @@ def target_table(runs: Sequence[Run], metric: str, nfe: int, target: float) -> T
             rows.append([run.label, str(run.seed), "not reached", "", "", ""])
         else:
             times = f"{first[1] / best[1]:.2f}" if best[1] else ""
-            rows.append([run.label, str(run.seed), _number(first[2]), _whole(first[0]), _whole(first[1]), times])
+            rows.append(
+                [run.label, str(run.seed), _number(metric, first[2]), _whole(first[0]), _whole(first[1]), times]
+            )
     sign = ">=" if is_rising(metric) else "<="
     title = f"First measurement with {metric} {sign} {target:g} at {_evaluations(nfe)}"
     return Table(title, ["run", "seed", metric, "images", "seconds", "times the fastest"], rows)
@@ -138,14 +156,19 @@ def _evaluations(nfe: int) -> str:
     return f"{nfe} evaluation" + "s" * (nfe > 1)
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}" if abs(value) < 2 else f"{value:.1f}"
+def _accuracy_beside(metric: str) -> str:
+    """The accuracy by the same classifier."""
+    return "accuracy2" if re.fullmatch(r"accuracy2|\w+_mnist2", metric) else "accuracy"
+
+
+def _number(metric: str, value: float | None) -> str:
+    return "" if value is None else f"{value:.{decimals(metric, value)}f}"
 
 
 def _whole(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}"
 
 
-def _mean(values: Sequence[float | None]) -> str:
+def _mean(metric: str, values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
-    return _number(sum(known) / len(known)) if known else ""
+    return _number(metric, sum(known) / len(known)) if known else ""

@@ -17,12 +17,16 @@ from cm_lightning.data.folder import ImageFolder
 from cm_lightning.data.mnist import MNIST
 from cm_lightning.data.toy import Toy
 from cm_lightning.errors import CheckpointError, ConfigError
-from cm_lightning.metrics.extractor import CaptionedDigits, Inception
+from cm_lightning.metrics.extractor import CaptionedDigits, Inception, MnistJudge, SecondMnistJudge
+from cm_lightning.metrics.feature_scores import FeatureScores
 from cm_lightning.metrics.features import TorchvisionFeatures
 from cm_lightning.metrics.judge import load_judge
+from cm_lightning.metrics.precision_recall import PrecisionRecall
+from cm_lightning.metrics.shares import PixelShares
 from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.training import ConsistencyTraining
 from tests.helpers import few_digits, module, points, trainer
+from tests.processes import CONF
 
 
 @pytest.fixture(autouse=True)
@@ -71,9 +75,9 @@ def test_the_batch_size_does_not_change_the_scores_and_the_seed_does(tmp_path):
 
 def test_the_reference_is_made_once_and_is_of_these_very_images(tmp_path, monkeypatch):
     first = measure(tmp_path, tiny())
-    (path,) = (tmp_path / "cache").iterdir()
-    assert path.name.startswith("frechet_mnist-MNIST-train-500-")
-    monkeypatch.setattr("cm_lightning.metrics.frechet.FrechetScores.add_reference", None)  # would fail if called
+    names = sorted(path.name for path in (tmp_path / "cache").iterdir())
+    assert [name[:-28] for name in names] == ["frechet_mnist-MNIST-train-500-", "frechet_mnist2-MNIST-train-500-"]
+    monkeypatch.setattr("cm_lightning.metrics.feature_scores.FeatureScores.add_reference", None)  # fails if called
     assert measure(tmp_path, tiny()) == pytest.approx(first)
     monkeypatch.undo()
     few_digits(monkeypatch)
@@ -81,7 +85,7 @@ def test_the_reference_is_made_once_and_is_of_these_very_images(tmp_path, monkey
     data.split("train").samples[0] += 1
     quality = Quality(nfe=[1], num_samples=8, cache=str(tmp_path / "cache"))
     trainer(tmp_path, callbacks=[quality]).validate(tiny(), data, verbose=False)
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert len(list((tmp_path / "cache").iterdir())) == 4
 
 
 def test_the_floor_is_what_held_out_images_score(tmp_path):
@@ -196,16 +200,84 @@ def test_a_model_of_another_shape_than_the_data_hears_of_that_first(shape, tmp_p
     assert "Quality" not in str(error.value)
 
 
-def test_the_kernel_distance_is_logged_beside_the_frechet_distance(tmp_path, monkeypatch):
+KINDS = ("frechet", "kid", "precision", "recall")
+DIGITS = {f"{kind}_{name}" for kind in KINDS for name in ("mnist", "mnist2")} | {"accuracy", "accuracy2"}
+GREY = {"mid_grey", "black"}
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({}, DIGITS | GREY),
+        ({"kid": True}, DIGITS | GREY),
+        ({"kid": False}, {name for name in DIGITS | GREY if "kid" not in name}),
+        ({"extractor": SecondMnistJudge()}, {name for name in DIGITS if name.endswith("2")} | GREY),
+        ({"measures": [PixelShares()]}, GREY),
+        ({"measures": [FeatureScores(MnistJudge(), [])]}, {"frechet_mnist", "accuracy"}),
+        ({"measures": [FeatureScores(MnistJudge(), [PrecisionRecall(1)]), FeatureScores(SecondMnistJudge(), [])]},
+         {"frechet_mnist", "precision_mnist", "recall_mnist", "accuracy", "frechet_mnist2", "accuracy2"}),
+    ],
+)  # fmt: skip
+def test_the_measures_are_logged_for_samples_and_real_images_and_from_the_cache(options, names, tmp_path):
+    first = measure(tmp_path, tiny(), nfe=[1], num_samples=8, **options)
+    logged = {name for name in first if name.endswith(("_nfe1", "_floor"))}
+    assert logged == {f"val/{name}_{row}" for name in names for row in ("nfe1", "floor")}
+    assert measure(tmp_path, tiny(), nfe=[1], num_samples=8, **options) == pytest.approx(first)
+
+
+def test_the_distances_of_held_out_digits_are_small_and_their_shares_are_theirs(tmp_path, monkeypatch):
     few_digits(monkeypatch, every=1)  # all: the floor of few is uncertain
-    small = {"nfe": [1], "num_samples": 8, "kid": True}
-    both = measure(tmp_path, tiny(), **small)
-    distances = {name for name in both if "_mnist_" in name}
-    assert distances == {f"val/{kind}_mnist_{row}" for kind in ("frechet", "kid") for row in ("nfe1", "floor")}
-    assert abs(both["val/kid_mnist_floor"]) < 0.01 * both["val/kid_mnist_nfe1"]
-    assert measure(tmp_path, tiny(), **small) == pytest.approx(both)  # from the cache
-    (path,) = (tmp_path / "cache").iterdir()
-    assert path.name.startswith("frechet_mnist-kernel-MNIST-train-4000-")
+    measured = measure(tmp_path, tiny(), nfe=[1], num_samples=8)
+    for judge in ("mnist", "mnist2"):
+        assert abs(measured[f"val/kid_{judge}_floor"]) < 0.01 * measured[f"val/kid_{judge}_nfe1"]
+        assert measured[f"val/precision_{judge}_floor"] > 0.8
+        assert measured[f"val/recall_{judge}_floor"] > 0.8
+        assert measured[f"val/recall_{judge}_nfe1"] < 0.1  # eight images of noise
+    pixels = torch.cat([images for images, _ in MNIST().in_order("val")])
+    assert measured["val/mid_grey_floor"] == pytest.approx((pixels.abs() < 0.5).float().mean().item(), rel=1e-4)
+    assert measured["val/black_floor"] == pytest.approx((pixels < -0.98).float().mean().item(), rel=1e-4)
+
+
+def test_statistics_with_other_contents_have_other_names(tmp_path):
+    for comparisons in ([], [PrecisionRecall()]):
+        measure(tmp_path, tiny(), nfe=[1], num_samples=8, measures=[FeatureScores(MnistJudge(), comparisons)])
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    sums = FeatureScores(MnistJudge(), [])
+    assert sums.identity() != MnistJudge().identity()  # the name of files that had no kept features
+
+
+def test_measures_that_contradict_get_a_line():
+    with pytest.raises(ConfigError, match=r"^Quality: give extractor or measures: in measures a FeatureScores has its"):
+        Quality(extractor=MnistJudge(), measures=[PixelShares()])
+    with pytest.raises(ConfigError, match=r"^Quality: measures must have at least one: add one, or remove the callb"):
+        Quality(measures=[])
+    with pytest.raises(ConfigError, match=r"^Quality: measures hold frechet_mnist twice: remove one of them"):
+        Quality(measures=[FeatureScores(MnistJudge()), PixelShares(), FeatureScores(MnistJudge())])
+
+
+def test_the_table_fits_a_terminal_of_80_columns(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    measure(tmp_path, tiny(), nfe=[1, 2, 4], num_samples=8)
+    rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert {row[1].strip() for row in rows} == DIGITS | GREY
+    assert all(len(row) == 7 and all(float(value) or True for value in row[2:6]) for row in rows)  # nothing is cut
+
+
+def test_measures_are_composed_in_yaml(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cm-lightning"])
+    (tmp_path / "m.yaml").write_text(
+        "callbacks: {quality: {nfe: [1], num_samples: 8, measures: ["
+        "{class_path: FeatureScores, init_args: {extractor: {class_path: SecondMnistJudge}, comparisons: "
+        "[{class_path: PrecisionRecall, init_args: {neighbours: 2}}]}}, {class_path: PixelShares}]}}"
+    )
+    monkeypatch.chdir(tmp_path)
+    main(["fit", f"--config={CONF}/image.yaml", "--config=m.yaml", "--trainer.max_steps=2",
+          "--trainer.val_check_interval=2"])  # fmt: skip
+    (table,) = Path("runs/image").glob("version_*/metrics.csv")
+    head = table.read_text().splitlines()[0].split(",")
+    assert {name for name in head if name.endswith("_nfe1")} == {
+        f"val/{name}_nfe1" for name in ("frechet_mnist2", "precision_mnist2", "recall_mnist2", "accuracy2", *GREY)
+    }
 
 
 def write_folder(n):
@@ -252,7 +324,8 @@ def test_the_recipe_for_folders_runs_without_weights_and_measures_with_them(tmp_
     run = fit_the_recipe_for_folders(monkeypatch, *smaller)
     head = (run / "metrics.csv").read_text().splitlines()[0].split(",")
     for row in ("floor", "nfe1", "nfe2"):
-        assert {f"val/frechet_resnet18_{row}", f"val/kid_resnet18_{row}"} <= set(head)
+        assert {f"val/{kind}_resnet18_{row}" for kind in KINDS} <= set(head)
+        assert f"val/mid_grey_{row}" not in head  # of colour images
 
 
 def test_wrong_weights_and_too_few_images_are_said_before_the_training(tmp_path, monkeypatch):

@@ -83,7 +83,7 @@ if __name__ == "__main__":
         lr_scheduler=HoldThenCosine(rise=2),
     )  # fmt: skip
     ema = EMA(0.9)
-    quality = Quality(nfe=[1], num_samples=31, batch_size=10, cache=f"cache{RANKS}", kid=True)  # 31: uneven shares
+    quality = Quality(nfe=[1], num_samples=31, batch_size=10, cache=f"cache{RANKS}")  # 31: uneven shares
     callbacks = [ema, Watch(), quality, seen]
     few_digits(pytest.MonkeyPatch())
     options = {"strategy": "ddp", "devices": RANKS} if RANKS > 1 else {}

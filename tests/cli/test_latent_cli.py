@@ -173,7 +173,9 @@ def test_models_are_measured_cell_by_cell(model, measured):
     assert {(c["steps"], c["guidance"], c["nfe"]) for c in cells(output)} == {
         (1, 1.0, 1), (2, 1.0, 2), (1, 2.0, 1 + doubled), (2, 2.0, 2 + 2 * doubled),
     }  # fmt: skip
-    names = {"frechet_mnist", "accuracy"} | ({"clip_score"} if model in CLIP else set())
+    kinds, judges = ("frechet", "kid", "precision", "recall"), ("mnist", "mnist2")
+    names = {f"{kind}_{judge}" for kind in kinds for judge in judges} | {"accuracy", "accuracy2"}
+    names |= {"clip_score"} if model in CLIP else set()
     assert all(set(c["scores"]) == names for c in cells(output))
     assert len(list((output / "samples").iterdir())) == 4
     assert (output / "heat_maps.png").is_file()
@@ -209,7 +211,7 @@ def test_a_folder_of_captioned_images_is_measured_by_inception(tmp_path, incepti
               "--steps=1", "--guidance=1", "--clip=runs/lcm-clip/version_0/export",
               f"--output={tmp_path}/out"])  # fmt: skip
     (cell,) = cells(tmp_path / "out")
-    assert set(cell["scores"]) == {"fid", "clip_score"}
+    assert set(cell["scores"]) == {"fid", "kid", "precision", "recall", "clip_score"}
     assert CaptionedFolder(str(tmp_path / "set")).split("val")[0][1] == "the digit one"
 
 

@@ -6,8 +6,9 @@ import torch
 from cm_lightning.data.captions import CaptionedFashionMNIST, CaptionedMNIST, CaptionedPairs
 from cm_lightning.data.digits import embedded_digits
 from cm_lightning.errors import DataError
-from cm_lightning.metrics.extractor import CaptionedDigits, MnistJudge
-from cm_lightning.metrics.frechet import FrechetScores
+from cm_lightning.metrics.extractor import CaptionedDigits, MnistJudge, SecondCaptionedDigits
+from cm_lightning.metrics.feature_scores import FeatureScores
+from cm_lightning.metrics.scores import Scores
 from tests.data.test_data import write_mnist
 
 
@@ -73,7 +74,7 @@ def test_clothes_are_described_and_need_their_files(tmp_path):
 def test_the_judge_reads_rows_of_digits():
     pixels, labels = embedded_digits("val")
     x = CaptionedMNIST().labelled("val")[0][:200].float() / 127.5 - 1
-    one, plain = FrechetScores(CaptionedDigits()), FrechetScores(MnistJudge())
+    one, plain = (Scores([FeatureScores(extractor)]) for extractor in (CaptionedDigits(), MnistJudge()))
     single = pixels.float() / 127.5 - 1
     one.add_reference([x[:100]])
     plain.add_reference([single[:100]])
@@ -81,10 +82,17 @@ def test_the_judge_reads_rows_of_digits():
     assert ours == pytest.approx(theirs, rel=1e-3)
 
     images, pairs = CaptionedPairs().labelled("val")
-    two, row = FrechetScores(CaptionedDigits(2)), images[:300].float() / 127.5 - 1
+    two, row = (
+        Scores([FeatureScores(CaptionedDigits(2)), FeatureScores(SecondCaptionedDigits(2))]),
+        images[:300].float() / 127.5 - 1,
+    )
     two.add_reference([row])
-    right = two([(row, pairs[:300])])["accuracy"]
+    scores = two([(row, pairs[:300])])
     half = pairs[:300].clone()
     half[:, 1] = (half[:, 1] + 1) % 10  # one of two digits is not enough
-    assert right > 0.9
-    assert two([(row, half)])["accuracy"] < 0.1
+    assert min(scores["accuracy"], scores["accuracy2"]) > 0.9
+    assert scores.keys() == {
+        f"{kind}_{name}" for kind in ("frechet", "kid", "precision", "recall") for name in ("mnist", "mnist2")
+    } | {"accuracy", "accuracy2"}
+    wrong = two([(row, half)])
+    assert max(wrong["accuracy"], wrong["accuracy2"]) < 0.1

@@ -8,9 +8,10 @@ from safetensors.torch import save_file
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from cm_lightning.errors import CheckpointError, ConfigError
-from cm_lightning.metrics.extractor import Inception, MnistJudge
+from cm_lightning.metrics.extractor import Inception, MnistJudge, SecondMnistJudge
+from cm_lightning.metrics.feature_scores import FeatureScores
 from cm_lightning.metrics.features import DINOv2, TorchvisionFeatures
-from cm_lightning.metrics.frechet import FrechetScores
+from cm_lightning.metrics.scores import Scores
 
 SMALL = "shufflenet_v2_x0_5"
 
@@ -56,7 +57,7 @@ def test_the_features_are_what_the_last_layer_sees(small):
 
 
 @pytest.mark.parametrize(
-    "model", ["resnet18", "densenet121", "alexnet", "vit_b_32", "mobilenet_v3_small", "inception_v3"]
+    "model", ["resnet18", "densenet121", "alexnet", "vit_b_32", "mobilenet_v3_small", "inception_v3", "squeezenet1_0"]
 )
 def test_classifiers_of_every_kind_have_features(model, tmp_path):
     with torch.device("meta"):
@@ -65,10 +66,11 @@ def test_classifiers_of_every_kind_have_features(model, tmp_path):
     torch.manual_seed(0)
     state = {n: torch.rand(t.shape) * 0.01 if t.is_floating_point() else torch.tensor(0) for n, t in state.items()}
     save_file(state, tmp_path / "weights.safetensors")
-    scores = FrechetScores(TorchvisionFeatures(model, str(tmp_path / "weights.safetensors")))
-    network = scores.distance.inception
-    assert scores.extractor.name == f"frechet_{model}"
-    assert network(scores.extractor.prepare(pictures(2, channels=1))).shape == (2, network.num_features)
+    scores = Scores([FeatureScores(TorchvisionFeatures(model, str(tmp_path / "weights.safetensors")))])
+    (measure,) = scores.measures
+    network = measure.distance.inception
+    assert measure.name == f"frechet_{model}"
+    assert network(measure.extractor.prepare(pictures(2, channels=1))).shape == (2, network.num_features)
 
 
 @pytest.mark.parametrize(
@@ -145,10 +147,15 @@ def test_a_model_that_torchvision_lacks_gets_a_line(model):
         TorchvisionFeatures(model)
 
 
-def test_a_network_without_a_linear_layer_gets_a_line(tmp_path):
-    torch.save(torchvision.models.get_model("squeezenet1_1").state_dict(), tmp_path / "s.pth")
-    with pytest.raises(ConfigError, match="squeezenet1_1 does not end in a linear layer: set model to another"):
-        TorchvisionFeatures("squeezenet1_1", str(tmp_path / "s.pth")).distance()
+def test_a_network_that_classifies_each_place_gives_the_mean_over_places(tmp_path):
+    network = torchvision.models.get_model("squeezenet1_1").eval()
+    torch.save(network.state_dict(), tmp_path / "s.pth")
+    images = pictures(2)
+    pixels = torchvision.models.get_model_weights("squeezenet1_1").DEFAULT.transforms()(
+        ((images + 1) * 127.5).round().byte()
+    )
+    found = features(TorchvisionFeatures("squeezenet1_1", str(tmp_path / "s.pth")), images)
+    torch.testing.assert_close(found, network.features(pixels).mean((2, 3)))
 
 
 def test_without_weights_a_line_says_where_to_put_them(small, tmp_path, monkeypatch):
@@ -176,9 +183,9 @@ def test_dinov2_gives_the_class_token_of_the_whole_image(dino):
     expected = model((x - mean[:, None, None]) / std[:, None, None]).pooler_output
     torch.testing.assert_close(found, expected)
     assert features(DINOv2(str(dino)), pictures(2, channels=1)).shape == (2, 16)
-    scores = FrechetScores(extractor, kernel=True)
+    scores = Scores([FeatureScores(extractor)])
     scores.add_reference([pictures()])
-    assert scores([(pictures(), None)]).keys() == {"frechet_dinov2", "kid_dinov2"}
+    assert scores([(pictures(), None)]).keys() == {"frechet_dinov2", "kid_dinov2", "precision_dinov2", "recall_dinov2"}
     assert len(extractor.identity()) == 16
 
 
@@ -205,9 +212,33 @@ def test_without_transformers_a_line_says_how_to_get_it(monkeypatch):
         DINOv2("x").distance()
 
 
-def test_names_of_the_scores():
-    names = {e.name: e.kernel_name for e in (MnistJudge(), Inception(), TorchvisionFeatures(), DINOv2("x"))}
-    assert names == {"frechet_mnist": "kid_mnist", "fid": "kid", "frechet_resnet50": "kid_resnet50",
-                     "frechet_dinov2": "kid_dinov2"}  # fmt: skip
-    for name in ("TorchvisionFeatures", "DINOv2"):
-        assert name in importlib.import_module("cm_lightning").__all__
+@pytest.mark.parametrize(("weights", "answers", "asked"), [("facebook/dinov2-x", True, True),
+                                                           ("facebook/dinov2-x", False, False),
+                                                           ("nowhere", True, False)])  # fmt: skip
+def test_dinov2_is_downloaded_by_a_name_of_the_hub_that_answers(weights, answers, asked, dino, monkeypatch):
+    calls = []
+
+    def snapshot(name, local_files_only, allow_patterns):
+        calls.append((name, not local_files_only))
+        return str(dino)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    monkeypatch.setattr("cm_lightning.hub.reachable", lambda: answers)
+    assert features(DINOv2(weights), pictures(2)).shape == (2, 16)
+    assert calls == [(weights, asked)]
+
+
+@pytest.mark.parametrize(
+    ("extractor", "frechet", "kid", "precision", "accuracy"),
+    [
+        (MnistJudge(), "frechet_mnist", "kid_mnist", "precision_mnist", "accuracy"),
+        (SecondMnistJudge(), "frechet_mnist2", "kid_mnist2", "precision_mnist2", "accuracy2"),
+        (Inception(), "fid", "kid", "precision", "accuracy"),
+        (TorchvisionFeatures(), "frechet_resnet50", "kid_resnet50", "precision_resnet50", "accuracy"),
+        (DINOv2("x"), "frechet_dinov2", "kid_dinov2", "precision_dinov2", "accuracy"),
+    ],
+)
+def test_names_of_the_scores(extractor, frechet, kid, precision, accuracy):
+    names = (extractor.name, extractor.named("kid"), extractor.named("precision"), extractor.accuracy_name)
+    assert names == (frechet, kid, precision, accuracy)
+    assert type(extractor).__name__ in importlib.import_module("cm_lightning").__all__

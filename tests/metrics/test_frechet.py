@@ -6,8 +6,9 @@ from cm_lightning.data.digits import embedded_digits
 from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.images import to_unit_range
 from cm_lightning.metrics.extractor import Inception, MnistJudge
-from cm_lightning.metrics.frechet import FrechetScores
+from cm_lightning.metrics.feature_scores import FeatureScores
 from cm_lightning.metrics.judge import load_judge
+from cm_lightning.metrics.scores import Scores, load_reference, save_reference
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,7 @@ def digits():
 
 
 def scores_against(real, extractor=None):
-    scores = FrechetScores(extractor or MnistJudge())
+    scores = Scores([FeatureScores(extractor or MnistJudge())])
     scores.add_reference(real.split(300))
     return scores
 
@@ -53,14 +54,14 @@ def test_scores_tell_digits_from_noise_and_from_wrong_labels(digits):
 
 def test_reference_statistics_survive_the_disc_and_damage_is_named(digits, tmp_path):
     images, labels = digits
-    made, read = scores_against(images[::2]), FrechetScores(MnistJudge())
+    made, read = scores_against(images[::2]), Scores([FeatureScores(MnistJudge())])
     path = tmp_path / "deep/reference.safetensors"
-    made.save_reference(path, write=True)
-    read.load_reference(path)
+    save_reference(made.measures[0], path, write=True)
+    load_reference(read.measures[0], path)
     assert read([(images, labels)]) == made([(images, labels)])
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"reference.safetensors holds no reference statistics"):
-        read.load_reference(path)
+        load_reference(read.measures[0], path)
 
 
 def test_fid_is_torchmetrics_on_images_of_8_bits(inception_file):
@@ -70,7 +71,8 @@ def test_fid_is_torchmetrics_on_images_of_8_bits(inception_file):
     theirs = FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=str(inception_file))
     theirs.update(((images[:3] + 1) * 127.5).round().byte(), real=True)
     theirs.update(((images[3:] + 1) * 127.5).round().byte(), real=False)
-    assert ours == {"fid": pytest.approx(theirs.compute().item(), rel=1e-3, abs=1e-3)}
+    assert ours["fid"] == pytest.approx(theirs.compute().item(), rel=1e-3, abs=1e-3)
+    assert ours.keys() == {"fid", "kid", "precision", "recall"}
 
 
 def test_missing_inception_weights_are_named(monkeypatch, tmp_path):

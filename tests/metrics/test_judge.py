@@ -1,10 +1,12 @@
 import pytest
 import torch
 
-from cm_lightning.data.digits import embedded_digits
+from cm_lightning.commands.train_judge import main as train
+from cm_lightning.data.digits import embedded_digits, permuted_digits
 from cm_lightning.errors import CheckpointError
 from cm_lightning.images import to_unit_range
-from cm_lightning.metrics.judge import WEIGHTS, load_judge, train_judge
+from cm_lightning.metrics.judge import FIRST, WEIGHTS, load_judge, train_judge
+from cm_lightning.metrics.second_judge import SECOND, SECOND_WEIGHTS, SecondJudge
 
 
 def test_the_shipped_judge_reads_held_out_digits():
@@ -23,8 +25,62 @@ def test_training_a_judge_is_deterministic_and_learns():
     assert (first.classify(to_unit_range(held_out)).argmax(1) == held_out_labels).float().mean() > 0.7
 
 
+def test_the_second_classifier_reads_the_digits_it_was_not_trained_on():
+    images, labels = permuted_digits("val")
+    judge = load_judge(SECOND_WEIGHTS, SecondJudge)
+    accuracy = (judge.classify(to_unit_range(images)).argmax(1) == labels).float().mean()
+    assert accuracy >= 0.987
+    assert judge(to_unit_range(images[:2])).shape == (2, judge.num_features) == (2, 96)
+    assert SECOND_WEIGHTS.stat().st_size < 450 * 1024
+    assert sum(p.numel() for p in judge.parameters()) < 200_000
+
+
+def test_the_second_split_is_another_of_the_same_digits():
+    first = {split: {image.numpy().tobytes() for image in embedded_digits(split)[0]} for split in ("train", "val")}
+    second = {split: {image.numpy().tobytes() for image in permuted_digits(split)[0]} for split in ("train", "val")}
+    assert [len(permuted_digits(split)[1]) for split in ("train", "val")] == [4000, 1000]
+    assert first["train"] | first["val"] == second["train"] | second["val"]
+    assert not second["train"] & second["val"]
+    assert 100 < len(first["val"] & second["val"]) < 300  # a fifth, as chance has it
+    images, labels = permuted_digits("val")
+    known = {image.numpy().tobytes(): int(label) for image, label in zip(*embedded_digits("val"), strict=True)}
+    shared = [(known[key], int(label)) for image, label in zip(images, labels, strict=True)
+              if (key := image.numpy().tobytes()) in known]  # fmt: skip
+    assert all(a == b for a, b in shared)
+
+
+@pytest.mark.parametrize("which", ["first", "second"])
+def test_the_command_trains_either_and_prints_the_accuracy_of_what_it_wrote(which, tmp_path, monkeypatch, capsys):
+    training = {"first": FIRST, "second": SECOND}[which]
+    name, digits = {"first": ("embedded_digits", embedded_digits), "second": ("permuted_digits", permuted_digits)}[
+        which
+    ]
+
+    def few(split):
+        return [part[:: 20 if split == "train" else 5] for part in digits(split)]
+
+    monkeypatch.setattr(f"cm_lightning.data.digits.{name}", few)
+    path = tmp_path / "j.safetensors"
+    train([f"--which={which}", f"--output={path}", "--epochs=1"])
+    written = load_judge(path, training.network)
+    images, labels = few("val")
+    accuracy = (written.classify(to_unit_range(images)).argmax(1) == labels).float().mean().item()
+    assert capsys.readouterr().out == f"accuracy on 200 held-out digits: {accuracy:.4f}; weights in {path}\n"
+    assert path.stat().st_size == pytest.approx(
+        {"first": WEIGHTS, "second": SECOND_WEIGHTS}[which].stat().st_size, abs=9
+    )
+
+
+def test_the_command_has_two_classifiers(capsys):
+    with pytest.raises(SystemExit):
+        train(["--which=third", "--output=j.safetensors"])
+    assert "--which" in capsys.readouterr().err
+
+
 def test_a_broken_file_of_weights_is_named(tmp_path):
     path = tmp_path / "judge.safetensors"
     path.write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=r"judge.safetensors .* train-judge"):
         load_judge(path)
+    with pytest.raises(CheckpointError, match=r"mnist_judge.safetensors .* train-judge"):
+        load_judge(WEIGHTS, SecondJudge)  # of the other network

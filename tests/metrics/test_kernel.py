@@ -6,9 +6,11 @@ from cm_lightning.data.digits import embedded_digits
 from cm_lightning.errors import CheckpointError
 from cm_lightning.images import to_unit_range
 from cm_lightning.metrics.extractor import MnistJudge
-from cm_lightning.metrics.frechet import FrechetScores
+from cm_lightning.metrics.feature_scores import FeatureScores
 from cm_lightning.metrics.judge import load_judge
-from cm_lightning.metrics.kernel import KeptFeatures, mean_kernel
+from cm_lightning.metrics.kept import KeptFeatures
+from cm_lightning.metrics.kernel import KernelDistance, mean_kernel
+from cm_lightning.metrics.scores import Scores, load_reference, save_reference
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def test_the_choice_is_of_the_images_not_of_batches_or_ranks(limit, ranks, batch
     for k in kept:
         for part in features[k.rank :: ranks].split(batch):
             k.add(part)
-    monkeypatch.setattr("cm_lightning.metrics.kernel.gather_all_tensors",
+    monkeypatch.setattr("cm_lightning.metrics.kept.gather_all_tensors",
                         lambda t: [o.keys if t.ndim == 1 else o.features for o in kept])  # fmt: skip
     alone = KeptFeatures(limit=limit)
     alone.add(features)
@@ -70,20 +72,35 @@ def test_the_choice_is_spread_over_a_sorted_set():
 
 
 def test_scores_tell_it_beside_the_frechet_distance(digits, tmp_path):
-    made, read = FrechetScores(MnistJudge(), kernel=True), FrechetScores(MnistJudge(), kernel=True)
+    made, read = (Scores([FeatureScores(MnistJudge(), [KernelDistance()])]) for _ in range(2))
     made.add_reference(digits[::2].split(300))
     scores = made([(batch, None) for batch in digits[1::2].split(70)])
     a, b = (load_judge()(x) for x in (digits[::2], digits[1::2]))
     assert scores["kid_mnist"] == pytest.approx(distance(a, b), rel=1e-6)
-    plain = FrechetScores(MnistJudge())
+    plain = Scores([FeatureScores(MnistJudge(), [])])
     plain.add_reference(digits[::2].split(300))
     again = plain([(batch, None) for batch in digits[1::2].split(70)])
     assert again == {"frechet_mnist": scores["frechet_mnist"]}
     assert made([(torch.rand_like(digits) * 2 - 1, None)])["kid_mnist"] > 10 * abs(scores["kid_mnist"])
 
-    made.save_reference(tmp_path / "r.safetensors", write=True)
-    read.load_reference(tmp_path / "r.safetensors")
+    save_reference(made.measures[0], tmp_path / "r.safetensors", write=True)
+    load_reference(read.measures[0], tmp_path / "r.safetensors")
     assert read([(digits[1::2], None)])["kid_mnist"] == pytest.approx(scores["kid_mnist"], rel=1e-6)
-    plain.save_reference(tmp_path / "p.safetensors", write=True)
+    save_reference(plain.measures[0], tmp_path / "p.safetensors", write=True)
     with pytest.raises(CheckpointError, match=r"p.safetensors holds no reference"):
-        read.load_reference(tmp_path / "p.safetensors")
+        load_reference(read.measures[0], tmp_path / "p.safetensors")
+
+
+def test_a_reference_grows_and_is_of_the_measures_that_began_it(digits):
+    scores = Scores([FeatureScores(MnistJudge())])
+    scores.add_reference([digits[:200]])
+    few = scores([(digits[500:], None)])
+    scores.add_reference([digits[200:500]])
+    grown = scores([(digits[500:], None)])
+    a, b = (load_judge()(x) for x in (digits[:500], digits[500:]))
+    assert grown["kid_mnist"] == pytest.approx(distance(a, b), rel=1e-6)
+    assert grown["recall_mnist"] != few["recall_mnist"]
+    again = Scores([FeatureScores(MnistJudge())])
+    again.add_reference([digits[:500]])
+    Scores(again.measures).add_reference([digits[:200]])  # starts anew
+    assert again([(digits[500:], None)]) == pytest.approx(few, rel=1e-4)

@@ -10,7 +10,7 @@ from cm_lightning.cli import main
 from cm_lightning.commands.compare import main as compare
 from cm_lightning.errors import ConfigError, DataError
 from cm_lightning.report.runs import read_runs
-from cm_lightning.report.tables import difference_table, few_step_table, target_table
+from cm_lightning.report.tables import difference_table, few_step_table, measure_table, target_table
 from tests.helpers import few_digits
 from tests.processes import CONF
 
@@ -115,6 +115,61 @@ def test_a_real_run_resumed_and_tested_is_one_run(capsys, monkeypatch):
         assert f"({name}.png)" in markdown
         assert Image.open(f"deep/folder/{name}.png").size[0] > 300
     assert f"| {run.parameters:,} |" in capsys.readouterr().out
+
+
+def write_measures(directory, seed=0, mid_grey=0.08, real=0.05):
+    """A run with all measures of digits at one and two evaluations."""
+    write_run(directory, [], seed_everything=seed)
+    kinds = {"frechet_mnist2": 60.0, "accuracy2": 0.9, "frechet_mnist": 20.0, "accuracy": 0.95, "kid_mnist": 0.0123,
+             "recall_mnist": 0.4, "mid_grey": mid_grey}  # fmt: skip
+    rows = {f"val/{name}_nfe{nfe}": value * nfe for name, value in kinds.items() for nfe in (1, 2)}
+    row = {"step": 10, "val/mid_grey_floor": real, "val/frechet_mnist_floor": 3.0, **rows}
+    progress = {"step": 10, "train/images": 100, "train/seconds": 5}
+    with open(Path(directory) / "metrics.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(progress | row))
+        writer.writeheader()
+        writer.writerows([progress, row, {**row, "step": 20}])
+    return directory
+
+
+def test_all_other_measures_have_a_table_with_those_of_real_images():
+    runs = read_runs([write_measures("runs/ct/version_0"), write_measures("runs/ct/version_1", 1, mid_grey=0.10)])
+    table = measure_table(runs, "frechet_mnist")
+    assert table.heads == ["run", "evaluations", "frechet_mnist2", "accuracy2", "kid_mnist", "recall_mnist", "mid_grey"]
+    assert table.rows == [
+        ["real images", "", "", "", "", "", "0.050"],
+        ["ct", "1", "60.0", "0.900", "0.01230", "0.400", "0.090"],
+        ["ct", "2", "120.0", "1.800", "0.02460", "0.800", "0.180"],
+    ]
+    assert measure_table(read_runs([write_run("runs/cd/version_0", [9])]), "frechet_mnist").rows == []
+
+
+def test_a_distance_has_the_accuracy_of_its_own_classifier_beside_it():
+    runs = read_runs([write_measures("runs/ct/version_0")])
+    for metric, title in (
+        ("frechet_mnist", "frechet_mnist / accuracy by"),
+        ("frechet_mnist2", "frechet_mnist2 / accuracy2 by"),
+        ("kid_mnist", "kid_mnist / accuracy by"),
+        ("accuracy2", "accuracy2 by"),
+        ("accuracy", "accuracy by"),
+    ):
+        assert few_step_table(runs, metric).title.startswith(title)
+
+
+def test_shares_of_pixels_have_curves_and_no_target():
+    run = str(write_measures("runs/ct/version_0"))
+    compare([run, "--metric=mid_grey"])
+    assert "mid_grey / accuracy by evaluations" in Path("compare/compare.md").read_text()
+    assert "| real images |" in Path("compare/compare.md").read_text()
+    compare([run, "--metric=accuracy2", "--target=0.9", "--output=other"])
+    assert "First measurement with accuracy2 >= 0.9 at 1" in Path("other/compare.md").read_text()
+    with pytest.raises(ConfigError, match=r"^--target: neither more nor less black is better, but .* --metric$"):
+        compare([run, "--metric=black", "--target=0.8", "--output=third"])
+
+
+def test_the_default_metric_is_the_first_classifiers():
+    compare([str(write_measures("runs/ct/version_0"))])
+    assert "## frechet_mnist / accuracy by" in Path("compare/compare.md").read_text()
 
 
 def test_errors_name_the_folder_and_the_metric(capsys):

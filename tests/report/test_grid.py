@@ -1,8 +1,14 @@
 """Cells of a grid, and the tables and pictures made from them."""
 
-import pytest
+import csv
+from pathlib import Path
 
+import pytest
+import torch
+
+from cm_lightning.commands import evaluate
 from cm_lightning.errors import DataError
+from cm_lightning.images import write_png
 from cm_lightning.report.cells import Cell, best, cell_path, read_cells, settings
 from cm_lightning.report.grids import best_table, grid_table, guidance_table, heat_maps
 
@@ -70,3 +76,29 @@ def test_tables_say_value_and_spread(tmp_path):
     from PIL import Image
 
     assert Image.open(tmp_path / "maps.png").size[0] > 400
+
+
+def test_cells_of_before_and_with_more_measures_are_logged_and_reported_together(tmp_path):
+    old, new = cell(), cell(steps=2)
+    new.scores.update(frechet_mnist2=50.0, accuracy2=0.8, kid_mnist=0.00123)
+    for one in (old, new):
+        one.write(tmp_path)
+        write_png(tmp_path / "samples" / Path(one.path).with_suffix(".png"), torch.zeros(3, 50, 50, dtype=torch.uint8))
+    evaluate._log(evaluate.make_parser().parse_args([]), [old, new], tmp_path / "trial")
+    with open(tmp_path / "trial/metrics.csv") as file:
+        first, second = csv.DictReader(file)
+    assert (first["frechet_mnist2"], second["frechet_mnist2"]) == ("", "50.0")
+    evaluate._report(tmp_path, None)
+    assert "frechet_mnist2" not in (tmp_path / "grid.md").read_text()
+
+
+def test_the_summary_has_the_first_classifier_and_the_grid_has_all(tmp_path):
+    one = cell()
+    one.scores.update(frechet_mnist2=50.0, accuracy2=0.8, kid_mnist=0.00123, precision_mnist2=0.7)
+    one.write(tmp_path)
+    write_png(tmp_path / "samples" / Path(one.path).with_suffix(".png"), torch.zeros(3, 50, 50, dtype=torch.uint8))
+    evaluate._report(tmp_path, None)
+    page = (tmp_path / "grid.md").read_text()
+    assert "## frechet_mnist / accuracy by guidance scale" in page
+    assert "| frechet_mnist | accuracy | frechet_mnist2 | accuracy2 | kid_mnist | precision_mnist2 |" in page
+    assert "| 10.0 | 0.900 | 50.0 | 0.800 | 0.00123 | 0.700 |" in page

@@ -20,6 +20,7 @@ COMMANDS = {"evaluate": evaluate.main, "train-judge": train_judge.main, "self-co
         ("evaluate", "--seed", "-1"),
         *[("train-judge", "--epochs", value) for value in ("0", "-1", "1.5")],
         ("train-judge", "--seed", "-1"),
+        ("train-judge", "--which", "third"),
         *[("train-judge", "--output", value) for value in ("a.pt", "a", "file/a.safetensors", "/dev/null")],
         *[("self-consistency", "--trajectories", value) for value in ("7", "0", "x")],
         *[("self-consistency", "--steps", value) for value in ("-1", "5")],

@@ -1,0 +1,53 @@
+"""A second classifier of digits, independent of the first: another architecture, other digits, another training.
+
+Nothing is tuned by it, so it shows what pleases the first classifier alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from cm_lightning.metrics.judge import DigitClassifier, Training
+
+SECOND_WEIGHTS = Path(__file__).with_name("mnist_judge2.safetensors")
+
+
+class SecondJudge(DigitClassifier):
+    """Strided convolutions with batch norm and GELU, average pooling, and two linear layers over digits of 28 x 28.
+
+    ``judge(images)`` gives the features for the Frechet distance ``frechet_mnist2``, ``judge.classify(images)`` the
+    digits. Train another with ``cm-lightning train-judge --which second``.
+    """
+
+    num_features = 96
+    dropout = 0.3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            _convolution(1, 24, kernel=5, stride=2), _convolution(24, 32),
+            _convolution(32, 64, stride=2), _convolution(64, 64),
+            _convolution(64, 96, stride=2), nn.AdaptiveAvgPool2d(2),
+        )  # fmt: skip
+        self.features = nn.Linear(96 * 2 * 2, self.num_features)
+        self.logits = nn.Linear(self.num_features, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 1, 28, 28) in [-1, 1] -> features (B, 96)."""
+        h = self.convolutions(images.clamp(-1, 1))
+        return nnf.gelu(self.features(h.flatten(1)))
+
+
+def _convolution(channels: int, to: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(channels, to, kernel, stride, padding=kernel // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(to), nn.GELU())
+
+
+SECOND = Training(
+    SecondJudge, SECOND_WEIGHTS, epochs=24, batch=64,
+    optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-3, weight_decay=1e-2), dtype=torch.float16,
+)  # fmt: skip
