@@ -7,6 +7,7 @@ from .backbones.ddpmpp import DDPMpp as DDPMpp
 from .backbones.dit import DiT as DiT
 from .backbones.edm2 import EDM2 as EDM2
 from .backbones.edm2 import UnitFourier as UnitFourier
+from .backbones.embedding import AngleEmbedding as AngleEmbedding
 from .backbones.embedding import FourierEmbedding as FourierEmbedding
 from .backbones.embedding import PositionalEmbedding as PositionalEmbedding
 from .backbones.embedding import SinusoidEmbedding as SinusoidEmbedding
@@ -31,6 +32,7 @@ from .core.curriculum import DoublingLevels as DoublingLevels
 from .core.curriculum import GridCurriculum as GridCurriculum
 from .core.curriculum import ProgressiveLevels as ProgressiveLevels
 from .core.curriculum import ProgressiveRate as ProgressiveRate
+from .core.curriculum import UntilWarm as UntilWarm
 from .core.curriculum import WarmUp as WarmUp
 from .core.distance import L1 as L1
 from .core.distance import L2 as L2
@@ -101,8 +103,10 @@ from .modules.autoencoder import AutoencoderModule as AutoencoderModule  # lcm
 from .modules.continuous import ContinuousConsistencyDistillation as ContinuousConsistencyDistillation
 from .modules.continuous import ContinuousConsistencyTraining as ContinuousConsistencyTraining
 from .modules.contrastive import ContrastiveModule as ContrastiveModule  # lcm
+from .modules.coupling import OptimalTransport as OptimalTransport
 from .modules.diffusion import DiffusionModule as DiffusionModule
 from .modules.distillation import ConsistencyDistillation as ConsistencyDistillation
+from .modules.guided import GuidedConsistencyTraining as GuidedConsistencyTraining
 from .modules.latent_consistency import LatentConsistencyDistillation as LatentConsistencyDistillation  # lcm
 from .modules.latent_diffusion import LatentDiffusionModule as LatentDiffusionModule  # lcm
 from .modules.loading import load_module as load_module

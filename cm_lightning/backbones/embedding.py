@@ -85,6 +85,32 @@ class SinusoidEmbedding(Recorded, nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
+class AngleEmbedding(Recorded, nn.Module):
+    """Cosines and sines of the angle t = arctan(sigma / sigma_data), TrigFlow's time, for networks told c ln sigma.
+
+    All noise levels lie in 0 < t < pi / 2, so a few low frequencies tell them apart, and a short run learns sooner.
+
+    Args:
+        width: width of the output, even, at least 4.
+        low: see :class:`SinusoidEmbedding`.
+        high: see :class:`SinusoidEmbedding`.
+        sigma_data: standard deviation of the data.
+        noise_scale: c of the label c ln sigma.
+    """
+
+    def __init__(
+        self, width: int, low: float = 0.25, high: float = 8.0, sigma_data: float = 0.5, noise_scale: float = 0.25
+    ) -> None:
+        POSITIVE.check(self, sigma_data=sigma_data, noise_scale=noise_scale)
+        super().__init__()
+        self.of_angle = SinusoidEmbedding(width, low, high)
+        self.sigma_data, self.noise_scale = sigma_data, noise_scale
+
+    def forward(self, label: Tensor) -> Tensor:
+        """(B,) -> (B, width)."""
+        return cast(Tensor, self.of_angle(((label / self.noise_scale).exp() / self.sigma_data).atan()))
+
+
 class TwoTimesEmbedding(Recorded, nn.Module):
     """The embedding of two labels, each in half of the width; it turns any network of the zoo into a flow map.
 

@@ -266,7 +266,7 @@ class TargetRate(Recorded, ABC):
 
     @abstractmethod
     def __call__(self, curriculum: Curriculum, clock: Clock) -> float:
-        """Mu in [0, 1) at a step of a run under this curriculum; the rate may depend on the curriculum's N(k)."""
+        """Mu in [0, 1] at a step of a run under this curriculum; the rate may depend on the curriculum's N(k)."""
 
     def check(self, curriculum: Curriculum) -> None:
         """Raise ConfigError unless the rate is defined under this curriculum."""
@@ -281,6 +281,21 @@ class ConstantRate(TargetRate):
 
     def __call__(self, curriculum: Curriculum, clock: Clock) -> float:
         return self.mu
+
+
+class UntilWarm(TargetRate):
+    """An average during the warm-up, which stays as it is from there on: mu(k) = 1 once the target is not the data.
+
+    Args:
+        mu: the rate of the average; at step k it is at most (1 + k) / (10 + k), so that its beginning is forgotten.
+    """
+
+    def __init__(self, mu: float = 0.998) -> None:
+        BELOW_ONE.check(self, mu=mu)
+        self.mu = mu
+
+    def __call__(self, curriculum: Curriculum, clock: Clock) -> float:
+        return min(self.mu, (1 + clock.step) / (10 + clock.step)) if curriculum.target_is_data(clock) else 1.0
 
 
 class ProgressiveRate(TargetRate):

@@ -22,12 +22,14 @@ from cm_lightning.core.random import Replay
 from cm_lightning.core.residual import Residual, SquaredError
 from cm_lightning.core.schedule import Ramp
 from cm_lightning.core.trajectory import Trajectory
-from cm_lightning.core.weighting import Weighting
+from cm_lightning.core.weighting import Weighting, edm_weight
 from cm_lightning.domains import NON_NEGATIVE, POSITIVE
 from cm_lightning.recording import Recorded
 
 #: x_t (B, ...), t (B,), r (B,), condition -> the point at level r of the trajectory through x_t.
 FlowMap: TypeAlias = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
+#: Data x (B, ...), unit noise z (B, ...), condition -> the same noise in another order, z[i] for x[i].
+Coupling: TypeAlias = Callable[[Tensor, Tensor, Any], Tensor]
 
 
 class Objective(Recorded, nn.Module, ABC):
@@ -38,6 +40,8 @@ class Objective(Recorded, nn.Module, ABC):
 
     curriculum: Curriculum
     trajectory: Trajectory
+    #: Pairs the noise of a batch with its data; independent if None.
+    coupling: Coupling | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,10 +66,12 @@ class Objective(Recorded, nn.Module, ABC):
         """The name of this part of the run, in a word or two; empty where all parts are alike."""
         return self.curriculum.phase(clock)
 
-    def draw(self, x: Tensor, clock: Clock, generator: torch.Generator | None) -> tuple[Times, Tensor, Tensor]:
-        """The levels of a batch x (B, ...), unit noise z, and the points x_t at t."""
+    def draw(self, x: Tensor, c: Any, clock: Clock, generator: torch.Generator | None) -> tuple[Times, Tensor, Tensor]:
+        """The levels of a batch x (B, ...) under the condition c, unit noise z, and the points x_t at t."""
         times = self.curriculum.draw(len(x), clock, x.device, generator)
         z = unit_noise(x.shape, generator, x.device, x.dtype)
+        if self.coupling is not None:
+            z = self.coupling(x, z, c)
         return times, z, self.trajectory.path.point(x, z, times.t)
 
 
@@ -79,20 +85,32 @@ class Chord(Objective):
         trajectory: leads from t to q, and has the path.
         distance: distance between the two ends.
         weighting: weight of t and q.
+        coupling: pairs noise and data.
+        denoising: the loss while the target is the data, a diffusion model's: of the error of X in units of its
+            deviation in EDM, (X - x) sqrt(lambda(t)), on the VE path. The distance and the weighting if None.
     """
 
     def __init__(
-        self, curriculum: Curriculum, trajectory: Trajectory, distance: Distance, weighting: Weighting
+        self,
+        curriculum: Curriculum,
+        trajectory: Trajectory,
+        distance: Distance,
+        weighting: Weighting,
+        coupling: Coupling | None = None,
+        denoising: Residual | None = None,
     ) -> None:
         super().__init__()
         self.curriculum, self.trajectory, self.distance, self.weighting = curriculum, trajectory, distance, weighting
+        self.coupling, self.denoising = coupling, denoising
 
     def loss(
         self, map: FlowMap, target: FlowMap, x: Tensor, c: Any, clock: Clock, generator: torch.Generator | None = None
     ) -> Tensor:
-        (t, q, r), z, x_t = self.draw(x, clock, generator)
+        (t, q, r), z, x_t = self.draw(x, c, clock, generator)
         same_dropout = Replay(x.device)
         here = map(x_t, t, r, c)
+        if self.denoising is not None and self.curriculum.target_is_data(clock):
+            return cast(Tensor, self.denoising(expand(edm_weight(t).sqrt(), x) * (here - x), t, r))
         with torch.no_grad(), same_dropout:
             if self.curriculum.target_is_data(clock):
                 there = x  # X is the identity at q = r = 0: no need to evaluate the network
@@ -171,7 +189,7 @@ class Tangent(Objective):
         clock: Clock,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        (t, _, r), z, x_t = self.draw(x, clock, generator)
+        (t, _, r), z, x_t = self.draw(x, c, clock, generator)
         same_dropout = Replay(x.device)
         F = map.output(x_t, t, r, c)
         with torch.no_grad():
@@ -283,7 +301,7 @@ class Lagrangian(Objective):
         clock: Clock,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        (t, _, r), z, x_t = self.draw(x, clock, generator)
+        (t, _, r), z, x_t = self.draw(x, c, clock, generator)
         with torch.autocast(x.device.type, enabled=False):
             difference = self.difference(map, target, x_t, t, r, c)
         straight = map.velocity(x_t, t, c) - self.trajectory.velocity(x, z, x_t, t, c)

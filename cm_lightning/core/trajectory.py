@@ -57,6 +57,38 @@ class SameNoise(Trajectory):
         return self.path.velocity(x, z, t)
 
 
+class GuidedNoise(SameNoise):
+    """The same image and noise under classifier-free guidance: the image is moved by w (D(x_t, c) - D(x_t, null)).
+
+    In the mean over images the trajectory is that of the guided denoiser, which it needs only for the difference of its
+    two estimates: its error in either cancels, and the data still teach (CM, Theorem 2; Ho & Salimans 2022).
+
+    Args:
+        denoiser: E[x | x_t, c] on the path's own levels, trained with the null class too.
+        null: the null class.
+        w: strength of the guidance; 0 is :class:`SameNoise`.
+        path: the path of the levels; VE if None.
+    """
+
+    def __init__(self, denoiser: ConditionalDenoiser, null: int, w: float, path: Path | None = None) -> None:
+        NON_NEGATIVE.check(self, w=w)
+        super().__init__(path)
+        self.denoiser, self.null, self.w = denoiser, null, w
+
+    def advance(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, q: Tensor, c: Any = None) -> Tensor:
+        clean = self._moved(x, x_t, t, c)
+        return self.path.point(clean, self.path.noise(x_t, clean, t), q)
+
+    def velocity(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, c: Any = None) -> Tensor:
+        clean = self._moved(x, x_t, t, c)
+        return self.path.velocity(clean, self.path.noise(x_t, clean, t), t)
+
+    def _moved(self, x: Tensor, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        classes = torch.cat([c, torch.full_like(c, self.null)])
+        conditional, unconditional = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), classes).chunk(2)
+        return x + self.w * (conditional - unconditional).to(x.dtype)
+
+
 class Teacher(Trajectory):
     """The probability-flow ODE of a diffusion model (CM, Algorithm 2; sCM, Eq. 8; LCM, Eq. 11).
 

@@ -59,6 +59,7 @@ class ConsistencyModule(GenerativeModule):
         self.parameterization = parameterization or BoundaryShifted()
         self.target_network = TargetNetwork(backbone, target_rate, objective.curriculum) if target_rate else None
         self.target = self.target_network.network if self.target_network else None
+        self.followers = (self.target_network,) if self.target_network else ()
         self.sigma_max = sigma_max
         check_ascending(self, sigma_min=self.parameterization.sigma_min, sigma_max=sigma_max)
         self.sampling_sigmas = levels

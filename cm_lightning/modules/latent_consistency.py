@@ -85,6 +85,7 @@ class LatentConsistencyDistillation(LatentModule):
         )
         self.target_network = TargetNetwork(student.weights, target_rate, self.timesteps) if target_rate else None
         self.target = self.target_network.network if self.target_network else None
+        self.followers = (self.target_network,) if self.target_network else ()
         if gradient_checkpointing:
             student.unet.enable_gradient_checkpointing()  # type: ignore[operator]
 

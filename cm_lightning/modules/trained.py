@@ -46,8 +46,8 @@ class TrainedModule(Recorded, L.LightningModule):
     #: How the command line configured this module; saved in its checkpoints so that ``load_module`` can rebuild it.
     #: If None, they hold the arguments that it was built with in Python.
     config: dict[str, Any] | None = None
-    #: The average that follows the trained network, in methods that have one.
-    target_network: TargetNetwork | None = None
+    #: The averages that follow the trained network, in methods that have any.
+    followers: tuple[TargetNetwork, ...] = ()
 
     def __init__(
         self,
@@ -153,10 +153,10 @@ class TrainedModule(Recorded, L.LightningModule):
         self._say_what_a_rank_does()
 
     def load_backbone(self, state: Mapping[str, Tensor]) -> None:
-        """Start from these weights of the backbone, and the target network with it."""
+        """Start from these weights of the backbone, and the averages of it too."""
         self.backbone.load_state_dict(state)
-        if self.target_network:
-            self.target_network.restart()
+        for follower in self.followers:
+            follower.restart()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.batch_loss(batch, batch_idx)
@@ -173,8 +173,8 @@ class TrainedModule(Recorded, L.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        if self.target_network:  # right after the step, so that a checkpoint of this step includes it
-            self.target_network.follow(self.clock)
+        for follower in self.followers:  # right after the step, so that a checkpoint of this step includes it
+            follower.follow(self.clock)
         self.trained_steps += 1
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:

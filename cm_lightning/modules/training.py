@@ -16,6 +16,7 @@ from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.core.trajectory import SameNoise
 from cm_lightning.core.weighting import InverseGap, Weighting
 from cm_lightning.modules.consistency import ConsistencyModule
+from cm_lightning.modules.coupling import OptimalTransport
 
 
 class ConsistencyTraining(ConsistencyModule):
@@ -28,6 +29,7 @@ class ConsistencyTraining(ConsistencyModule):
         curriculum: draws the noise levels t > q.
         distance: distance between the two outputs.
         weighting: weight of the pair of noise levels.
+        coupling: pairs the noise of a batch with its images, such as :class:`OptimalTransport`; independent if None.
         backbone, image_shape, parameterization, target_rate, sigma_max, sampling_sigmas: see
             :class:`ConsistencyModule`; label_dropout, optimizer, lr_scheduler, start_from: see its bases.
     """
@@ -39,6 +41,7 @@ class ConsistencyTraining(ConsistencyModule):
         curriculum: Curriculum | None = None,
         distance: Distance | None = None,
         weighting: Weighting | None = None,
+        coupling: OptimalTransport | None = None,
         parameterization: BoundaryShifted | None = None,
         target_rate: TargetRate | None = None,
         sigma_max: float = SIGMA_MAX,
@@ -49,7 +52,11 @@ class ConsistencyTraining(ConsistencyModule):
         start_from: str | None = None,
     ) -> None:
         objective = Chord(
-            curriculum or ContinuousCurriculum(), SameNoise(), distance or PseudoHuber(), weighting or InverseGap()
+            curriculum or ContinuousCurriculum(),
+            SameNoise(),
+            distance or PseudoHuber(),
+            weighting or InverseGap(),
+            coupling,
         )
         super().__init__(
             backbone, image_shape, objective, parameterization, target_rate, sigma_max, sampling_sigmas,

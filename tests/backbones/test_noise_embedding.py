@@ -5,12 +5,14 @@ import torch
 from torch import nn
 
 from cm_lightning.backbones.embedding import (
+    AngleEmbedding,
     FourierEmbedding,
     PositionalEmbedding,
     SinusoidEmbedding,
     TwoTimesEmbedding,
     labels_taken,
 )
+from cm_lightning.core.path import TrigFlow
 from cm_lightning.errors import ConfigError
 from cm_lightning.modules.continuous import ContinuousConsistencyTraining
 from cm_lightning.modules.diffusion import DiffusionModule
@@ -92,3 +94,10 @@ def test_the_trial_does_not_change_the_numbers_that_are_drawn_after_it():
     torch.manual_seed(0)
     assert labels_taken(nn.Sequential(SinusoidEmbedding(8), nn.Dropout(0.5)), 8) == [1]
     torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
+
+
+def test_the_angle_of_a_noise_level_is_embedded_as_trigflow_s_time():
+    sigma = torch.tensor([0.002, 0.5, 80.0])
+    found = AngleEmbedding(8, 0.5, 4.0)(0.25 * sigma.log())
+    torch.testing.assert_close(found, SinusoidEmbedding(8, 0.5, 4.0)((sigma / 0.5).atan()))
+    torch.testing.assert_close(TrigFlow(0.5).level(sigma), (sigma / 0.5).atan())

@@ -18,7 +18,7 @@ from cm_lightning.core.parameterization import EDM, AverageVelocity, BoundaryShi
 from cm_lightning.core.path import VE, Linear, TrigFlow
 from cm_lightning.core.residual import Adaptive, Learned, SquaredError
 from cm_lightning.core.schedule import Ramp
-from cm_lightning.core.trajectory import Itself, SameNoise, Teacher, of_ve
+from cm_lightning.core.trajectory import GuidedNoise, Itself, SameNoise, Teacher, of_ve
 from cm_lightning.core.weighting import Uniform
 from tests.helpers import Dropout
 
@@ -269,7 +269,7 @@ def test_before_the_warm_up_rises_the_network_learns_the_velocity(path):
     torch.testing.assert_close(g, torch.zeros_like(g), atol=1e-12, rtol=0)
     loss = objective.loss(own, own, point, None, Clock(0, 10), torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(0)
-    times, z, _ = objective.draw(point, Clock(0, 10), generator)
+    times, z, _ = objective.draw(point, None, Clock(0, 10), generator)
     scale = 1.0 if isinstance(path, Linear) else says.sigma_data
     assert loss.item() == pytest.approx((path.velocity(point, z, times.t) / scale).square().mean().item(), rel=1e-5)
 
@@ -523,3 +523,30 @@ def test_a_chord_trains_in_a_bare_loop():
     trained(Chord(Pairs(), teacher, L2(), Uniform()), own)
     t, x = torch.tensor([0.3, 0.8, 1.2]), torch.ones(3, 1)
     torch.testing.assert_close(own(x, t, t), oracle.consistency(x, t), atol=0.12, rtol=0)  # in Heun steps to 0.8 t
+
+
+def by_class(x, t, c):
+    """A denoiser that differs between classes."""
+    return torch.tanh(x) * c[:, None]
+
+
+@pytest.mark.parametrize("path", [VE(), TrigFlow(), Linear()], ids=lambda path: type(path).__name__)
+def test_the_velocity_of_a_guided_trajectory_is_its_slope(path):
+    trajectory = GuidedNoise(by_class, null=2, w=0.8, path=path)
+    x, z = torch.randn(2, 6, 3, dtype=torch.float64).unbind(0)
+    c, t = torch.arange(6) % 3, torch.linspace(0.2, 0.8, 6, dtype=torch.float64)
+    x_t = path.point(x, z, t)
+    advanced = [trajectory.advance(x, z, x_t, t, t + h, c) for h in (1e-5, -1e-5)]
+    torch.testing.assert_close(trajectory.velocity(x, z, x_t, t, c), (advanced[0] - advanced[1]) / 2e-5)
+    torch.testing.assert_close(trajectory.advance(x, z, x_t, t, t, c), x_t)
+
+
+@pytest.mark.parametrize("path", [VE(), TrigFlow(), Linear()], ids=lambda path: type(path).__name__)
+def test_without_strength_or_class_guidance_leaves_the_noise_as_it_is(path):
+    x, z = torch.randn(2, 6, 3, dtype=torch.float64).unbind(0)
+    t = torch.linspace(0.2, 0.8, 6, dtype=torch.float64)
+    for w, c in ((0.0, torch.arange(6) % 3), (0.8, torch.full((6,), 2))):
+        trajectory = GuidedNoise(by_class, null=2, w=w, path=path)
+        given = x, z, path.point(x, z, t), t
+        torch.testing.assert_close(trajectory.advance(*given, t / 2, c), SameNoise(path).advance(*given, t / 2, c))
+        torch.testing.assert_close(trajectory.velocity(*given, c), SameNoise(path).velocity(*given, c))
