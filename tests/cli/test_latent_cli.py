@@ -1,7 +1,9 @@
 """Text-to-image from the command line: the recipes of experiments/lcm_lora, two steps each, and their results."""
 
+import contextlib
 import csv
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -24,6 +26,7 @@ from cm_lightning.commands.sample import main as sample
 from cm_lightning.commands.sweep import main as sweep
 from cm_lightning.core.noise import generators
 from cm_lightning.data.captioned_folder import CaptionedFolder
+from cm_lightning.data.captions import CaptionedMNIST
 from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.modules.latent_consistency import LatentConsistencyDistillation
 from cm_lightning.modules.loading import load_module, load_trained
@@ -44,9 +47,13 @@ def fit(recipe, *options, callbacks=CALLBACKS):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The folder in which all the small recipes were run, in the order of their page."""
+    """The folder in which all the small recipes were run, in the order of their page, with what they printed."""
     folder = tmp_path_factory.mktemp("lcm")
-    with pytest.MonkeyPatch.context() as patch:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        open(folder / "said.txt", "w") as said,
+        contextlib.redirect_stdout(said),
+    ):
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["cm-lightning"])
         torch.set_num_threads(1)
@@ -97,6 +104,21 @@ def test_every_run_exports_what_it_trained(folder):
     assert size == (10 * 66 + 2, 10 * 34 + 2)
     with open("runs/lcm-sd15-lora/version_0/metrics.csv") as file:
         assert {"val/frechet_mnist_steps1", "val/accuracy_steps1", "train/mu"} <= set(csv.DictReader(file).fieldnames)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [["--pipeline", BASE], ["--pipeline", BASE, "--lora", LORA], ["--pipeline", FULL]],
+    ids=["base", "LoRA", "full LCM"],
+)
+def test_the_end_of_a_run_says_how_to_draw(model, tmp_path):
+    lines = [line for line in Path("said.txt").read_text().splitlines() if line.startswith("to draw: ")]
+    commands = [shlex.split(line.removeprefix("to draw: ")) for line in lines]
+    start = ["cm-lightning", "sample", *model, "--prompt"]
+    (command,) = [command for command in commands if command[:-1] == start]
+    assert command[-1] in CaptionedMNIST().prompts(1)[0]
+    sample([*command[2:], f"--output={tmp_path}/drawn.png"])
+    assert Image.open(tmp_path / "drawn.png").size == (32, 32)
 
 
 def test_a_checkpoint_is_a_module_again():
