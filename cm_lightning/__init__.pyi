@@ -66,6 +66,7 @@ from .core.residual import SquaredError as SquaredError
 from .core.schedule import HoldThenCosine as HoldThenCosine
 from .core.schedule import InverseSquareRoot as InverseSquareRoot
 from .core.schedule import Ramp as Ramp
+from .core.trajectory import GuidedNoise as GuidedNoise
 from .core.trajectory import Itself as Itself
 from .core.trajectory import SameNoise as SameNoise
 from .core.trajectory import Teacher as Teacher

@@ -88,7 +88,7 @@ class SinusoidEmbedding(Recorded, nn.Module):
 class AngleEmbedding(Recorded, nn.Module):
     """Cosines and sines of the angle t = arctan(sigma / sigma_data), TrigFlow's time, for networks told c ln sigma.
 
-    All noise levels lie in 0 < t < pi / 2, so a few low frequencies tell them apart, and a short run learns sooner.
+    All angles lie between 0 and pi / 2, so a few low frequencies distinguish them, and a short run learns sooner.
 
     Args:
         width: width of the output, even, at least 4.
@@ -101,7 +101,7 @@ class AngleEmbedding(Recorded, nn.Module):
     def __init__(
         self, width: int, low: float = 0.25, high: float = 8.0, sigma_data: float = 0.5, noise_scale: float = 0.25
     ) -> None:
-        POSITIVE.check(self, sigma_data=sigma_data, noise_scale=noise_scale)
+        POSITIVE.check(self, low=low, high=high, sigma_data=sigma_data, noise_scale=noise_scale)
         super().__init__()
         self.of_angle = SinusoidEmbedding(width, low, high)
         self.sigma_data, self.noise_scale = sigma_data, noise_scale

@@ -17,7 +17,7 @@ from cm_lightning.core.residual import Adaptive, Residual
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.core.trajectory import GuidedNoise
 from cm_lightning.core.weighting import InverseGap, Weighting
-from cm_lightning.domains import COUNT
+from cm_lightning.domains import COUNT, NON_NEGATIVE
 from cm_lightning.errors import ConfigError
 from cm_lightning.modules.consistency import ConsistencyModule
 from cm_lightning.modules.coupling import OptimalTransport
@@ -66,16 +66,12 @@ class GuidedConsistencyTraining(ConsistencyModule):
         lr_scheduler: RateSchedule | LRSchedulerCallable | None = None,
         start_from: str | None = None,
     ) -> None:
-        null = int(getattr(backbone, "num_classes", 0))
-        curriculum = curriculum or WarmUp(ContinuousCurriculum())
-        if not null or not label_dropout:
-            raise ConfigError("guidance needs a class-conditional backbone and label_dropout above 0: set both")
-        if not isinstance(curriculum, WarmUp) and not start_from:
-            raise ConfigError("nothing trains a guide: let the curriculum begin with WarmUp, or set start_from")
+        NON_NEGATIVE.check(self, w=w)
         COUNT.check_each(self, image_shape=image_shape)
+        curriculum = curriculum or WarmUp(ContinuousCurriculum())
         objective = Chord(
             curriculum,
-            GuidedNoise(self.estimate, null, w),
+            GuidedNoise(self.estimate, int(getattr(backbone, "num_classes", 0)), w),
             distance or PseudoHuber(),
             weighting or InverseGap(),
             coupling,
@@ -85,6 +81,10 @@ class GuidedConsistencyTraining(ConsistencyModule):
             backbone, image_shape, objective, parameterization, target_rate, sigma_max, sampling_sigmas,
             label_dropout, optimizer, lr_scheduler, start_from,
         )  # fmt: skip
+        if not self.num_classes or not label_dropout:
+            raise ConfigError("guidance needs a class-conditional backbone and label_dropout above 0: set both")
+        if not isinstance(curriculum, WarmUp) and not start_from:
+            raise ConfigError("nothing trains a guide: let the curriculum begin with WarmUp, or set start_from")
         guide = TargetNetwork(backbone, guide_rate or UntilWarm(), curriculum)
         self.guide = guide.network
         self.followers = (*self.followers, guide)
