@@ -88,7 +88,7 @@ class SinusoidEmbedding(Recorded, nn.Module):
 class AngleEmbedding(Recorded, nn.Module):
     """Cosines and sines of the angle t = arctan(sigma / sigma_data), TrigFlow's time, for networks told c ln sigma.
 
-    All noise levels lie in 0 < t < pi / 2, so a few low frequencies tell them apart, and a short run learns sooner.
+    All noise levels lie in 0 < t < pi / 2, so a few low frequencies distinguish them, and a short run learns sooner.
 
     Args:
         width: width of the output, even, at least 4.
