@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from cm_lightning.checkpoint import read_checkpoint
-from tests.cli.test_processes import start
+from tests.processes import fork
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tangents")
     for ranks in (1, 2):
-        start(str(Path(__file__).with_name("tangent_ranks.py")), str(ranks), str(folder), cwd=folder)
+        fork(str(Path(__file__).with_name("tangent_ranks.py")), str(ranks), str(folder), cwd=folder)
     return folder
 
 
