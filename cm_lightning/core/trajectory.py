@@ -60,8 +60,8 @@ class SameNoise(Trajectory):
 class GuidedNoise(SameNoise):
     """The same image and noise under classifier-free guidance: the image is moved by w (D(x_t, c) - D(x_t, null)).
 
-    In the mean over images the trajectory is that of the guided denoiser, which it needs only for the difference of its
-    two estimates: its error in either cancels, and the data still teach (CM, Theorem 2; Ho & Salimans 2022).
+    In the mean over images the trajectory is that of a guided denoiser (CM, Theorem 2; Ho & Salimans 2022). The data
+    still teach, because only a difference of the given denoiser is used, in which an error of both estimates cancels.
 
     Args:
         denoiser: E[x | x_t, c] on the path's own levels, trained with the null class too.

@@ -24,5 +24,5 @@ class OptimalTransport(Recorded):
         cost = torch.cdist(x.flatten(1).float(), z.flatten(1).float()).square().double()
         if c is not None:  # a noise vector keeps the class of its place: no other class is worth its price
             cost = cost + (len(x) * cost.max() + 1) * (c[:, None] != c[None, :])
-        _, order = linear_sum_assignment(cost.cpu().numpy())
+        _, order = linear_sum_assignment(cost.nan_to_num().cpu().numpy())  # that data are finite, the loss checks
         return z[torch.from_numpy(order).to(z.device)]

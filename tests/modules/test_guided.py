@@ -160,6 +160,13 @@ def test_the_pairing_is_the_cheapest_one():
     assert best < cost(x, z)
 
 
+def test_images_that_are_not_finite_are_left_to_the_check_of_the_loss():
+    x, z = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0)).unbind(0)
+    x[1], x[2, 0] = torch.nan, torch.inf
+    found = OptimalTransport()(x, z, torch.tensor([0, 0, 1, 1, 1]))
+    assert {tuple(row) for row in found.tolist()} == {tuple(row) for row in z.tolist()}
+
+
 def test_noise_is_paired_within_its_class_alone():
     c = torch.tensor([0, 1, 2, 0, 1, 2, 2, 0])
     x, z = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(0)).unbind(0)
