@@ -26,13 +26,10 @@ from .callbacks.sample_grid import SampleGrid as SampleGrid
 from .callbacks.save_last import SaveLast as SaveLast
 from .callbacks.throughput import Throughput as Throughput
 from .core.curriculum import ConstantLevels as ConstantLevels
-from .core.curriculum import ConstantRate as ConstantRate
 from .core.curriculum import ContinuousCurriculum as ContinuousCurriculum
 from .core.curriculum import DoublingLevels as DoublingLevels
 from .core.curriculum import GridCurriculum as GridCurriculum
 from .core.curriculum import ProgressiveLevels as ProgressiveLevels
-from .core.curriculum import ProgressiveRate as ProgressiveRate
-from .core.curriculum import UntilWarm as UntilWarm
 from .core.curriculum import WarmUp as WarmUp
 from .core.distance import L1 as L1
 from .core.distance import L2 as L2
@@ -66,6 +63,8 @@ from .core.residual import SquaredError as SquaredError
 from .core.schedule import HoldThenCosine as HoldThenCosine
 from .core.schedule import InverseSquareRoot as InverseSquareRoot
 from .core.schedule import Ramp as Ramp
+from .core.target_rate import ConstantRate as ConstantRate
+from .core.target_rate import ProgressiveRate as ProgressiveRate
 from .core.trajectory import GuidedNoise as GuidedNoise
 from .core.trajectory import Itself as Itself
 from .core.trajectory import SameNoise as SameNoise

@@ -28,7 +28,16 @@ from cm_lightning.backbones.ncsnpp import NCSNpp
 from cm_lightning.backbones.pyramid import Style
 from cm_lightning.backbones.unet import UNet
 from cm_lightning.commands.sample import main as sample
-from cm_lightning.core import curriculum, limit_times, noise, ode_sampler, oracle, parameterization, weighting
+from cm_lightning.core import (
+    curriculum,
+    limit_times,
+    noise,
+    ode_sampler,
+    oracle,
+    parameterization,
+    target_rate,
+    weighting,
+)
 from cm_lightning.core.distance import PseudoHuber
 from cm_lightning.core.objective import Tangent
 from cm_lightning.core.residual import Adaptive, Learned
@@ -150,7 +159,7 @@ def ct(**options):
         (curriculum.ContinuousCurriculum, "q", [1, 0, -2], [1.001, 256]),
         (curriculum.ContinuousCurriculum, "k", [-1], [0]),
         (curriculum.ContinuousCurriculum, "b", [-1], [0]),
-        (curriculum.ConstantRate, "mu", [1, -0.1, 1.5], [0, 0.999]),
+        (target_rate.ConstantRate, "mu", [1, -0.1, 1.5], [0, 0.999]),
         (PseudoHuber, "c", [-1, math.nan, "c"], [0, None, 1e-3]),
         (HoldThenCosine, "rise", [0, 1.5], [1]),
         (Ramp, "end", [-0.1, 1.5], [0, 1]),
@@ -166,7 +175,7 @@ def ct(**options):
         (ode_sampler.Euler, "sigma_min", [80, 0], [0.01]),
         (ode_sampler.DDIM, "sigma_max", [0, 0.01], [0.02, 157]),
         (lambda fraction: curriculum.WarmUp(curriculum.ContinuousCurriculum(), fraction), "fraction", [-1, 2], [0, 1]),
-        (lambda mu0: curriculum.ProgressiveRate(curriculum.ProgressiveLevels(), mu0), "mu0", [0, 1, -1], [0.9]),
+        (lambda mu0: target_rate.ProgressiveRate(curriculum.ProgressiveLevels(), mu0), "mu0", [0, 1, -1], [0.9]),
         (lambda label_dropout: ct(label_dropout=label_dropout), "label_dropout", [2, -0.1, math.nan], [0, 1]),
         (lambda image_shape: ct(image_shape=image_shape), "image_shape", [(), (0,), (2.0,), "2", 2], [(2,), [2]]),
         (lambda sigma_max: ct(sigma_max=sigma_max), "sigma_max", [0, -1, math.inf, 0.002, "80"], [80, 1.0]),

@@ -8,7 +8,7 @@ from torch import nn
 from cm_lightning.activations import kept_for_backward
 from cm_lightning.callbacks.ema import EMA
 from cm_lightning.cli import main
-from cm_lightning.core.curriculum import ConstantRate
+from cm_lightning.core.target_rate import ConstantRate
 from cm_lightning.data.toy import Toy
 from cm_lightning.errors import ConfigError
 from cm_lightning.plan import Epoch, plan, plan_of

@@ -86,7 +86,7 @@ class SinusoidEmbedding(Recorded, nn.Module):
 
 
 class AngleEmbedding(Recorded, nn.Module):
-    """Cosines and sines of the angle t = arctan(sigma / sigma_data), TrigFlow's time, for networks told c ln sigma.
+    """Cosines and sines of the angle t = arctan(sigma / sigma_data), TrigFlow's time, where the label is c ln sigma.
 
     All angles lie between 0 and pi / 2, so a few low frequencies distinguish them, and a short run learns sooner.
 

@@ -1,4 +1,4 @@
-"""What changes with the training step: the levels t >= q >= r of a training pair, and the rate of the target network.
+"""What changes with the training step: the levels t >= q >= r of a training pair.
 
 Every schedule is a pure function of the clock, so a resumed run and every rank of a distributed one see the same.
 """
@@ -21,9 +21,9 @@ from cm_lightning.core.noise import (
     check_levels,
     karras_sigmas,
 )
-from cm_lightning.domains import ABOVE_ONE, BELOW_ONE, COUNT, FRACTION, INNER, NON_NEGATIVE, POSITIVE, at_least
+from cm_lightning.domains import ABOVE_ONE, COUNT, FRACTION, NON_NEGATIVE, POSITIVE, at_least
 from cm_lightning.errors import ConfigError
-from cm_lightning.recording import Recorded, describe
+from cm_lightning.recording import Recorded
 
 Device: TypeAlias = "torch.device | str"
 
@@ -259,71 +259,3 @@ class WarmUp(Curriculum):
         """The clock that starts when the warm-up ends."""
         warm = self.steps(clock.total)
         return Clock(max(0, clock.step - warm), max(1, clock.total - warm))
-
-
-class TargetRate(Recorded, ABC):
-    """mu(k), the rate of the target network's average: target <- mu target + (1 - mu) student."""
-
-    @abstractmethod
-    def __call__(self, curriculum: Curriculum, clock: Clock) -> float:
-        """Mu in [0, 1] at a step of a run under this curriculum; the rate may depend on the curriculum's N(k)."""
-
-    def check(self, curriculum: Curriculum) -> None:
-        """Raise ConfigError unless the rate is defined under this curriculum."""
-
-
-class ConstantRate(TargetRate):
-    """mu(k) = mu, as in consistency distillation (0 on CIFAR-10, 0.95 on ImageNet-64)."""
-
-    def __init__(self, mu: float = 0.95) -> None:
-        BELOW_ONE.check(self, mu=mu)
-        self.mu = mu
-
-    def __call__(self, curriculum: Curriculum, clock: Clock) -> float:
-        return self.mu
-
-
-class UntilWarm(TargetRate):
-    """An average during the warm-up, which stays as it is from there on: mu(k) = 1 once the target is not the data.
-
-    Args:
-        mu: the rate of the average; at step k it is at most (1 + k) / (10 + k), so that its beginning is forgotten.
-    """
-
-    def __init__(self, mu: float = 0.998) -> None:
-        BELOW_ONE.check(self, mu=mu)
-        self.mu = mu
-
-    def __call__(self, curriculum: Curriculum, clock: Clock) -> float:
-        return min(self.mu, (1 + clock.step) / (10 + clock.step)) if curriculum.target_is_data(clock) else 1.0
-
-
-class ProgressiveRate(TargetRate):
-    """mu(k) = exp(s0 ln mu0 / N(k)): CM, Appendix C. N(k) and s0 are those of the run's curriculum.
-
-    Args:
-        levels: None takes the curriculum's own; any others are refused.
-        mu0: the paper's mu_0.
-        released_code: whether to use N(k) - 1, as the released code does: at k = 0 mu is 0.81, not the paper's 0.9.
-    """
-
-    def __init__(self, levels: ProgressiveLevels | None = None, mu0: float = 0.9, released_code: bool = False) -> None:
-        INNER.check(self, mu0=mu0)
-        self.mu0, self.released_code, self.levels = mu0, released_code, levels
-
-    def __call__(self, curriculum: Curriculum, clock: Clock) -> float:
-        levels = curriculum.levels
-        assert isinstance(levels, ProgressiveLevels)
-        n = levels(*curriculum.own_clock(clock)) - self.released_code
-        return math.exp(levels.s0 * math.log(self.mu0) / n)
-
-    def check(self, curriculum: Curriculum) -> None:
-        if not isinstance(curriculum.levels, ProgressiveLevels):
-            raise ConfigError(
-                "target_rate: ProgressiveRate follows the N(k) of ProgressiveLevels, which the curriculum does not "
-                "have: choose ConstantRate, or a GridCurriculum of ProgressiveLevels"
-            )
-        if self.levels is not None and describe(self.levels) != describe(curriculum.levels):
-            raise ConfigError(
-                "target_rate: the levels of ProgressiveRate are not those of the curriculum: leave them out"
-            )

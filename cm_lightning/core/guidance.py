@@ -20,6 +20,15 @@ def guided(conditional: Tensor, unconditional: Tensor, w: Tensor) -> Tensor:
     return conditional + expand(w, conditional).to(conditional.dtype) * (conditional - unconditional)
 
 
+def estimates(
+    f: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Tensor, t: Tensor, labels: Tensor, null: int
+) -> tuple[Tensor, Tensor]:
+    """f(x, t, labels) and f(x, t, null), each (B, ...), evaluated in one batch."""
+    classes = torch.cat([labels, torch.full_like(labels, null)])
+    conditional, unconditional = f(torch.cat([x, x]), torch.cat([t, t]), classes).chunk(2)
+    return conditional, unconditional
+
+
 def guided_function(
     f: Callable[[Tensor, Tensor, Tensor | None], Tensor], labels: Tensor | None, null: int, w: float
 ) -> Callable[[Tensor, Tensor], Tensor]:
@@ -35,9 +44,7 @@ def guided_function(
         return lambda x, t: f(x, t, labels)
 
     def both(x: Tensor, t: Tensor) -> Tensor:
-        classes = torch.cat([labels, torch.full_like(labels, null)])
-        conditional, unconditional = f(torch.cat([x, x]), torch.cat([t, t]), classes).chunk(2)
-        return guided(conditional, unconditional, x.new_full((len(x),), w))
+        return guided(*estimates(f, x, t, labels, null), x.new_full((len(x),), w))
 
     return both
 

@@ -14,22 +14,23 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp
 
+from cm_lightning.core.coupling import Coupling
 from cm_lightning.core.curriculum import Clock, Curriculum, Times
 from cm_lightning.core.distance import Distance
 from cm_lightning.core.noise import expand, unit_noise
 from cm_lightning.core.parameterization import Parameterization
+from cm_lightning.core.path import VE
 from cm_lightning.core.random import Replay
 from cm_lightning.core.residual import Residual, SquaredError
 from cm_lightning.core.schedule import Ramp
 from cm_lightning.core.trajectory import Trajectory
 from cm_lightning.core.weighting import Weighting, edm_weight
 from cm_lightning.domains import NON_NEGATIVE, POSITIVE
+from cm_lightning.errors import ConfigError
 from cm_lightning.recording import Recorded
 
 #: x_t (B, ...), t (B,), r (B,), condition -> the point at level r of the trajectory through x_t.
 FlowMap: TypeAlias = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
-#: Data x (B, ...), unit noise z (B, ...), condition -> the same noise in another order, z[i] for x[i].
-Coupling: TypeAlias = Callable[[Tensor, Tensor, Any], Tensor]
 
 
 class Objective(Recorded, nn.Module, ABC):
@@ -85,9 +86,12 @@ class Chord(Objective):
         trajectory: leads from t to q, and has the path.
         distance: distance between the two ends.
         weighting: weight of t and q.
-        coupling: pairs noise and data.
-        denoising: the loss while the target is the data, a diffusion model's: of the error of X in units of its
-            deviation in EDM, (X - x) sqrt(lambda(t)), on the VE path. The distance and the weighting if None.
+        coupling: pairs noise and data; they are independent if None.
+        denoising: the loss of (X - x) sqrt(lambda(t)) while the target is the data, with EDM's lambda, which is that of
+            the VE path; the distance and the weighting if None.
+
+    Raises:
+        ConfigError: ``denoising`` on another path.
     """
 
     def __init__(
@@ -99,6 +103,8 @@ class Chord(Objective):
         coupling: Coupling | None = None,
         denoising: Residual | None = None,
     ) -> None:
+        if denoising is not None and not isinstance(trajectory.path, VE):
+            raise ConfigError(f"denoising is EDM's loss, of the VE path, not of {type(trajectory.path).__name__}")
         super().__init__()
         self.curriculum, self.trajectory, self.distance, self.weighting = curriculum, trajectory, distance, weighting
         self.coupling, self.denoising = coupling, denoising

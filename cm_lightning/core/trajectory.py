@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from cm_lightning.core.guidance import estimates
 from cm_lightning.core.noise import expand
 from cm_lightning.core.path import VE, Path
 from cm_lightning.core.solver import euler_step, heun_step
@@ -84,8 +85,7 @@ class GuidedNoise(SameNoise):
         return self.path.velocity(clean, self.path.noise(x_t, clean, t), t)
 
     def _moved(self, x: Tensor, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        classes = torch.cat([c, torch.full_like(c, self.null)])
-        conditional, unconditional = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), classes).chunk(2)
+        conditional, unconditional = estimates(self.denoiser, x_t, t, c, self.null)
         return x + self.w * (conditional - unconditional).to(x.dtype)
 
 

@@ -9,13 +9,14 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from cm_lightning.core.curriculum import Clock, TargetRate
+from cm_lightning.core.curriculum import Clock
 from cm_lightning.core.guidance import guided_function
 from cm_lightning.core.noise import SIGMA_MAX, SIGMA_MIN, expand, unit_noise
 from cm_lightning.core.objective import Chord, Tangent
 from cm_lightning.core.parameterization import BoundaryShifted, Map, Trigonometric
 from cm_lightning.core.sampler import multistep, spread_sigmas
 from cm_lightning.core.schedule import RateSchedule
+from cm_lightning.core.target_rate import TargetRate
 from cm_lightning.domains import COUNT, POSITIVE, check_ascending
 from cm_lightning.errors import ConfigError
 from cm_lightning.modules.base import GenerativeModule, Generators, check_descending, ready

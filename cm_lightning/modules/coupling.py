@@ -1,28 +1,30 @@
-"""Which noise of a batch goes with which of its images."""
+"""The coupling of noise and images by optimal transport within a batch."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from cm_lightning.recording import Recorded
+from cm_lightning.core.coupling import Coupling
 
 
-class OptimalTransport(Recorded):
+class OptimalTransport(Coupling):
     """The pairing of a batch's noise and data with the least sum of squared distances, within each class.
 
     Trajectories then cross less, so there is less to average over, and a model of few steps learns sooner (Pooladian
-    et al. 2023; Tong et al. 2024). Within a class every image is as likely as before, and so is every noise: samples of
-    a class still start from plain Gaussian noise. Labels are paired at random, so the more samples of a class a batch
-    has, the more it helps. Each rank pairs its own batch.
+    et al. 2023; Tong et al. 2024). Within a class all noise is as likely as before, so samples still start from plain
+    Gaussian noise. The gain grows with the number of samples that a batch has of each class.
+
+    Each rank pairs its own batch. The assignment is solved on the CPU, so an accelerator waits for it at each step.
     """
 
     def __call__(self, x: Tensor, z: Tensor, c: Tensor | None) -> Tensor:
-        """Data (B, ...), noise (B, ...), classes (B,) or None -> the noise in the order of the data."""
         from scipy.optimize import linear_sum_assignment  # half a second, which sampling does not need
 
-        cost = torch.cdist(x.flatten(1).float(), z.flatten(1).float()).square().double()
-        if c is not None:  # a noise vector keeps the class of its place: no other class is worth its price
-            cost = cost + (len(x) * cost.max() + 1) * (c[:, None] != c[None, :])
-        _, order = linear_sum_assignment(cost.nan_to_num().cpu().numpy())  # that data are finite, the loss checks
+        cost = torch.cdist(x.flatten(1).float(), z.flatten(1).float()).square().cpu().double()
+        if c is not None:  # noise has the class of its place, and a pair of two classes costs more than any others
+            classes = c.cpu()
+            cost = cost + (len(x) * cost.max() + 1) * (classes[:, None] != classes[None, :])
+        # data that are not finite are paired somehow, and reported by the check of the loss
+        _, order = linear_sum_assignment(cost.nan_to_num().numpy())
         return z[torch.from_numpy(order).to(z.device)]

@@ -8,12 +8,13 @@ from typing import Literal
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 
-from cm_lightning.core.curriculum import ConstantLevels, Curriculum, GridCurriculum, TargetRate
+from cm_lightning.core.curriculum import ConstantLevels, Curriculum, GridCurriculum
 from cm_lightning.core.distance import L2, Distance
 from cm_lightning.core.noise import SIGMA_MAX, SIGMA_MIN
 from cm_lightning.core.objective import Chord
 from cm_lightning.core.parameterization import BoundaryShifted
 from cm_lightning.core.schedule import RateSchedule
+from cm_lightning.core.target_rate import TargetRate
 from cm_lightning.core.trajectory import Teacher
 from cm_lightning.core.weighting import Uniform, Weighting
 from cm_lightning.modules.consistency import ConsistencyModule

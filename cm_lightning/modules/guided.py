@@ -7,21 +7,42 @@ from collections.abc import Mapping, Sequence
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from typing_extensions import Self
 
-from cm_lightning.core.curriculum import ContinuousCurriculum, Curriculum, TargetRate, UntilWarm, WarmUp
+from cm_lightning.core.coupling import Coupling
+from cm_lightning.core.curriculum import Clock, ContinuousCurriculum, Curriculum, WarmUp
 from cm_lightning.core.distance import Distance, PseudoHuber
 from cm_lightning.core.noise import SIGMA_MAX
 from cm_lightning.core.objective import Chord
 from cm_lightning.core.parameterization import BoundaryShifted
 from cm_lightning.core.residual import Adaptive, Residual
 from cm_lightning.core.schedule import RateSchedule
+from cm_lightning.core.target_rate import ConstantRate, TargetRate
 from cm_lightning.core.trajectory import GuidedNoise
 from cm_lightning.core.weighting import InverseGap, Weighting
-from cm_lightning.domains import COUNT, NON_NEGATIVE
+from cm_lightning.domains import BELOW_ONE, COUNT, NON_NEGATIVE
 from cm_lightning.errors import ConfigError
 from cm_lightning.modules.consistency import ConsistencyModule
-from cm_lightning.modules.coupling import OptimalTransport
 from cm_lightning.modules.target import TargetNetwork
+
+
+class Guide(TargetNetwork):
+    """The average of the student during the warm-up, which is frozen when that ends.
+
+    Args:
+        student: the network that is trained.
+        decay: decay of the average, in [0, 1); at step k it is at most (1 + k) / (10 + k), as in :class:`EMA`, so that
+            the initial weights are forgotten.
+        curriculum: the curriculum, whose target is the data during the warm-up.
+    """
+
+    def __init__(self, student: nn.Module, decay: float, curriculum: Curriculum) -> None:
+        super().__init__(student, ConstantRate(decay), curriculum)
+
+    def mu(self, clock: Clock) -> float:
+        if not self.curriculum.target_is_data(clock):
+            return 1.0
+        return min(super().mu(clock), (1 + clock.step) / (10 + clock.step))
 
 
 class GuidedConsistencyTraining(ConsistencyModule):
@@ -34,7 +55,7 @@ class GuidedConsistencyTraining(ConsistencyModule):
 
     Args:
         w: strength of the guidance, at least 0; 0.5 makes classes clearer, 2 costs variety.
-        guide_rate: mu(k) of the guide's average.
+        guide_decay: decay of the guide's average, in [0, 1).
         denoising: the loss of the warm-up; ``Adaptive(0.75, 0.01 D)`` if None, D the dimension of an image.
         curriculum: draws the noise levels t > q, and begins with a :class:`WarmUp`; without one the guide is the
             diffusion model that ``start_from`` names.
@@ -51,12 +72,12 @@ class GuidedConsistencyTraining(ConsistencyModule):
         backbone: nn.Module,
         image_shape: Sequence[int],
         w: float = 0.5,
-        guide_rate: TargetRate | None = None,
+        guide_decay: float = 0.998,
         denoising: Residual | None = None,
         curriculum: Curriculum | None = None,
         distance: Distance | None = None,
         weighting: Weighting | None = None,
-        coupling: OptimalTransport | None = None,
+        coupling: Coupling | None = None,
         parameterization: BoundaryShifted | None = None,
         target_rate: TargetRate | None = None,
         sigma_max: float = SIGMA_MAX,
@@ -67,6 +88,7 @@ class GuidedConsistencyTraining(ConsistencyModule):
         start_from: str | None = None,
     ) -> None:
         NON_NEGATIVE.check(self, w=w)
+        BELOW_ONE.check(self, guide_decay=guide_decay)
         COUNT.check_each(self, image_shape=image_shape)
         curriculum = curriculum or WarmUp(ContinuousCurriculum())
         objective = Chord(
@@ -85,10 +107,16 @@ class GuidedConsistencyTraining(ConsistencyModule):
             raise ConfigError("guidance needs a class-conditional backbone and label_dropout above 0: set both")
         if not isinstance(curriculum, WarmUp) and not start_from:
             raise ConfigError("nothing trains a guide: let the curriculum begin with WarmUp, or set start_from")
-        guide = TargetNetwork(backbone, guide_rate or UntilWarm(), curriculum)
-        self.guide = guide.network
+        guide = Guide(backbone, guide_decay, curriculum)
+        self.guide = guide.network.eval()
         self.followers = (*self.followers, guide)
 
     def estimate(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """The guide's estimates of the clean images, (B, ...), without dropout."""
-        return self.parameterization(self.guide.eval(), x_t, t, labels)
+        """The guide's estimates of the clean images, (B, ...)."""
+        return self.parameterization(self.guide, x_t, t, labels)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all networks but the guide, which drops nothing out."""
+        super().train(mode)
+        self.guide.eval()
+        return self

@@ -10,12 +10,13 @@ from diffusers import DiffusionPipeline, LCMScheduler
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from cm_lightning.core.curriculum import Clock, TargetRate
+from cm_lightning.core.curriculum import Clock
 from cm_lightning.core.distance import ElementwiseHuber
 from cm_lightning.core.guidance import guided
 from cm_lightning.core.latent import ScaledBoundary, Timesteps
 from cm_lightning.core.objective import Chord
 from cm_lightning.core.schedule import RateSchedule
+from cm_lightning.core.target_rate import TargetRate
 from cm_lightning.core.trajectory import Teacher
 from cm_lightning.core.weighting import Uniform
 from cm_lightning.domains import COUNT, NON_NEGATIVE, POSITIVE

@@ -7,7 +7,8 @@ import copy
 import torch
 from torch import nn
 
-from cm_lightning.core.curriculum import Clock, Curriculum, TargetRate
+from cm_lightning.core.curriculum import Clock, Curriculum
+from cm_lightning.core.target_rate import TargetRate
 
 
 class TargetNetwork:

@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 
-from cm_lightning.core.curriculum import ContinuousCurriculum, Curriculum, TargetRate
+from cm_lightning.core.coupling import Coupling
+from cm_lightning.core.curriculum import ContinuousCurriculum, Curriculum
 from cm_lightning.core.distance import Distance, PseudoHuber
 from cm_lightning.core.noise import SIGMA_MAX
 from cm_lightning.core.objective import Chord
 from cm_lightning.core.parameterization import BoundaryShifted
 from cm_lightning.core.schedule import RateSchedule
+from cm_lightning.core.target_rate import TargetRate
 from cm_lightning.core.trajectory import SameNoise
 from cm_lightning.core.weighting import InverseGap, Weighting
 from cm_lightning.modules.consistency import ConsistencyModule
-from cm_lightning.modules.coupling import OptimalTransport
 
 
 class ConsistencyTraining(ConsistencyModule):
@@ -29,7 +30,7 @@ class ConsistencyTraining(ConsistencyModule):
         curriculum: draws the noise levels t > q.
         distance: distance between the two outputs.
         weighting: weight of the pair of noise levels.
-        coupling: pairs the noise of a batch with its images, such as :class:`OptimalTransport`; independent if None.
+        coupling: pairs the noise of a batch with its images, such as ``OptimalTransport``; independent if None.
         backbone, image_shape, parameterization, target_rate, sigma_max, sampling_sigmas: see
             :class:`ConsistencyModule`; label_dropout, optimizer, lr_scheduler, start_from: see its bases.
     """
@@ -41,7 +42,7 @@ class ConsistencyTraining(ConsistencyModule):
         curriculum: Curriculum | None = None,
         distance: Distance | None = None,
         weighting: Weighting | None = None,
-        coupling: OptimalTransport | None = None,
+        coupling: Coupling | None = None,
         parameterization: BoundaryShifted | None = None,
         target_rate: TargetRate | None = None,
         sigma_max: float = SIGMA_MAX,

@@ -10,7 +10,7 @@ from cm_lightning.backbones.edm2 import EDM2, UnitFourier, UnitLinear, _join, _m
 from cm_lightning.backbones.layers import Resample
 from cm_lightning.backbones.ncsnpp import NCSNpp
 from cm_lightning.backbones.protocol import Backbone
-from cm_lightning.core.curriculum import ConstantRate
+from cm_lightning.core.target_rate import ConstantRate
 from cm_lightning.errors import ConfigError
 from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.distillation import ConsistencyDistillation

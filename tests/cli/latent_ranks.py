@@ -12,7 +12,7 @@ from cm_lightning.callbacks.ema import EMA
 from cm_lightning.callbacks.export import Export
 from cm_lightning.callbacks.prompt_grid import PromptGrid
 from cm_lightning.callbacks.save_last import SaveLast
-from cm_lightning.core.curriculum import ConstantRate
+from cm_lightning.core.target_rate import ConstantRate
 from cm_lightning.data.captions import CaptionedMNIST
 from cm_lightning.latent.base import TextToImageBase
 from cm_lightning.latent.student import LoRA, WholeUNet

@@ -13,8 +13,9 @@ from cm_lightning.backbones.unet import UNet
 from cm_lightning.callbacks.ema import EMA
 from cm_lightning.callbacks.quality import Quality
 from cm_lightning.core import objective
-from cm_lightning.core.curriculum import ConstantRate, Curriculum, GridCurriculum, ProgressiveLevels, Times
+from cm_lightning.core.curriculum import Curriculum, GridCurriculum, ProgressiveLevels, Times
 from cm_lightning.core.schedule import HoldThenCosine
+from cm_lightning.core.target_rate import ConstantRate
 from cm_lightning.data.mnist import MNIST
 from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.distillation import ConsistencyDistillation

@@ -4,18 +4,16 @@ import torch
 from cm_lightning.core.curriculum import (
     Clock,
     ConstantLevels,
-    ConstantRate,
     ContinuousCurriculum,
     DoublingLevels,
     GridCurriculum,
     ProgressiveLevels,
-    ProgressiveRate,
-    UntilWarm,
     WarmUp,
     ect_r,
 )
 from cm_lightning.core.noise import LogNormal, LogNormalIntervals, karras_sigmas
 from cm_lightning.core.schedule import HoldThenCosine, InverseSquareRoot
+from cm_lightning.core.target_rate import ConstantRate, ProgressiveRate
 from cm_lightning.core.weighting import InverseGap, InverseVariance, Uniform
 from cm_lightning.errors import ConfigError
 
@@ -170,9 +168,3 @@ def test_warm_ups_within_each_other_shift_the_clock_once_each():
 def test_schedules_refuse_what_they_cannot_follow(make):
     with pytest.raises(ConfigError):
         make()
-
-
-def test_an_average_of_the_warm_up_stays_as_it_is_afterwards():
-    curriculum, rate = WarmUp(ContinuousCurriculum(), 0.5), UntilWarm(0.9)
-    assert [rate(curriculum, Clock(step, 200)) for step in (0, 10, 99, 100, 199)] == [0.1, 11 / 20, 0.9, 1.0, 1.0]
-    assert rate(ContinuousCurriculum(), Clock(0, 10)) == 1.0

@@ -20,6 +20,7 @@ from cm_lightning.core.residual import Adaptive, Learned, SquaredError
 from cm_lightning.core.schedule import Ramp
 from cm_lightning.core.trajectory import GuidedNoise, Itself, SameNoise, Teacher, of_ve
 from cm_lightning.core.weighting import Uniform
+from cm_lightning.errors import ConfigError
 from tests.helpers import Dropout
 
 END = Clock(1, 1)
@@ -550,3 +551,9 @@ def test_without_strength_or_class_guidance_leaves_the_noise_as_it_is(path):
         given = x, z, path.point(x, z, t), t
         torch.testing.assert_close(trajectory.advance(*given, t / 2, c), SameNoise(path).advance(*given, t / 2, c))
         torch.testing.assert_close(trajectory.velocity(*given, c), SameNoise(path).velocity(*given, c))
+
+
+@pytest.mark.parametrize("path", [TrigFlow(), Linear()], ids=lambda path: type(path).__name__)
+def test_edm_s_loss_is_refused_on_another_path(path):
+    with pytest.raises(ConfigError, match=f"EDM's loss, of the VE path, not of {type(path).__name__}"):
+        Chord(Curriculum, SameNoise(path), L2(), Uniform(), denoising=SquaredError())

@@ -13,11 +13,12 @@ from cm_lightning.backbones.mlp import ResidualMLP
 from cm_lightning.callbacks.ema import EMA
 from cm_lightning.checkpoint import CONFIG_KEY, read_checkpoint, weights
 from cm_lightning.commands import export
-from cm_lightning.core.curriculum import ConstantLevels, ConstantRate, GridCurriculum
+from cm_lightning.core.curriculum import ConstantLevels, GridCurriculum
 from cm_lightning.core.distance import L2
 from cm_lightning.core.noise import LogNormal
 from cm_lightning.core.ode_sampler import Euler
 from cm_lightning.core.parameterization import BoundaryShifted
+from cm_lightning.core.target_rate import ConstantRate
 from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.interop.foreign import read_foreign
 from cm_lightning.modules.diffusion import DiffusionModule

@@ -10,7 +10,6 @@ from cm_lightning.callbacks.ema import EMA
 from cm_lightning.core.curriculum import (
     Clock,
     ConstantLevels,
-    ConstantRate,
     ContinuousCurriculum,
     Curriculum,
     GridCurriculum,
@@ -24,6 +23,7 @@ from cm_lightning.core.oracle import GaussianOracle
 from cm_lightning.core.parameterization import BoundaryShifted
 from cm_lightning.core.random import Replay
 from cm_lightning.core.schedule import HoldThenCosine
+from cm_lightning.core.target_rate import ConstantRate
 from cm_lightning.core.weighting import Uniform
 from cm_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
 from tests.helpers import Dropout, module, points, trainer

@@ -5,11 +5,12 @@ import torch
 
 from cm_lightning.backbones.mlp import ResidualMLP
 from cm_lightning.callbacks.ema import EMA
-from cm_lightning.core.curriculum import ConstantLevels, ConstantRate, ContinuousCurriculum, GridCurriculum, WarmUp
+from cm_lightning.core.curriculum import ConstantLevels, ContinuousCurriculum, GridCurriculum, WarmUp
 from cm_lightning.core.distance import L2
 from cm_lightning.core.ode_sampler import DDIM, Euler
 from cm_lightning.core.oracle import GaussianOracle
 from cm_lightning.core.parameterization import EDM, BoundaryShifted
+from cm_lightning.core.target_rate import ConstantRate
 from cm_lightning.core.weighting import Uniform
 from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.modules.diffusion import DiffusionModule

@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from cm_lightning.backbones.mlp import ResidualMLP
 from cm_lightning.checkpoint import read_checkpoint
 from cm_lightning.cli import main
-from cm_lightning.core.curriculum import Clock, ConstantRate, ContinuousCurriculum, UntilWarm, WarmUp
+from cm_lightning.core.curriculum import Clock, ContinuousCurriculum, WarmUp
 from cm_lightning.core.residual import SquaredError
+from cm_lightning.core.target_rate import ConstantRate
 from cm_lightning.core.weighting import edm_weight
 from cm_lightning.errors import ConfigError
 from cm_lightning.modules.coupling import OptimalTransport
@@ -54,7 +55,7 @@ def followed(m, tmp_path, steps):
 
 
 def test_the_guide_averages_the_warm_up_and_is_then_frozen(tmp_path):
-    m = guided(guide_rate=UntilWarm(0.6))
+    m = guided(guide_decay=0.6)
     average = m.backbone.head.weight.detach().clone()
     student, guide = followed(m, tmp_path, 6)
     for step in range(6):
@@ -112,6 +113,7 @@ def test_the_warm_up_s_loss_is_edm_s():
         ({"label_dropout": 0.0}, "label_dropout above 0"),
         ({"curriculum": ContinuousCurriculum()}, "begin with WarmUp, or set start_from"),
         ({"w": -1.0}, "w must be"),
+        ({"guide_decay": 1.0}, "guide_decay must be"),
     ],
 )
 def test_what_cannot_be_guided_is_refused(options, line):

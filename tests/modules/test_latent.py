@@ -11,10 +11,10 @@ from diffusers import DiffusionPipeline, LCMScheduler
 
 from cm_lightning.callbacks.ema import EMA
 from cm_lightning.checkpoint import read_checkpoint
-from cm_lightning.core.curriculum import ConstantRate
 from cm_lightning.core.distance import elementwise_huber
 from cm_lightning.core.latent import LatentSchedule, lcm_sample, lcm_timesteps
 from cm_lightning.core.noise import expand
+from cm_lightning.core.target_rate import ConstantRate
 from cm_lightning.errors import ConfigError
 from cm_lightning.latent.base import Conditioning, TextToImageBase
 from cm_lightning.latent.draw import draw

@@ -13,16 +13,15 @@ from torch import nn
 from cm_lightning.backbones.unet import UNet
 from cm_lightning.core.curriculum import (
     ConstantLevels,
-    ConstantRate,
     ContinuousCurriculum,
     DoublingLevels,
     GridCurriculum,
     ProgressiveLevels,
-    ProgressiveRate,
     WarmUp,
 )
 from cm_lightning.core.distance import L2, PseudoHuber
 from cm_lightning.core.noise import LogNormalIntervals
+from cm_lightning.core.target_rate import ConstantRate, ProgressiveRate
 from cm_lightning.core.weighting import InverseVariance, Uniform
 from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.distillation import ConsistencyDistillation
