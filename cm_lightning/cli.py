@@ -110,6 +110,16 @@ def _lineage(path: Path, heirs: tuple[Path, ...] = ()) -> list[Path]:
     return [*_lineage(path.parent / base, (*heirs, path.resolve())), path] if base else [path]
 
 
+#: What is written is whole, and was checked when it was parsed.
+_WHOLE = {"skip_none": False, "skip_validation": True}
+
+
+def _content(parser: LightningArgumentParser, config: Any) -> dict[str, Any]:
+    """A configuration as plain data."""
+    content: dict[str, Any] = json.loads(parser.dump(config, format="json", **_WHOLE))
+    return content
+
+
 class _SaveConfig(SaveConfigCallback):
     """Saves the configuration to the run's directory, to W&B under one key, and to the checkpoints.
 
@@ -120,18 +130,16 @@ class _SaveConfig(SaveConfigCallback):
         super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        config = json.loads(self.parser.dump(self.config, format="json", skip_none=False))
         if isinstance(pl_module, TrainedModule):
-            pl_module.config = config["model"]
+            pl_module.config = _content(self.parser, self.config)["model"]
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         RunNote(str(run_directory(trainer))).leave()
         with replacing(run_directory(trainer) / self.config_filename) as path:
-            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+            self.parser.save(self.config, path, overwrite=True, multifile=False, **_WHOLE)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                config = json.loads(self.parser.dump(self.config, format="json", skip_none=False))
-                logger.experiment.config.update({"cli": config})
+                logger.experiment.config.update({"cli": _content(self.parser, self.config)})
 
 
 class _CLI(LightningCLI):
@@ -216,8 +224,8 @@ class _CLI(LightningCLI):
         self.start = Start(str(self.subcommand), self.trainer, self.run, self.config_init[self.subcommand].ckpt_path)
         for config in (self.config_init, self.config):  # so that the saved one names the file
             config[self.subcommand].ckpt_path = self.start.checkpoint
-        if self.subcommand == "fit":
-            self.start.compare(json.loads(self._parser("fit").dump(self.config["fit"], format="json", skip_none=False)))
+        if self.subcommand == "fit" and self.start.checkpoint:
+            self.start.compare(_content(self._parser("fit"), self.config["fit"]))
 
     def fit(self, **options: Any) -> None:
         self.start.fit(**options)
