@@ -215,6 +215,7 @@ def test_wandb_offline_holds_the_configuration_under_one_key():
     assert wandb.run.offline
     assert wandb.run.config["cli"]["model"]["class_path"].endswith("ConsistencyTraining")
     wandb.finish()
+    wandb.teardown()  # which waits until the process that writes the file has ended
     (file,) = Path("runs/toy").glob("wandb/offline-run-*/*.wandb")
     assert b"train/loss" in file.read_bytes()
     assert Path("runs/toy/version_0/metrics.csv").exists()
