@@ -63,12 +63,14 @@ from .core.residual import SquaredError as SquaredError
 from .core.schedule import HoldThenCosine as HoldThenCosine
 from .core.schedule import InverseSquareRoot as InverseSquareRoot
 from .core.schedule import Ramp as Ramp
+from .core.stages import Stage as Stage
 from .core.target_rate import ConstantRate as ConstantRate
 from .core.target_rate import ProgressiveRate as ProgressiveRate
 from .core.trajectory import GuidedNoise as GuidedNoise
 from .core.trajectory import Itself as Itself
 from .core.trajectory import SameNoise as SameNoise
 from .core.trajectory import Teacher as Teacher
+from .core.turns import Turns as Turns
 from .core.weighting import InverseGap as InverseGap
 from .core.weighting import InverseVariance as InverseVariance
 from .core.weighting import Uniform as Uniform
@@ -99,6 +101,7 @@ from .metrics.features import TorchvisionFeatures as TorchvisionFeatures
 from .metrics.kernel import KernelDistance as KernelDistance
 from .metrics.precision_recall import PrecisionRecall as PrecisionRecall
 from .metrics.shares import PixelShares as PixelShares
+from .modules.adversarial import AdversarialDistillation as AdversarialDistillation
 from .modules.autoencoder import AutoencoderModule as AutoencoderModule  # lcm
 from .modules.continuous import ContinuousConsistencyDistillation as ContinuousConsistencyDistillation
 from .modules.continuous import ContinuousConsistencyTraining as ContinuousConsistencyTraining
@@ -106,6 +109,7 @@ from .modules.contrastive import ContrastiveModule as ContrastiveModule  # lcm
 from .modules.coupling import OptimalTransport as OptimalTransport
 from .modules.diffusion import DiffusionModule as DiffusionModule
 from .modules.distillation import ConsistencyDistillation as ConsistencyDistillation
+from .modules.distribution_matching import DistributionMatchingDistillation as DistributionMatchingDistillation
 from .modules.guided import GuidedConsistencyTraining as GuidedConsistencyTraining
 from .modules.latent_consistency import LatentConsistencyDistillation as LatentConsistencyDistillation  # lcm
 from .modules.latent_diffusion import LatentDiffusionModule as LatentDiffusionModule  # lcm

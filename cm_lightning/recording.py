@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType
@@ -83,6 +84,8 @@ def describe(value: Any) -> Any:
         return [describe(item) for item in value]
     if isinstance(value, Mapping) and all(isinstance(key, str | int) for key in value):
         return {key: describe(item) for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):  # the command line takes its fields without a class_path
+        return {field.name: describe(getattr(value, field.name)) for field in fields(value)}
     value = getattr(value, "_orig_mod", value)  # inside the wrapper of torch.compile
     arguments = _known_arguments(value)
     name = value.__qualname__ if inspect.isroutine(value) or inspect.isclass(value) else type(value).__qualname__

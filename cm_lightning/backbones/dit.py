@@ -114,7 +114,7 @@ class DiT(Recorded, nn.Module):
         multiple_of(4).check(self, channels=channels)  # for sines and cosines of row and column
         check_conditions(self, num_classes, dropout)
         super().__init__()
-        self.num_classes, self.patch = num_classes, patch
+        self.num_classes, self.patch, self.bottleneck_width = num_classes, patch, channels
         self.noise = noise_embedding or PositionalEmbedding(_NOISE_WIDTH)
         self.noise_labels = labels_taken(self.noise, _NOISE_WIDTH)
         self.mlp = nn.Sequential(nn.Linear(_NOISE_WIDTH, channels), nn.SiLU(), nn.Linear(channels, channels))
@@ -148,6 +148,17 @@ class DiT(Recorded, nn.Module):
 
     def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
         """(B, C, H, W), (B,), (B,) or None -> (B, C, H, W). Raises ConfigError if patches do not fill the sides."""
+        h, condition, rows = self._tokens(x, noise_label, class_label)
+        out: Tensor = self.head(self.norm(h, *self.modulation(condition)))
+        return rearrange(out, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, p=self.patch, q=self.patch)
+
+    def bottleneck(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
+        """The tokens after the last block, as a map: (B, bottleneck_width, h, w)."""
+        h, _, rows = self._tokens(x, noise_label, class_label)
+        return rearrange(h, "b (h w) c -> b c h w", h=rows)
+
+    def _tokens(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None) -> tuple[Tensor, Tensor, int]:
+        """The tokens after the last block, the condition, and the number of rows of patches."""
         require_divisible(x, self.patch)
         rows = x.shape[2] // self.patch
         condition = self._condition(noise_label, class_label)
@@ -155,8 +166,7 @@ class DiT(Recorded, nn.Module):
         h = self.stem(tokens) + self._places(rows, tokens.shape[1] // rows, x)
         for block in self.blocks:
             h = block(h, condition)
-        out: Tensor = self.head(self.norm(h, *self.modulation(condition)))
-        return rearrange(out, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, p=self.patch, q=self.patch)
+        return h, condition, rows
 
     def _condition(self, noise_label: Tensor, class_label: Tensor | None) -> Tensor:
         condition = cast(Tensor, self.mlp(self.noise(noise_label)))

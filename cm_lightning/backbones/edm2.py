@@ -232,6 +232,7 @@ class EDM2(Recorded, nn.Module):
         self.pyramid = UnitPyramid(
             widths[0], widths, blocks, attention_levels, partial(block, encoder=True), partial(block, encoder=False)
         )
+        self.bottleneck_width = self.pyramid.bottleneck_width
         self.head, self.gain = UnitLinear(self.pyramid.width, image_channels, 3), nn.Parameter(torch.zeros(()))
         self.to(memory_format=torch.channels_last)
 
@@ -242,11 +243,17 @@ class EDM2(Recorded, nn.Module):
 
     def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
         """(B, C, H, W), (B,), (B,) or None -> (B, C, H, W). Raises ConfigError if the sides cannot be halved."""
+        return cast(Tensor, self.head(self.pyramid(*self._inputs(x, noise_label, class_label)), self.gain))
+
+    def bottleneck(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
+        """The features of the coarsest level: (B, bottleneck_width, h, w)."""
+        return self.pyramid.bottleneck(*self._inputs(x, noise_label, class_label))
+
+    def _inputs(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         if self.training and torch.is_grad_enabled():
             for module in self.modules():
                 if isinstance(module, UnitLinear):
                     module.force_norm()
         ones = torch.ones_like(x[:, :1])  # in place of biases, which the layers do not have
         image = torch.cat([x, ones], dim=1).contiguous(memory_format=torch.channels_last)
-        h = self.pyramid(self.stem(image), self.conditioning(noise_label, class_label), image)
-        return cast(Tensor, self.head(h, self.gain))
+        return self.stem(image), self.conditioning(noise_label, class_label), image

@@ -34,7 +34,7 @@ class ResidualMLP(Recorded, nn.Module):
         multiple_of(2).check(self, width=width)
         NATURAL.check(self, num_classes=num_classes)
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes, self.bottleneck_width = num_classes, width
         self.conditioning = Conditioning(
             width, num_classes, width, noise_embedding or FourierEmbedding(width, scale=0.5)
         )
@@ -45,8 +45,16 @@ class ResidualMLP(Recorded, nn.Module):
 
     def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
         """(B, ...) with ``dim`` entries per sample, (B,), (B,) or None -> the shape of x."""
+        h = self._features(x, noise_label, class_label)
+        return cast(Tensor, self.head(nn.functional.silu(h))).reshape(x.shape)
+
+    def bottleneck(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
+        """The features before the last layer, as a map of one pixel: (B, bottleneck_width, 1, 1)."""
+        return self._features(x, noise_label, class_label)[:, :, None, None]
+
+    def _features(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None) -> Tensor:
         condition = self.conditioning(noise_label, class_label)
-        h = self.stem(x.flatten(1))
+        h: Tensor = self.stem(x.flatten(1))
         for layer, shift in zip(self.layers, self.shifts, strict=True):
             h = h + layer(nn.functional.silu(h + shift(condition)))
-        return cast(Tensor, self.head(nn.functional.silu(h))).reshape(x.shape)
+        return h

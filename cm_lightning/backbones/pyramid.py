@@ -68,7 +68,7 @@ class Pyramid(nn.Module):
                 attends = level in attention_levels and (up_attention == "every" or i == blocks)
                 self._decode(decode(width + skips.pop(), target, "keep", attends), joins=True)
                 width = target
-        self.width = width
+        self.width, self.bottleneck_width = width, widths[-1]
 
     def _decode(self, block: nn.Module, joins: bool) -> None:
         self.decoder.append(block)
@@ -81,6 +81,14 @@ class Pyramid(nn.Module):
         h = skips[-1]
         for block, joins in zip(self.decoder, self.joins, strict=True):
             h = block(self.join(h, skips.pop()) if joins else h, condition)
+        return h
+
+    def bottleneck(self, h: Tensor, condition: Tensor, image: Tensor) -> Tensor:
+        """The features of the coarsest level, after its two blocks: (B, bottleneck_width, h, w)."""
+        require_divisible(h, self.factor)
+        h = self.encode(h, condition, image)[-1]
+        for block in self.decoder[:2]:
+            h = block(h, condition)
         return h
 
     def encode(self, h: Tensor, condition: Tensor, image: Tensor) -> list[Tensor]:
@@ -181,7 +189,7 @@ class PyramidNet(Recorded, nn.Module):
         self.num_classes = num_classes
         self.conditioning = conditioning
         self.stem = nn.Conv2d(image_channels, stem, 3, padding=1)
-        self.pyramid = pyramid
+        self.pyramid, self.bottleneck_width = pyramid, pyramid.bottleneck_width
         self.head = nn.Sequential(
             group_norm(pyramid.width, eps, groups),
             nn.SiLU(),
@@ -191,9 +199,15 @@ class PyramidNet(Recorded, nn.Module):
 
     def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
         """(B, C, H, W), (B,), (B,) or None -> (B, C, H, W). Raises ConfigError if the sides cannot be halved."""
+        return cast(Tensor, self.head(self.pyramid(*self._inputs(x, noise_label, class_label))))
+
+    def bottleneck(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
+        """The features of the coarsest level: (B, bottleneck_width, h, w)."""
+        return self.pyramid.bottleneck(*self._inputs(x, noise_label, class_label))
+
+    def _inputs(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         image = x.contiguous(memory_format=torch.channels_last)
-        h = self.pyramid(self.stem(image), self.conditioning(noise_label, class_label), image)
-        return cast(Tensor, self.head(h))
+        return self.stem(image), self.conditioning(noise_label, class_label), image
 
 
 def start_as_edm(network: PyramidNet) -> None:

@@ -95,6 +95,7 @@ class UNet(Recorded, nn.Module):
         COUNT.check(self, patch=patch, head_width=head_width)
         super().__init__()
         self.num_classes, self.patch = num_classes, patch
+        self.bottleneck_width = channels * multipliers[-1]
         condition = 4 * channels
         self.conditioning = Conditioning(condition, num_classes, channels, noise_embedding)
         widths = [channels * m for m in multipliers]
@@ -131,6 +132,21 @@ class UNet(Recorded, nn.Module):
     def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
         """(B, C, H, W), (B,), (B,) or None -> (B, C, H, W)."""
         height, width = x.shape[2:]
+        h, skips, condition = self._down(x, noise_label, class_label)
+        for level, blocks in enumerate(self.up):
+            if level > 0:
+                h = self.grow[level - 1](nnf.interpolate(h, size=skips[-1].shape[2:], mode="nearest"))
+            for block in cast(nn.ModuleList, blocks):
+                h = block(torch.cat([h, skips.pop()], dim=1), condition)
+        return nnf.pixel_shuffle(self.head(h), self.patch)[:, :, :height, :width]
+
+    def bottleneck(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
+        """The features of the coarsest level: (B, bottleneck_width, h, w)."""
+        return self._down(x, noise_label, class_label)[0]
+
+    def _down(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None) -> tuple[Tensor, list[Tensor], Tensor]:
+        """The features of the coarsest level, the skip connections, finest first, and the condition."""
+        height, width = x.shape[2:]
         x = nnf.pad(x, (0, -width % self.patch, 0, -height % self.patch))
         h = nnf.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last)
         condition = self.conditioning(noise_label, class_label)
@@ -146,9 +162,4 @@ class UNet(Recorded, nn.Module):
                 skips.append(h)
         for block in self.middle:
             h = block(h, condition)
-        for level, blocks in enumerate(self.up):
-            if level > 0:
-                h = self.grow[level - 1](nnf.interpolate(h, size=skips[-1].shape[2:], mode="nearest"))
-            for block in cast(nn.ModuleList, blocks):
-                h = block(torch.cat([h, skips.pop()], dim=1), condition)
-        return nnf.pixel_shuffle(self.head(h), self.patch)[:, :, :height, :width]
+        return h, skips, condition

@@ -62,9 +62,18 @@ class DiffusersUNet(Recorded, nn.Module):
             if forward_mode and isinstance(module, Attention):
                 module.set_processor(AttnProcessor())
         self.network: nn.Module = network
+        self.bottleneck_width = int(network.config.block_out_channels[-1])
 
     def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
         """(B, C, H, W), (B,), (B,) or None -> (B, C, H, W)."""
         if self.num_classes and class_label is None:
             class_label = torch.full((len(x),), self.num_classes, device=x.device)
         return cast(Tensor, self.network(x, noise_label, class_label, return_dict=False)[0])
+
+    def bottleneck(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
+        """The features of the coarsest level: (B, bottleneck_width, h, w)."""
+        found: list[Tensor] = []
+        middle = cast(nn.Module, self.network.mid_block)
+        with middle.register_forward_hook(lambda *call: found.append(call[-1])):
+            self(x, noise_label, class_label)
+        return found[0]

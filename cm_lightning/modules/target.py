@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import copy
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from cm_lightning.core.curriculum import Clock, Curriculum
 from cm_lightning.core.target_rate import TargetRate
+
+
+class Follower(Protocol):
+    """Weights that follow those of a trained network."""
+
+    def follow(self, clock: Clock) -> None:
+        """Update them after the optimizer step of a clock."""
+
+    def restart(self) -> None:
+        """Copy the trained network."""
 
 
 class TargetNetwork:

@@ -25,7 +25,7 @@ from cm_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
 from cm_lightning.modules.batch import number_of_samples
 from cm_lightning.modules.frozen import Frozen
 from cm_lightning.modules.starting import first_weights
-from cm_lightning.modules.target import TargetNetwork
+from cm_lightning.modules.target import Follower
 from cm_lightning.recording import Recorded, describe
 from cm_lightning.states import difference, renamed_like
 
@@ -46,8 +46,8 @@ class TrainedModule(Recorded, L.LightningModule):
     #: How the command line configured this module; saved in its checkpoints so that ``load_module`` can rebuild it.
     #: If None, they hold the arguments that it was built with in Python.
     config: dict[str, Any] | None = None
-    #: The averages that follow the trained network, in methods that have any.
-    followers: tuple[TargetNetwork, ...] = ()
+    #: What follows the trained network, such as an average, in methods that have any.
+    followers: tuple[Follower, ...] = ()
 
     def __init__(
         self,
@@ -116,8 +116,12 @@ class TrainedModule(Recorded, L.LightningModule):
             return Clock(self.trained_steps, self.total_steps)
         return Clock(_SCHEDULES_END, _SCHEDULES_END)
 
+    def trained_parameters(self) -> list[Any]:
+        """What the optimizer is given: the parameters that are trained, or groups of them."""
+        return [p for p in self.parameters() if p.requires_grad]
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        parameters = [p for p in self.parameters() if p.requires_grad]
+        parameters = self.trained_parameters()
         try:
             optimizer = self.optimizer(parameters) if self.optimizer else torch.optim.RAdam(parameters, lr=1e-4)
         except (TypeError, ValueError) as error:

@@ -1,0 +1,209 @@
+"""The stages of a progressive distillation, in which a student of few steps learns from a teacher of more.
+
+All grids are nested: a student of n steps stands on every (T / n)-th of the T levels of the first teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from cm_lightning.core.curriculum import Clock
+from cm_lightning.core.noise import expand
+from cm_lightning.core.path import Path
+from cm_lightning.core.schedule import RateSchedule
+from cm_lightning.core.weighting import edm_weight
+from cm_lightning.domains import COUNT, NON_NEGATIVE, POSITIVE
+from cm_lightning.errors import ConfigError
+
+#: x_t (B, ...), t (B,) -> the estimate of the clean image, (B, ...).
+Denoiser: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: a student of ``student_steps`` steps learns from a teacher of ``teacher_steps``.
+
+    Attributes:
+        teacher_steps: steps of the teacher from noise to image.
+        student_steps: steps of the student, a divisor of the teacher's.
+        objective: ``mse`` compares the ends of a student's step and of the teacher's steps beside it; with
+            ``conditional`` a discriminator sees the start of the step and its end, with ``unconditional`` the end
+            alone (SDXL-Lightning, Lin et al. 2024, section 3.3).
+        length: length relative to the other stages; optimizer steps if they sum up to the run's.
+        rate: factor on the learning rate, above 0.
+        guidance: w of the teacher, c + w (c - u); only in the stages of the first teacher.
+
+    Raises:
+        ConfigError: a number is out of range, or the student's steps do not divide the teacher's.
+    """
+
+    teacher_steps: int
+    student_steps: int
+    objective: Literal["mse", "conditional", "unconditional"] = "mse"
+    length: float = 1.0
+    rate: float = 1.0
+    guidance: float = 0.0
+
+    def __post_init__(self) -> None:
+        COUNT.check(self, teacher_steps=self.teacher_steps, student_steps=self.student_steps)
+        POSITIVE.check(self, length=self.length, rate=self.rate)
+        NON_NEGATIVE.check(self, guidance=self.guidance)
+        if self.teacher_steps % self.student_steps or self.teacher_steps == self.student_steps:
+            raise ConfigError(
+                f"Stage: student_steps must be a divisor of teacher_steps, got {self.student_steps} and "
+                f"{self.teacher_steps}"
+            )
+        if self.objective not in ("mse", "conditional", "unconditional"):
+            raise ConfigError(f"Stage: objective must be mse, conditional or unconditional, got {self.objective!r}")
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether a discriminator is trained."""
+        return self.objective != "mse"
+
+    def __str__(self) -> str:
+        return f"{self.teacher_steps} -> {self.student_steps} {self.objective}"
+
+
+class Stages:
+    """The stages of a run, in turn.
+
+    Args:
+        stages: at least one. Each learns from the teacher of the one before, or from its student.
+
+    Raises:
+        ConfigError: a stage's teacher has other steps than both, or guidance is asked of a student.
+    """
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        if not stages:
+            raise ConfigError("stages must be given: a list of teacher_steps, student_steps and objective")
+        for before, after in pairwise(stages):
+            if after.teacher_steps not in (before.teacher_steps, before.student_steps):
+                raise ConfigError(
+                    f"stages: {after} does not follow {before}: its teacher must take {before.teacher_steps} steps, or "
+                    f"{before.student_steps} as the student before it"
+                )
+            if after.guidance and after.teacher_steps != stages[0].teacher_steps:
+                raise ConfigError(f"stages: {after} asks for guidance of a student, in which it is baked: set it to 0")
+        self.stages = list(stages)
+
+    def starts(self, total: int) -> list[int]:
+        """The first step of each stage in a run of ``total`` steps."""
+        whole, done, starts = sum(stage.length for stage in self.stages), 0.0, []
+        for stage in self.stages:
+            starts.append(round(total * done / whole))
+            done += stage.length
+        return starts
+
+    def index(self, clock: Clock) -> int:
+        """The number of the stage that a step belongs to, from 0."""
+        return max(i for i, start in enumerate(self.starts(clock.total)) if start <= clock.step or i == 0)
+
+    def at(self, clock: Clock) -> Stage:
+        """The stage that a step belongs to."""
+        return self.stages[self.index(clock)]
+
+    def begins(self, clock: Clock) -> bool:
+        """Whether a stage other than the first begins at a step."""
+        return clock.step > 0 and self.index(clock) != self.index(Clock(clock.step - 1, clock.total))
+
+    def learns_from_student(self, index: int) -> bool:
+        """Whether the teacher of a stage is the student of an earlier one."""
+        return self.stages[index].teacher_steps != self.stages[0].teacher_steps
+
+    def takes_student(self, clock: Clock) -> bool:
+        """Whether the student becomes the teacher of a stage that begins at a step."""
+        before = Clock(clock.step - 1, clock.total)
+        return self.begins(clock) and self.at(clock).teacher_steps != self.at(before).teacher_steps
+
+
+class Ladder:
+    """The T levels of the first teacher, by their numbers i from pure noise, 0, to the clean end, T.
+
+    Args:
+        path: the path of the levels.
+        levels: (T,), descending.
+    """
+
+    def __init__(self, path: Path, levels: Tensor) -> None:
+        self.path, self.levels = path, levels
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def stride(self, steps: int) -> int:
+        """The number of levels in each of ``steps`` steps. Raises ConfigError unless they divide T."""
+        if steps < 1 or len(self) % steps:
+            raise ConfigError(f"{steps} steps do not divide the {len(self)} of the first teacher: choose a divisor")
+        return len(self) // steps
+
+    def draw(self, steps: int, n: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+        """Draw the numbers of the levels at which a student of ``steps`` steps starts, (n,) int64."""
+        return self.stride(steps) * torch.randint(steps, (n,), device=device, generator=generator)
+
+    def level(self, i: Tensor) -> Tensor:
+        """The level with number i (B,) < T, (B,)."""
+        levels: Tensor = self.levels.to(i.device)[i.clamp(max=len(self) - 1)]
+        return levels
+
+    def point(self, x: Tensor, z: Tensor, i: Tensor) -> Tensor:
+        """The point at i (B,): pure noise at 0, where sampling starts, though training paths may leave some data."""
+        t = self.level(i)
+        return torch.where(expand(i == 0, x), self.path.pure_noise(z, t), self.path.point(x, z, t))
+
+    def end(self, x_t: Tensor, clean: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """The point at j (B,) > i of a DDIM step from x_t at i, for an estimate of the clean image: it itself at T."""
+        t, q = self.level(i), self.level(j)
+        on_the_way = self.path.step(x_t, self.path.noise(x_t, clean, t), t, q)
+        return torch.where(expand(j >= len(self), clean), clean, on_the_way)
+
+    def clean(self, x_t: Tensor, x_q: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """The estimate of the clean image by which :meth:`end` leads from x_t to x_q (Salimans & Ho 2022, Eq. 43)."""
+        (alpha, sigma), (alpha_q, sigma_q) = self.path.scales(self.level(i)), self.path.scales(self.level(j))
+        ratio = sigma_q / sigma
+        estimate = (x_q - expand(ratio, x_t) * x_t) / expand(alpha_q - ratio * alpha, x_t)
+        return torch.where(expand(j >= len(self), x_q), x_q, estimate.to(x_q.dtype))
+
+    def advance(self, denoiser: Denoiser, x_t: Tensor, i: Tensor, steps: int, count: int) -> Tensor:
+        """Take ``count`` DDIM steps on the grid of ``steps`` steps, from x_t at i: the point at i + count strides."""
+        stride = self.stride(steps)
+        for _ in range(count):
+            x_t = self.end(x_t, denoiser(x_t, self.level(i)), i, i + stride)
+            i = i + stride
+        return x_t
+
+    def sample(self, denoiser: Denoiser, z: Tensor, steps: int) -> Tensor:
+        """Draw from unit noise z (B, ...) in ``steps`` evaluations."""
+        i = torch.zeros(len(z), dtype=torch.long, device=z.device)
+        return self.advance(denoiser, self.point(torch.zeros_like(z), z, i), i, steps, steps)
+
+    def weight(self, i: Tensor, sigma_data: float) -> Tensor:
+        """EDM's weight of a squared error of the clean image at i (B,)."""
+        alpha, sigma = self.path.scales(self.level(i))
+        return edm_weight(sigma / alpha, sigma_data)
+
+
+class StageRates(RateSchedule):
+    """The rate of each stage, times a schedule that starts anew with each of them.
+
+    Args:
+        stages: the stages.
+        within: the schedule within a stage; constant if None.
+    """
+
+    def __init__(self, stages: Stages, within: RateSchedule | None = None) -> None:
+        self.stages, self.within = stages, within
+
+    def __call__(self, step: int, total: int) -> float:
+        index, starts = self.stages.index(Clock(step, total)), [*self.stages.starts(total), total]
+        rate = self.stages.stages[index].rate
+        if self.within is None:
+            return rate
+        return rate * self.within(step - starts[index], max(1, starts[index + 1] - starts[index]))
