@@ -111,8 +111,10 @@ from .modules.diffusion import DiffusionModule as DiffusionModule
 from .modules.distillation import ConsistencyDistillation as ConsistencyDistillation
 from .modules.distribution_matching import DistributionMatchingDistillation as DistributionMatchingDistillation
 from .modules.guided import GuidedConsistencyTraining as GuidedConsistencyTraining
+from .modules.latent_adversarial import LatentAdversarialDistillation as LatentAdversarialDistillation  # lcm
 from .modules.latent_consistency import LatentConsistencyDistillation as LatentConsistencyDistillation  # lcm
 from .modules.latent_diffusion import LatentDiffusionModule as LatentDiffusionModule  # lcm
+from .modules.latent_matching import LatentDistributionMatching as LatentDistributionMatching  # lcm
 from .modules.loading import load_module as load_module
 from .modules.loading import load_trained as load_trained
 from .modules.lpips import LPIPS as LPIPS

@@ -18,7 +18,9 @@ from cm_lightning.data.base import GenerativeDataModule
 from cm_lightning.data.stream import Stream
 from cm_lightning.domains import POSITIVE
 from cm_lightning.errors import ConfigError, DataError
+from cm_lightning.modules.critic import WithCritic
 from cm_lightning.modules.lpips import LPIPS
+from cm_lightning.modules.progressive import Progressive
 from cm_lightning.modules.trained import TrainedModule
 
 _GIB = 2**30
@@ -118,9 +120,12 @@ def plan(
         "optimizer": _optimizer_copies(module),
         "averages": averages,
         "target": int(getattr(module, "target", None) is not None),
+        "teacher": int(isinstance(module, Progressive)),
     }
     kept = kept_for_backward({module.backbone, *frozen.values()}, module.forward_one, plain, autocast)
-    total = sum(copies.values()) * weights + sum(sizes.values()) + kept.weights
+    beside = _bytes(module.critic) if isinstance(module, WithCritic) else 0
+    trained = copies["weights"] + copies["gradients"] + copies["optimizer"]
+    total = sum(copies.values()) * weights + trained * beside + sum(sizes.values()) + kept.weights
     share = batch_size // ranks
     lines = [
         f"{type(module).__name__}, {type(module.backbone).__name__}: "
@@ -130,6 +135,7 @@ def plan(
         f"memory per rank: {total / _GIB:.2f} GiB = "
         + " + ".join(f"{n} x {name}" for name, n in copies.items() if n)
         + f" of {weights / _GIB:.2f} GiB"
+        + (f" + {trained} x critic of {beside / _GIB:.2f} GiB" if beside else "")
         + "".join(f" + {name} of {size / _GIB:.2f} GiB" for name, size in sizes.items())
         + (f" + weights in 16 bits of {kept.weights / _GIB:.2f} GiB" if kept.weights else ""),
         f"and activations in {precision}{_left_out(module)}: {kept.image / 2**20:.1f} MiB per image, "

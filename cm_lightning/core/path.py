@@ -35,10 +35,6 @@ class Path(Recorded, ABC):
         """The point alpha x + sigma z for data x, unit noise z (B, ...), t (B,); in the dtype of x."""
         return _mix(self.scales(t), x, z)
 
-    def pure_noise(self, z: Tensor, t: Tensor) -> Tensor:
-        """The start of sampling from unit noise z (B, ...), at the highest level t (B,): sigma z."""
-        return (expand(self.scales(t)[1], z) * z).to(z.dtype)
-
     def velocity(self, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
         """The derivative of :meth:`point` in t, for the same x and z."""
         return _mix(self.rates(t), x, z)
@@ -134,9 +130,6 @@ class DDPM(Path):
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha_bar = self._alpha_bar(t)
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-
-    def pure_noise(self, z: Tensor, t: Tensor) -> Tensor:
-        return z  # of the variance 1 that alpha^2 + sigma^2 has at every t
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         logs, last = self._on(t).log(), len(self) - 2

@@ -5,10 +5,10 @@ All grids are nested: a student of n steps stands on every (T / n)-th of the T l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -75,24 +75,30 @@ class Stages:
     """The stages of a run, in turn.
 
     Args:
-        stages: at least one. Each learns from the teacher of the one before, or from its student.
+        stages: at least one, or their fields, as checkpoints have them. Each learns from the teacher of the one before,
+            or from its student.
 
     Raises:
         ConfigError: a stage's teacher has other steps than both, or guidance is asked of a student.
     """
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
+    def __init__(self, stages: Sequence[Stage | Mapping[str, Any]]) -> None:
         if not stages:
             raise ConfigError("stages must be given: a list of teacher_steps, student_steps and objective")
-        for before, after in pairwise(stages):
+        self.stages = [stage if isinstance(stage, Stage) else Stage(**stage) for stage in stages]
+        for before, after in pairwise(self.stages):
             if after.teacher_steps not in (before.teacher_steps, before.student_steps):
                 raise ConfigError(
                     f"stages: {after} does not follow {before}: its teacher must take {before.teacher_steps} steps, or "
                     f"{before.student_steps} as the student before it"
                 )
-            if after.guidance and after.teacher_steps != stages[0].teacher_steps:
+            if after.guidance and after.teacher_steps != self.first.teacher_steps:
                 raise ConfigError(f"stages: {after} asks for guidance of a student, in which it is baked: set it to 0")
-        self.stages = list(stages)
+
+    @property
+    def first(self) -> Stage:
+        """The first stage, whose teacher is the model that is distilled."""
+        return self.stages[0]
 
     def starts(self, total: int) -> list[int]:
         """The first step of each stage in a run of ``total`` steps."""
@@ -116,7 +122,7 @@ class Stages:
 
     def learns_from_student(self, index: int) -> bool:
         """Whether the teacher of a stage is the student of an earlier one."""
-        return self.stages[index].teacher_steps != self.stages[0].teacher_steps
+        return self.stages[index].teacher_steps != self.first.teacher_steps
 
     def takes_student(self, clock: Clock) -> bool:
         """Whether the student becomes the teacher of a stage that begins at a step."""
@@ -154,9 +160,8 @@ class Ladder:
         return levels
 
     def point(self, x: Tensor, z: Tensor, i: Tensor) -> Tensor:
-        """The point at i (B,): pure noise at 0, where sampling starts, though training paths may leave some data."""
-        t = self.level(i)
-        return torch.where(expand(i == 0, x), self.path.pure_noise(z, t), self.path.point(x, z, t))
+        """The point at i (B,): noise alone at 0, as in sampling, though the path may leave some of the data there."""
+        return self.path.point(torch.where(expand(i == 0, x), 0, x), z, self.level(i))
 
     def end(self, x_t: Tensor, clean: Tensor, i: Tensor, j: Tensor) -> Tensor:
         """The point at j (B,) > i of a DDIM step from x_t at i, for an estimate of the clean image: it itself at T."""

@@ -60,32 +60,35 @@ class Student(Recorded, ABC):
 
 
 class WholeUNet(Student):
-    """Full LCM: a copy of the network, conditioned on the guidance (Luo et al. 2023, section 4.2).
+    """A copy of the network, conditioned on the guidance in a full LCM (Luo et al. 2023, section 4.2).
 
     Args:
-        guidance_width: width of the embedding of w, even.
+        guidance_width: width of the embedding of w, even; if None, the guidance is baked in.
     """
 
-    def __init__(self, guidance_width: int = 256) -> None:
-        _EMBEDDING.check(self, guidance_width=guidance_width)
+    def __init__(self, guidance_width: int | None = 256) -> None:
+        if guidance_width is not None:
+            _EMBEDDING.check(self, guidance_width=guidance_width)
         self.guidance_width = guidance_width
 
     def attach(self, base: TextToImageBase) -> None:
         # diffusers lists values that were defaults under this key, and would reset them
         config = {name: value for name, value in base.unet.config.items() if name != "_use_default_values"}
-        config["time_cond_proj_dim"] = self.guidance_width
+        if self.guidance_width is not None:
+            config["time_cond_proj_dim"] = self.guidance_width
         unet = UNet2DConditionModel.from_config(config)
         if next(base.unet.parameters()).device.type != "meta":
             unet.load_state_dict(base.unet.state_dict(), strict=False)
-            nn.init.zeros_(unet.time_embedding.cond_proj.weight)  # so the student starts as the teacher, for every w
+            if self.guidance_width is not None:  # so the student starts as the teacher, for every w
+                nn.init.zeros_(unet.time_embedding.cond_proj.weight)
         base.unet.requires_grad_(False).eval()
         self.unet = self.weights = unet.train()
 
     def tensors(self, weights: nn.Module) -> Mapping[str, Tensor]:
         return {**dict(weights.named_parameters()), **dict(weights.named_buffers())}
 
-    def embed(self, w: Tensor) -> Tensor:
-        return guidance_embedding(w, self.guidance_width)
+    def embed(self, w: Tensor) -> Tensor | None:
+        return None if self.guidance_width is None else guidance_embedding(w, self.guidance_width)
 
     def teacher(self, base: TextToImageBase, x: Tensor, t: Tensor, c: Conditioning) -> Tensor:
         return base.output(base.unet, x, t, c)

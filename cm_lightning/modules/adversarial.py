@@ -17,7 +17,7 @@ from cm_lightning.core.parameterization import EDM
 from cm_lightning.core.path import VE
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.core.solver import euler_step
-from cm_lightning.core.stages import Ladder, Stage
+from cm_lightning.core.stages import Ladder, Stage, Stages
 from cm_lightning.core.turns import Turns
 from cm_lightning.domains import POSITIVE
 from cm_lightning.errors import ConfigError
@@ -67,11 +67,11 @@ class AdversarialDistillation(Progressive, Distilled):
         POSITIVE.check_each(self, discriminator_levels=discriminator_levels)
         super().__init__(backbone, image_shape, label_dropout, optimizer, lr_scheduler, start_from)
         self.parameterization, self.sigma_max = parameterization or EDM(), sigma_max
-        most = stages[0].teacher_steps if stages else 2
-        ladder = Ladder(VE(), karras_sigmas(most, sigma_max=sigma_max).float())
+        in_turn = Stages(stages)
+        ladder = Ladder(VE(), karras_sigmas(in_turn.first.teacher_steps, sigma_max=sigma_max).float())
         critic = Discriminator(copy.deepcopy(backbone), bottleneck_width(backbone))
         sigma_data = self.parameterization.sigma_data
-        self.hold_stages(stages, ladder, sigma_data, critic, discriminator_levels, turns, critic_lr)
+        self.hold_stages(in_turn, ladder, sigma_data, critic, discriminator_levels, turns, critic_lr)
         self.default_steps = self.stages.stages[-1].student_steps
         self.hold_teacher(teacher, trust, start_from_teacher)
 

@@ -17,6 +17,8 @@ from cm_lightning.modules.trained import TrainedModule
 
 #: The share of the last step in the running means that are watched.
 _SHARE = 0.02
+#: Steps after which they mean something.
+_ENOUGH = 50
 #: A discriminator that is right more often than this teaches the generator nothing.
 _WINS = 0.98
 #: Samples that spread less than this part of what the data do have collapsed.
@@ -56,6 +58,7 @@ class WithCritic(TrainedModule):
         self.critic, self.turns, self.critic_lr = critic, turns or Turns(), critic_lr
         self._shown: dict[str, Tensor] = {}
         self._watched: dict[str, Tensor] = {}
+        self._watched_steps = 0
 
     def trained_parameters(self) -> list[Any]:
         critic = [p for p in self.critic.parameters() if p.requires_grad]
@@ -87,11 +90,12 @@ class WithCritic(TrainedModule):
         values = {"critic_accuracy": accuracy(real, fake), "spread": spread.detach()}
         for name, value in values.items():
             self._watched[name] = torch.lerp(self._watched.get(name, value), value, _SHARE)
+        self._watched_steps += 1
         self._shown |= {**values, "logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}
 
     def forget(self) -> None:
         """Start the running means anew."""
-        self._watched = {}
+        self._watched, self._watched_steps = {}, 0
 
     def shown(self) -> Mapping[str, Any]:
         return self._shown
@@ -118,7 +122,7 @@ class WithCritic(TrainedModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         n = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if n and self._watched and self.trained_steps % n == 0:
+        if n and self._watched_steps >= _ENOUGH and self.trained_steps % n == 0:
             self._warn_of_collapse()
 
     def _warn_of_collapse(self) -> None:

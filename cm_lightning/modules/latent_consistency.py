@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import DiffusionPipeline, LCMScheduler
+from diffusers import LCMScheduler
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from cm_lightning.core.curriculum import Clock
 from cm_lightning.core.distance import ElementwiseHuber
-from cm_lightning.core.guidance import guided
 from cm_lightning.core.latent import ScaledBoundary, Timesteps
 from cm_lightning.core.objective import Chord
 from cm_lightning.core.schedule import RateSchedule
@@ -22,9 +20,8 @@ from cm_lightning.core.weighting import Uniform
 from cm_lightning.domains import COUNT, NON_NEGATIVE, POSITIVE
 from cm_lightning.errors import ConfigError
 from cm_lightning.latent.base import Conditioning, TextToImageBase
-from cm_lightning.latent.student import LoRA, Student
-from cm_lightning.modules.frozen import Frozen
-from cm_lightning.modules.latent import LatentModule
+from cm_lightning.latent.student import Student
+from cm_lightning.modules.latent_student import StudentModule
 from cm_lightning.modules.target import TargetNetwork
 
 
@@ -35,7 +32,7 @@ class Guided(NamedTuple):
     w: Tensor
 
 
-class LatentConsistencyDistillation(LatentModule):
+class LatentConsistencyDistillation(StudentModule):
     """LCM (Luo et al. 2023, Algorithm 1), or LCM-LoRA (Luo et al. 2023b) if the student is :class:`LoRA`.
 
     The loss is the chord of :class:`ConsistencyDistillation` in latents, on the path of Stable Diffusion. The teacher
@@ -76,10 +73,10 @@ class LatentConsistencyDistillation(LatentModule):
             raise ConfigError(f"--model.guidance must be two numbers, 0 <= low <= high; got {list(guidance)}")
         COUNT.check(self, timesteps=timesteps)
         POSITIVE.check(self, huber_c=huber_c, scaling=scaling)
-        frozen = Frozen(base.unet)
-        student.attach(base)
-        super().__init__(base, student.weights, cache, offload_encoders, optimizer, lr_scheduler, start_from)
-        self.frozen_base, self.student, self.guidance = frozen, student, guidance
+        super().__init__(
+            base, student, gradient_checkpointing, cache, offload_encoders, optimizer, lr_scheduler, start_from
+        )
+        self.guidance = guidance
         self.boundary, self.timesteps = ScaledBoundary(scaling), Timesteps(timesteps, len(base.schedule))
         self.objective = Chord(
             self.timesteps, Teacher(self.denoised, base.schedule, "euler"), ElementwiseHuber(huber_c), Uniform()
@@ -87,8 +84,6 @@ class LatentConsistencyDistillation(LatentModule):
         self.target_network = TargetNetwork(student.weights, target_rate, self.timesteps) if target_rate else None
         self.target = self.target_network.network if self.target_network else None
         self.followers = (self.target_network,) if self.target_network else ()
-        if gradient_checkpointing:
-            student.unet.enable_gradient_checkpointing()  # type: ignore[operator]
 
     def batch_loss(self, batch: Any, batch_idx: int, generator: torch.Generator | None = None) -> Tensor:
         z_0, captions = self.latents_and_conditions(batch)
@@ -98,12 +93,8 @@ class LatentConsistencyDistillation(LatentModule):
         return self.objective.loss(self.map, target, z_0, Guided(captions, w), self.clock, generator)
 
     def denoised(self, z_t: Tensor, t: Tensor, c: Guided) -> Tensor:
-        """The teacher's guided estimate of z_0 at t (B,), its two evaluations in one batch."""
-        both = self.student.teacher(
-            self.base, torch.cat([z_t, z_t]), torch.cat([t, t]), c.captions.followed_by(self.no_prompt(z_t))
-        )
-        conditional, unconditional = both.chunk(2)
-        return self.base.schedule.clean(guided(conditional, unconditional, c.w), z_t, t)
+        """The teacher's guided estimate of z_0 at t (B,)."""
+        return self.guided_teacher(z_t, t, c.captions, c.w)
 
     def map(self, z_t: Tensor, t: Tensor, r: Tensor, c: Guided) -> Tensor:
         """f(z_t, t, w, c) with the weights that the module holds; r is the clean end."""
@@ -126,12 +117,6 @@ class LatentConsistencyDistillation(LatentModule):
     def progress(self, clock: Clock) -> dict[str, float]:
         return {"mu": self.target_network.mu(clock)} if self.target_network else {}
 
-    def pipeline(self) -> DiffusionPipeline:
-        parts = {**self.base.pipe.components, "unet": self.student.unet, "scheduler": self.scheduler()}
-        pipe = type(self.base.pipe)(**parts, **_flags(self.base.pipe))
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
-
     def scheduler(self) -> LCMScheduler:
         """The diffusers scheduler of this model."""
         return LCMScheduler.from_config(
@@ -140,17 +125,3 @@ class LatentConsistencyDistillation(LatentModule):
             timestep_scaling=self.boundary.scaling,
             clip_sample=False,
         )
-
-    def exported(self, folder: Path) -> list[str]:
-        if isinstance(self.student, LoRA):
-            return ["--pipeline", getattr(self.base, "path", "BASE"), "--lora", str(folder)]
-        return super().exported(folder)
-
-    def export(self, directory: Path) -> None:
-        self.student.export(directory, self.pipeline())
-
-
-def _flags(pipe: DiffusionPipeline) -> dict[str, Any]:
-    """A pipeline's options besides its components."""
-    options = ("requires_safety_checker", "force_zeros_for_empty_prompt")
-    return {name: pipe.config[name] for name in options if name in pipe.config}

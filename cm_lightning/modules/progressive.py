@@ -68,7 +68,7 @@ class Progressive(WithCritic):
 
     def hold_stages(
         self,
-        stages: Sequence[Stage],
+        stages: Stages,
         ladder: Ladder,
         sigma_data: float,
         discriminator: Discriminator,
@@ -89,7 +89,7 @@ class Progressive(WithCritic):
         Raises:
             ConfigError: the learning rate has a schedule that does not know stages.
         """
-        self.stages, self.ladder, self.sigma_data = Stages(stages), ladder, sigma_data
+        self.stages, self.ladder, self.sigma_data = stages, ladder, sigma_data
         for stage in self.stages.stages:
             ladder.stride(stage.teacher_steps)
         if not (self.lr_scheduler is None or isinstance(self.lr_scheduler, RateSchedule)):
