@@ -20,6 +20,15 @@ def on_hub(path: str) -> bool:
     return path.count("/") == 1 and not path.startswith((".", "/")) and not Path(path).parent.is_dir()
 
 
+def file_on_hub(path: str) -> tuple[str, str] | None:
+    """Split OWNER/MODEL/FILE, a file of weights on the hub, into model and file; None for any other path."""
+    parts = path.split("/", 2)
+    is_local = path.startswith((".", "/", "~")) or Path(parts[0]).is_dir() or Path(path).exists()
+    if len(parts) < 3 or is_local or Path(path).suffix not in (".safetensors", ".bin"):
+        return None
+    return "/".join(parts[:2]), parts[2]
+
+
 def out_of_reach(path: str) -> bool:
     """Whether a path is a name on a hub that must not be asked or does not answer, so that only the cache has it."""
     return on_hub(path) and not reachable()

@@ -6,9 +6,12 @@ import argparse
 import csv
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +19,7 @@ from cm_lightning.commands.parser import CommandParser
 from cm_lightning.domains import COUNT, NON_NEGATIVE, POSITIVE, SEED, at_least
 from cm_lightning.errors import ConfigError
 from cm_lightning.files import replacing, require_writable
+from cm_lightning.latent.few_step import FewStep, compare, only_one, unsaid
 from cm_lightning.run import RunNote, find_export
 
 if TYPE_CHECKING:
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
     from cm_lightning.metrics.prompts import PromptScores
     from cm_lightning.report.cells import Cell
 
+_STEPS = [1, 2, 4, 8]
+_GUIDANCE = [1.0, 1.5, 2.0, 4.0]
 _END = 2**20  # bytes of a file's beginning and end that identify it
 
 
@@ -39,11 +45,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--model",
         action="append",
         default=[],
-        metavar="NAME=PIPELINE[+LORA]",
+        metavar="NAME=PIPELINE[+LORA or UNET]",
         help="may repeat; the same name adds a seed",
     )
-    add("--steps", type=COUNT.parse_list, default=[1, 2, 4, 8])
-    add("--guidance", type=NON_NEGATIVE.parse_list, default=[1.0, 1.5, 2.0, 4.0])
+    add("--steps", type=COUNT.parse_list, help="default: those that a student was distilled for, else 1,2,4,8")
+    add("--guidance", type=NON_NEGATIVE.parse_list, help="default: 1, which is none, for a student; else 1,1.5,2,4")
     add("--data", default="CaptionedMNIST", help="CaptionedMNIST, CaptionedPairs, or a folder of captioned images")
     add("--num_samples", type=at_least(2).parse, default=1000)
     add(
@@ -60,7 +66,11 @@ def make_parser() -> argparse.ArgumentParser:
         type=POSITIVE.parse,
         help="seconds: also report the best setting that takes at most this time per image",
     )
-    add("--scheduler", choices=("lcm", "trailing", "own"), help="default: lcm; trailing for a base without LoRA")
+    add(
+        "--scheduler",
+        choices=("euler", "lcm", "trailing", "own"),
+        help="default: that of a student which says it, as SDXL-Lightning's files do; lcm; trailing for a base alone",
+    )
     add("--device", default="auto")
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     add("--output", type=Path, default=Path("runs/evaluate"))
@@ -74,21 +84,23 @@ class _Model:
 
     name: str
     pipeline: str
-    loras: tuple[str, ...]
+    parts: tuple[str, ...]
 
     @classmethod
     def parse(cls, text: str) -> _Model:
         name, equals, weights = text.partition("=")
-        pipeline, *loras = weights.split("+")
-        if not equals or not name.strip() or "/" in name or not all(part.strip() for part in (pipeline, *loras)):
+        pipeline, *parts = weights.split("+")
+        if not equals or not name.strip() or "/" in name or not all(part.strip() for part in (pipeline, *parts)):
             raise ConfigError(f"--model {text}: give NAME=PIPELINE or NAME=PIPELINE+LORA")
-        return cls(name, find_export(pipeline), tuple(find_export(lora) for lora in loras))
+        return cls(name, find_export(pipeline), tuple(find_export(part) for part in parts))
 
     def require_files(self) -> None:
         """Raise ConfigError if a local path does not exist; names on the hub are not checked."""
-        for path in (self.pipeline, *self.loras):
+        from cm_lightning.hub import file_on_hub
+
+        for path in (self.pipeline, *self.parts):
             looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
-            if looks_local and not Path(path).exists():
+            if looks_local and file_on_hub(path) is None and not Path(path).exists():
                 raise ConfigError(
                     f"--model {self.name}: there is nothing at {path}: name a folder, or a model on the hub"
                 )
@@ -96,8 +108,39 @@ class _Model:
     @property
     def weights(self) -> str:
         """The files and a digest of their contents, so that retrained weights are measured again."""
-        digest = hashlib.sha256("".join(_digest(path) for path in (self.pipeline, *self.loras)).encode())
-        return "+".join([self.pipeline, *self.loras]) + f" {digest.hexdigest()[:8]}"
+        digest = hashlib.sha256("".join(_digest(path) for path in (self.pipeline, *self.parts)).encode())
+        return "+".join([self.pipeline, *self.parts]) + f" {digest.hexdigest()[:8]}"
+
+    @cached_property
+    def told(self) -> tuple[str, FewStep] | None:
+        """Which of its files says how it is drawn, and what that says."""
+        return only_one(self.pipeline, self.parts)
+
+    def settings(
+        self, steps: Sequence[int] | None, guidance: Sequence[float] | None, scheduler: str | None
+    ) -> list[tuple[int, float]]:
+        """The steps and guidance scales to measure, with a note on those that a student was not distilled for.
+
+        Raises:
+            ConfigError: it was distilled for none of those that the user gave.
+        """
+        if not self.told:
+            self._note(None if scheduler else unsaid(self.parts, None, "lcm"))
+            return list(product(steps or _STEPS, guidance or _GUIDANCE))
+        source, how = self.told
+        wanted = list(product(steps or [how.steps], guidance or [1.0]))
+        others = [setting for setting in wanted if how.departures(*setting, scheduler)]
+        if others and (scheduler or others == wanted):
+            self._note(compare(source, how, *others[0], scheduler))
+            return wanted
+        if others:
+            rest = f"the other cells are left out, and --scheduler {how.scheduler} measures them all the same"
+            self._note(f"{source} was distilled for {how}: {rest}")
+        return [setting for setting in wanted if setting not in others]
+
+    def _note(self, line: str | None) -> None:
+        if line:
+            sys.stderr.write(f"note: --model {self.name}: {line}\n")
 
 
 def _digest(path: str) -> str:
@@ -136,9 +179,9 @@ def _measure(args: argparse.Namespace, models: Sequence[_Model]) -> list[Cell]:
     kept = {cell.path: cell for cell in read_cells(args.output)}
     for cell in kept.values():
         require_same_way(cell, subject.way(args), args.output)
-    settings = [(steps, guidance) for steps in args.steps for guidance in args.guidance]
     cells: list[Cell] = []
     for model in models:
+        settings = model.settings(args.steps, args.guidance, args.scheduler)
         paths = {setting: cell_path(model.name, model.weights, *setting) for setting in settings}
         missing = [setting for setting, path in paths.items() if path not in kept]
         cells += [kept[path] for path in paths.values() if path in kept]
@@ -192,15 +235,18 @@ def _measure_model(
 ) -> list[Cell]:
     from cm_lightning.device import chosen_device
     from cm_lightning.latent.draw import draw
-    from cm_lightning.latent.pipelines import few_step_pipeline
+    from cm_lightning.latent.pipelines import few_step_pipeline, split_parts
 
-    loras = dict.fromkeys(model.loras, 1.0)
-    device = chosen_device(args.device)
-    pipe = few_step_pipeline(model.pipeline, loras, args.scheduler, device, args.dtype, option=f"--model {model.name}:")
+    device, option, how = chosen_device(args.device), f"--model {model.name}:", model.told[1] if model.told else None
+    loras, unet = split_parts(model.parts, option)
+    pipe = few_step_pipeline(
+        model.pipeline, dict.fromkeys(loras, 1.0), args.scheduler, device, args.dtype, option, unet, how
+    )
     draw(pipe, subject.prompts[: args.batch_size], 1, 1.0, args.seed, size=subject.size)  # the first call is slow
     cells = []
     for steps, guidance in settings:
-        cell, images = _measure_cell(args, model, pipe, steps, guidance, subject)
+        options = how.options(steps, args.scheduler) if how else {}
+        cell, images = _measure_cell(args, model, pipe, steps, guidance, subject, options)
         _write_sheet(args.output, cell, images)
         cell.write(args.output)
         cells.append(cell)
@@ -210,13 +256,20 @@ def _measure_model(
 
 
 def _measure_cell(
-    args: argparse.Namespace, model: _Model, pipe: Any, steps: int, guidance: float, subject: _Subject
+    args: argparse.Namespace,
+    model: _Model,
+    pipe: Any,
+    steps: int,
+    guidance: float,
+    subject: _Subject,
+    options: dict[str, Any],
 ) -> tuple[Cell, Tensor]:
     from cm_lightning.latent.draw import draw_all, evaluations
     from cm_lightning.report.cells import Cell
 
     start = time.perf_counter()
-    pixels = draw_all(pipe, subject.prompts, steps, guidance, args.seed, args.batch_size, size=subject.size)
+    size = subject.size
+    pixels = draw_all(pipe, subject.prompts, steps, guidance, args.seed, args.batch_size, size=size, **options)
     seconds = (time.perf_counter() - start) / len(pixels)
     scores = subject.scores(pixels, subject.prompts, subject.labels)
     nfe = evaluations(pipe, steps, guidance)

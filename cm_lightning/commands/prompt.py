@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from cm_lightning.commands.parser import CommandParser
 from cm_lightning.domains import COUNT, FINITE, NON_NEGATIVE, SEED, SHARE, multiple_of
 from cm_lightning.errors import ConfigError, DataError
 from cm_lightning.files import require_writable
+from cm_lightning.latent.few_step import compare, only_one, unsaid
 from cm_lightning.viewer import show
 
 _SIDE = multiple_of(8)
 _STRENGTH = 0.5
+_STEPS = 4
 
 
 def parser() -> CommandParser:
@@ -27,19 +30,26 @@ def parser() -> CommandParser:
         action="append",
         default=[],
         metavar="PATH[:WEIGHT]",
-        help="an LCM-LoRA, or a style LoRA in addition; may repeat",
+        help="a LoRA of LCM, SDXL-Lightning or DMD2, or a style LoRA in addition; may repeat. A file of a model on the "
+        "hub is OWNER/MODEL/FILE",
     )
+    add("--unet", metavar="PATH", help="a file or folder with another UNet, such as SDXL-Lightning's, for --pipeline")
     add("--prompt", action="append", required=True, help="may repeat")
     add("--negative_prompt", help="what to steer away from; needs a LoRA or base, and --guidance above 1")
     add("--num_samples", type=COUNT.parse, help="images, from the prompts in turn; default: one for each prompt")
-    add("--steps", type=COUNT.parse, default=4)
+    add("--steps", type=COUNT.parse, help=f"default: those that a student was distilled for, else {_STEPS}")
     add(
         "--guidance",
         type=NON_NEGATIVE.parse,
         default=1.0,
         help="guidance_scale; 1 is no guidance; above 1 a LoRA takes two evaluations per step",
     )
-    add("--scheduler", choices=("lcm", "trailing", "own"), help="default: lcm with a LoRA, else trailing")
+    add(
+        "--scheduler",
+        choices=("euler", "lcm", "trailing", "own"),
+        help="default: that of a student which says it, as SDXL-Lightning's files do (euler); lcm with another LoRA, "
+        "else trailing",
+    )
     add("--image", type=Path, help="start from this image")
     add("--strength", type=SHARE.parse, help=f"with --image: how much of it to change, in (0, 1]; default: {_STRENGTH}")
     add("--height", type=_SIDE.parse, help="pixels, a multiple of 8; default: the model's")
@@ -63,20 +73,36 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.strength is not None and not args.image:
         options.error("--strength needs --image: give one, or leave it out")
     args.strength = _STRENGTH if args.strength is None else args.strength
-    if args.image and args.steps * args.strength < 1:
-        options.error(f"--steps {args.steps} at --strength {args.strength} makes less than one step: raise one of them")
     if args.image and (args.height is None) != (args.width is None):
         options.error("--height and --width of an --image go together, or it would be stretched: give both or neither")
+    _settle(args)
+    if args.image and args.steps * args.strength < 1:
+        options.error(f"--steps {args.steps} at --strength {args.strength} makes less than one step: raise one of them")
     if args.negative_prompt is not None and args.guidance <= 1:
         options.error("--negative_prompt has no effect without guidance: set --guidance above 1, or leave it out")
     require_writable(args.output if args.output.suffix else args.output / "000000.png", "--output")
     return args
 
 
+def _settle(args: argparse.Namespace) -> None:
+    """Settle steps and scheduler by what the student says, with a note on what it does not say or is drawn against."""
+    args.lora = _weights(args.lora)
+    parts = [*args.lora, *([args.unet] if args.unet else [])]
+    told = only_one(args.pipeline, parts)
+    source, args.how = told or ("", None)
+    args.steps = args.steps or (args.how.steps if args.how else _STEPS)
+    if args.how:
+        note = compare(source, args.how, args.steps, args.guidance, args.scheduler)
+    else:
+        note = None if args.scheduler else unsaid(parts, args.steps, "lcm" if args.lora else "trailing")
+    if note:
+        sys.stderr.write(f"note: {note}\n")
+
+
 def main(argv: Sequence[str]) -> None:
     """Parse, load, draw, write."""
     args = _parse(argv)
-    weights = _weights(args.lora)
+    how = args.how
     n = args.num_samples or len(args.prompt)
 
     from cm_lightning.device import chosen_device
@@ -84,12 +110,15 @@ def main(argv: Sequence[str]) -> None:
     from cm_lightning.latent.draw import draw_all, evaluations
     from cm_lightning.latent.pipelines import few_step_pipeline, image_to_image
 
-    pipe = few_step_pipeline(args.pipeline, weights, args.scheduler, chosen_device(args.device), args.dtype)
+    device = chosen_device(args.device)
+    pipe = few_step_pipeline(args.pipeline, args.lora, args.scheduler, device, args.dtype, unet=args.unet, how=how)
     if args.negative_prompt is not None and pipe.unet.config.time_cond_proj_dim is not None:
         raise ConfigError(
             "--negative_prompt has no effect on a model that takes the guidance as an input: leave it out"
         )
     options = _options(args)
+    if how:
+        options |= how.options(args.steps, args.scheduler)
     if args.image:
         pipe = image_to_image(pipe)
     else:

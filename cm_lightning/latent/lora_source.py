@@ -62,12 +62,7 @@ def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: the file is damaged, or holds other things than a LoRA.
     """
-    try:
-        content, metadata = _safetensors(file) if _is_safetensors(file) else (_saved(file), {})
-    except Exception as error:  # parsers raise many kinds for a damaged file
-        raise CheckpointError(
-            f"{file} is damaged, or not a file of tensors alone: give a .safetensors, or a state dict by torch.save"
-        ) from error
+    content, metadata = contents(file)
     if not content or not isinstance(content, dict) or not isinstance(metadata, dict):
         raise CheckpointError(f"{file} holds no LoRA")
     tensors = {str(key): _tensor(str(key), value, file) for key, value in content.items()}
@@ -77,6 +72,36 @@ def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if peft.is_file() and not told and any(".lora_A." in key for key in tensors):
         tensors |= _described(tensors, peft)
     return tensors, metadata
+
+
+def contents(file: Path) -> tuple[object, object]:
+    """Read what a file holds, without executing any of it, and diffusers' metadata.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds objects of classes.
+    """
+    try:
+        return _safetensors(file) if _is_safetensors(file) else (_saved(file), {})
+    except Exception as error:  # parsers raise many kinds for a damaged file
+        raise CheckpointError(
+            f"{file} is damaged, or not a file of tensors alone: give a .safetensors, or a state dict by torch.save"
+        ) from error
+
+
+def keys(file: Path) -> list[str]:
+    """The keys of a file; only those of a .safetensors are read without its tensors.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        if _is_safetensors(file):
+            with safe_open(file, "pt") as opened:
+                return list(opened.keys())
+    except Exception as error:
+        raise CheckpointError(f"{file} is damaged: fetch it again") from error
+    content, _ = contents(file)
+    return [str(key) for key in content] if isinstance(content, dict) else []
 
 
 def _is_safetensors(file: Path) -> bool:
