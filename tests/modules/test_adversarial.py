@@ -114,13 +114,11 @@ def test_a_network_whose_turn_it_is_not_stays_as_it_is(make, tmp_path):
 def test_the_critic_has_its_own_rate_and_each_network_its_own_limit_of_the_gradient(make, tmp_path):
     own = {"stages": STAGES[1:2]} if make is lightning else {"gan_weight": 1.0}
     m = make(critic_lr=0.2, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), turns=Turns(1), **own)
-    before = [weights(m.backbone), None]
-    m.on_train_start = lambda: before.__setitem__(1, weights(m.critic))
+    before = []
+    m.on_train_start = lambda: before.append(weights(m.critic))
     limit = 1e-3  # below both norms
     trainer(tmp_path, max_steps=1, gradient_clip_val=limit).fit(m, points())
-    for network, old, rate in ((m.backbone, before[0], 0.1), (m.critic, before[1], 0.2)):
-        if network is m.backbone:
-            old = m.teacher.backbone.state_dict()  # from which the student starts
+    for network, old, rate in ((m.backbone, m.teacher.backbone.state_dict(), 0.1), (m.critic, before[0], 0.2)):
         change = torch.stack([(p - old[name]).norm() for name, p in network.state_dict().items()]).norm()
         assert float(change) == pytest.approx(rate * limit, rel=1e-3)
     assert all(float(m.shown()[f"{name}_gradient_norm"]) > limit for name in ("generator", "critic"))
@@ -228,12 +226,14 @@ def test_distribution_matching_has_no_gradient_where_the_fake_score_is_the_teach
     m = matching(gan_weight=0.0)
     m.setup("fit")  # the fake score starts as the teacher
     generator, _ = m.losses(*batch())
-    assert generator == 0 and not gradients(generator, m.backbone)
+    assert generator == 0
+    assert not gradients(generator, m.backbone)
 
 
 def test_a_generator_draws_in_the_steps_of_its_training():
     m = matching()
-    assert m.default_steps == 3 and m.default_sigmas(2) == [80.0, 5.0]
+    assert m.default_steps == 3
+    assert m.default_sigmas(2) == [80.0, 5.0]
     assert m.sample(4).shape == (4, 2)
     with pytest.raises(ConfigError, match="trained for 3 step\\(s\\), not for 4"):
         m.sample(2, steps=4)
@@ -322,7 +322,8 @@ def test_the_schedule_of_the_rate_starts_anew_with_each_stage(tmp_path):
 def test_every_network_of_the_zoo_gives_features(name):
     net, x = NETWORKS[name](), torch.randn(2, *SHAPE)
     features = net.bottleneck(x, torch.zeros(2), None)
-    assert features.shape[:2] == (2, net.bottleneck_width) and features.ndim == 4
+    assert features.shape[:2] == (2, net.bottleneck_width)
+    assert features.ndim == 4
     x.requires_grad_()
     assert torch.autograd.grad(net.bottleneck(x, torch.zeros(2), None).square().sum(), x)[0].abs().sum() > 0
 
@@ -340,5 +341,6 @@ def test_images_train_both_methods(tmp_path):
     for m in made:
         trainer(tmp_path, max_steps=2, max_epochs=-1).fit(m, images((1, 8, 8), classes=2))
         drawn = m.sample(2)
-        assert drawn.shape == (2, 1, 8, 8) and drawn.isfinite().all()
+        assert drawn.shape == (2, 1, 8, 8)
+        assert drawn.isfinite().all()
         assert m.trained_steps == 2
