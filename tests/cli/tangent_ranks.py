@@ -1,4 +1,4 @@
-"""As ranks.py, for the methods that take a derivative: sCD with a learned weight, and MeanFlow.
+"""As ranks.py, for the methods that take a derivative, and for those with two networks.
 
 Started by test_tangent_ranks.py as ``python tangent_ranks.py RANKS FOLDER``.
 """
@@ -6,15 +6,21 @@ Started by test_tangent_ranks.py as ``python tangent_ranks.py RANKS FOLDER``.
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from cm_lightning.backbones.embedding import TwoTimesEmbedding
 from cm_lightning.backbones.unet import UNet
 from cm_lightning.core import objective
 from cm_lightning.core.limit_times import OneTime, TwoTimes
+from cm_lightning.core.stages import Stage
+from cm_lightning.core.turns import Turns
 from cm_lightning.data.mnist import MNIST
+from cm_lightning.modules import distribution_matching, matching, progressive
+from cm_lightning.modules.adversarial import AdversarialDistillation
 from cm_lightning.modules.continuous import ContinuousConsistencyDistillation
 from cm_lightning.modules.diffusion import DiffusionModule
+from cm_lightning.modules.distribution_matching import DistributionMatchingDistillation
 from cm_lightning.modules.mean_flow import MeanFlow
 from tests.cli import ranks
 from tests.helpers import trainer
@@ -41,15 +47,33 @@ def modules():
         network(1, TwoTimesEmbedding(8)), (1, 28, 28), curriculum=ranks.OfTheWholeBatch(TwoTimes(different=0.5)),
         optimizer=optimizer,
     )  # fmt: skip
+    stages = [Stage(4, 2), Stage(2, 1, "conditional")]
+    yield "lightning", AdversarialDistillation(network(1), (1, 28, 28), teacher, stages, optimizer=optimizer)
+    yield "dmd2", DistributionMatchingDistillation(
+        network(1), (1, 28, 28), teacher, [80.0, 2.0], gan_weight=1.0, turns=Turns(2), optimizer=optimizer,
+    )  # fmt: skip
+
+
+def randint_of_the_whole_batch(low, high, size=None, **options):
+    """Each rank takes its part of what one rank would draw; a single number is the same for all."""
+    low, high, size = (0, low, high) if size is None else (low, high, size)
+    generator = torch.Generator().manual_seed(78)
+    if size == (1,):
+        return randint(low, high, size, generator=generator)
+    return randint(low, high, (ranks.BATCH,), generator=generator)[ranks.RANK * size[0] :][: size[0]]
 
 
 if __name__ == "__main__":
     ranks.RANKS, folder = int(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
-    objective.unit_noise = ranks.noise_of_the_whole_batch
+    for place in (objective, progressive, matching, distribution_matching):
+        place.unit_noise = ranks.noise_of_the_whole_batch
+    randint = torch.randint
     options = {"strategy": "ddp", "devices": ranks.RANKS} if ranks.RANKS > 1 else {}
     for name, module in modules():
         t = trainer(".", max_steps=3, max_epochs=-1, limit_val_batches=0, **options)
         ranks.RANK = t.global_rank
-        t.fit(module, MNIST(batch_size=ranks.BATCH))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "randint", randint_of_the_whole_batch)
+            t.fit(module, MNIST(batch_size=ranks.BATCH))
         t.save_checkpoint(folder / f"{name}{ranks.RANKS}.ckpt")
