@@ -111,9 +111,6 @@ class LatentConsistencyDistillation(StudentModule):
         output = self.network_output(z, t, c, w)
         return self.boundary(z, t, self.base.schedule.clean(output, z, t))
 
-    def network_output(self, x: Tensor, t: Tensor, c: Conditioning, w: Tensor) -> Tensor:
-        return self.base.output(self.student.unet, x, t, c, self.student.embed(w))
-
     def progress(self, clock: Clock) -> dict[str, float]:
         return {"mu": self.target_network.mu(clock)} if self.target_network else {}
 

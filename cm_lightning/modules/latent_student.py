@@ -53,6 +53,9 @@ class StudentModule(LatentModule):
     def scheduler(self) -> Any:
         """The diffusers scheduler that draws with the student."""
 
+    def network_output(self, x: Tensor, t: Tensor, c: Conditioning, w: Tensor) -> Tensor:
+        return self.base.output(self.student.unet, x, t, c, self.student.embed(w))
+
     def guided_teacher(self, z_t: Tensor, t: Tensor, c: Conditioning, w: Tensor) -> Tensor:
         """The teacher's estimate of z_0 at z_t (B, ...), t (B,) under guidance w (B,), both evaluations in a batch."""
         both = self.student.teacher(
