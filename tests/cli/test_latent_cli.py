@@ -28,6 +28,7 @@ from cm_lightning.core.noise import generators
 from cm_lightning.data.captioned_folder import CaptionedFolder
 from cm_lightning.data.captions import CaptionedMNIST
 from cm_lightning.errors import CheckpointError, ConfigError
+from cm_lightning.latent import few_step
 from cm_lightning.modules.latent_consistency import LatentConsistencyDistillation
 from cm_lightning.modules.loading import load_module, load_trained
 from tests.cli.test_cli import failure
@@ -64,6 +65,8 @@ def folder(tmp_path_factory):
             fit(f"digits/{base}", "--model.cache=null")
         fit("digits/lora", "--model.cache=null")
         fit("digits/lcm", "--model.cache=null")
+        for recipe in ("lightning", "mse", "dmd2"):
+            fit(f"../lightning/digits/{recipe}", "--model.cache=null")
         fit("pairs/clip", callbacks=PLAIN)
         for recipe in ("base", "lora", "lcm"):
             fit(f"pairs/{recipe}", "--model.cache=null")
@@ -95,8 +98,10 @@ FULL = "runs/lcm-sd15-full/version_0/export"
 
 
 def test_every_run_exports_what_it_trained(folder):
-    for run in ("sd15", "sd21", "sdxl", "sd15-full", "pairs", "pairs-full"):
-        assert DiffusionPipeline.from_pretrained(f"runs/lcm-{run}/version_0/export").unet is not None
+    distilled = ("lightning-sd21", "lightning-sd21-mse", "dmd2-sd21")
+    for run in (*(f"lcm-{run}" for run in ("sd15", "sd21", "sdxl", "sd15-full", "pairs", "pairs-full")), *distilled):
+        assert DiffusionPipeline.from_pretrained(f"runs/{run}/version_0/export").unet is not None
+    assert [few_step.told(f"runs/{run}").scheduler for run in distilled] == ["euler", "euler", "lcm"]
     assert isinstance(DiffusionPipeline.from_pretrained(FULL).scheduler, LCMScheduler)
     names = {path.name for path in (folder / LORA).iterdir()}
     assert names == {"pytorch_lora_weights.safetensors", "lcm_kohya.safetensors", "scheduler"}
@@ -268,6 +273,10 @@ def test_every_cell_of_the_shipped_sweep_is_a_command(capsys):
         ("sd21", "Adapter: 67,776,512", "base of 1.61 GiB"),
         ("sdxl", "Adapter: 196,751,360", "base of 4.78 GiB"),
         ("sd15_full", "UNet2DConditionModel: 859,602,884", "1 x target of 3.20 GiB + base of 1.60 GiB"),
+        ("../lightning/sdxl", "UNet2DConditionModel: 2,567,463,684", "4 x critic of 5.12 GiB + base of 4.78 GiB"),
+        ("../lightning/sdxl_lora", "Adapter: 196,751,360", "1 x teacher of 0.73 GiB + 4 x critic of 5.12 GiB"),
+        ("../lightning/dmd2_sdxl", "UNet2DConditionModel: 2,567,463,684", "4 x critic of 9.66 GiB + base of 4.78 GiB"),
+        ("../lightning/dmd2_sd15", "UNet2DConditionModel: 859,520,964", "4 x critic of 3.30 GiB + base of 1.60 GiB"),
     ],
 )
 def test_the_recipes_of_real_models_say_what_they_would_be(recipe, trained, frozen, capsys):
@@ -278,7 +287,7 @@ def test_the_recipes_of_real_models_say_what_they_would_be(recipe, trained, froz
     text = capsys.readouterr().out
     assert trained in text
     assert frozen in text
-    assert "1,000 steps x 12 images" in text
+    assert ("1,000 steps x 12 images" in text) == ("lightning" not in recipe)
 
 
 def test_wrong_options_get_a_line(capsys, tmp_path):
