@@ -176,7 +176,7 @@ def test_what_is_not_a_unet_is_refused_in_a_line(content: Any, line: str, tmp_pa
 
 def test_a_unet_of_another_kind_is_refused(student: Any, tmp_path: Path) -> None:
     save_file(student.unet.state_dict(), tmp_path / "x.safetensors")
-    with pytest.raises(CheckpointError, match=r"x.safetensors is not a UNet for this kind of model: its .* no place"):
+    with pytest.raises(CheckpointError, match=r"x.safetensors is not a UNet for this kind of model: it lacks down_"):
         load_unet(make("sd15"), tmp_path / "x.safetensors")
     wide = {**student.unet.state_dict(), "conv_in.weight": torch.zeros(16, 4, 3, 3)}
     save_file(wide, tmp_path / "x.safetensors")
@@ -192,7 +192,7 @@ def test_a_unet_of_another_kind_is_refused(student: Any, tmp_path: Path) -> None
     (tmp_path / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"cut")
     with pytest.raises(CheckpointError, match="unet cannot be loaded as a UNet"):
         load_unet(make("sdxl"), tmp_path)
-    with pytest.raises(CheckpointError, match="there is no "):
+    with pytest.raises(CheckpointError, match=r"there is no UNet at .*nowhere: give a folder of diffusers, or a file"):
         load_unet(make("sdxl"), tmp_path / "nowhere")
 
 
