@@ -18,7 +18,7 @@ pytest.importorskip("transformers")
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler
 from peft.utils import get_peft_model_state_dict
 
-from cm_lightning.commands.evaluate import _Model
+from cm_lightning.commands.evaluate import _measure_model, _Model, _Subject, make_parser
 from cm_lightning.commands.sample import main as sample
 from cm_lightning.core.few_step import few_step_sample, trailing_timesteps
 from cm_lightning.core.latent import lcm_sample
@@ -414,6 +414,24 @@ def test_evaluate_measures_a_student_as_it_is_drawn(given: Any, measured: Any, n
     assert note in said
     assert said.count("\n") == bool(note)
     assert not note or said.startswith("note: --model x: ByteDance")
+
+
+def test_evaluate_draws_a_unet_at_its_timesteps(base: str, student: Any, tmp_path: Path) -> None:
+    file = tmp_path / "dmd2_sdxl_1step_unet_fp16.safetensors"
+    save_file(student.unet.state_dict(), file)
+    seen: list[Tensor] = []
+
+    def scores(pixels: Tensor, *_: Any) -> dict[str, float]:
+        seen.append(pixels)
+        return {"mean": 0.0}
+
+    model = _Model.parse(f"x={base}+{file}")
+    args = make_parser().parse_args([f"--output={tmp_path}/out", "--device=cpu", "--num_samples=2"])
+    subject = _Subject(["a cat", "dogs"], None, scores, None)  # type: ignore[arg-type]
+    (cell,) = _measure_model(args, model, model.settings(None, None, None), subject)
+    assert (cell.steps, cell.guidance, cell.nfe) == (1, 1.0, 1)
+    expected = draw(plain(student.unet, LCMScheduler), ["a cat", "dogs"], 1, 0.0, timesteps=[399])
+    assert (seen[0].int() - expected.int()).abs().max() <= 1
 
 
 def test_evaluate_refuses_a_grid_without_the_students_steps() -> None:
