@@ -11,6 +11,7 @@ from cm_lightning.commands.parser import CommandParser
 
 if TYPE_CHECKING:
     from cm_lightning.modules.base import GenerativeModule
+    from cm_lightning.modules.trained import TrainedModule
 
 _USE = {
     "safetensors": '`cm_lightning.load_module("THIS FOLDER")` builds the module from `config.json`. '
@@ -41,14 +42,31 @@ def main(argv: Sequence[str]) -> None:
 
     from cm_lightning.export.card import model_card
     from cm_lightning.files import replacing
-    from cm_lightning.modules.loading import load_module
+    from cm_lightning.modules.base import GenerativeModule
+    from cm_lightning.modules.loading import load_trained
 
-    module = load_module(args.ckpt_path, args.weights, args.trust)
+    module = load_trained(args.ckpt_path, args.weights, args.trust)
+    if not isinstance(module, GenerativeModule):
+        _write_own(module, args.format, args.output)
+        return
     steps, weights = _origin(args.ckpt_path, args.weights)
     _write(module, args.format, args.output, steps, weights)
     with replacing(args.output / "README.md") as path:
         path.write_text(model_card(module, args.ckpt_path, steps, weights, args.license, _USE[args.format]))
     print(f"{args.format}: {args.output}")
+
+
+def _write_own(module: TrainedModule, kind: str, folder: Path) -> None:
+    """Let a module that does not draw images by itself, such as one that draws from prompts, write its own folder."""
+    from cm_lightning.errors import ConfigError
+
+    export = getattr(module, "export", None)
+    if not callable(export):
+        raise ConfigError(f"a {type(module).__name__} does not export to another format: give a module that draws")
+    if kind != "diffusers":
+        raise ConfigError(f"--format {kind}: a {type(module).__name__} has only one format: give --format diffusers")
+    export(folder)
+    print(f"{kind}: {folder}")
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:

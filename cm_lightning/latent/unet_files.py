@@ -55,8 +55,10 @@ def load_unet(pipe: Any, path: Path) -> None:
     """
     if folder := _folder(path):
         _load_folder(pipe, folder)
-    else:
+    elif path.exists():
         _load_file(pipe, find(path))
+    else:
+        raise CheckpointError(f"there is no UNet at {path}: give a folder of diffusers, or a file")
 
 
 def _folder(path: Path) -> Path | None:

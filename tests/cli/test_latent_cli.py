@@ -22,6 +22,7 @@ from diffusers import DiffusionPipeline, LCMScheduler
 from cm_lightning.checkpoint import read_checkpoint
 from cm_lightning.cli import main
 from cm_lightning.commands.evaluate import main as evaluate
+from cm_lightning.commands.export import main as export
 from cm_lightning.commands.sample import main as sample
 from cm_lightning.commands.sweep import main as sweep
 from cm_lightning.core.noise import generators
@@ -134,6 +135,27 @@ def test_a_checkpoint_is_a_module_again():
     torch.testing.assert_close(dict(m.backbone.state_dict()), dict(average))
     with pytest.raises(CheckpointError, match="give its export to sample --pipeline"):
         load_module("runs/lcm-sd15-lora/version_0/checkpoints/last.ckpt")
+
+
+def test_a_checkpoint_is_exported_again(tmp_path, capsys):
+    export(
+        [
+            "--ckpt_path=runs/lcm-sd15-lora/version_0/checkpoints/last.ckpt",
+            "--format=diffusers",
+            f"--output={tmp_path}/again",
+        ]
+    )
+    assert capsys.readouterr().out == f"diffusers: {tmp_path}/again\n"
+    for name in ("lcm_kohya.safetensors", "scheduler/scheduler_config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (Path(LORA) / name).read_bytes()
+    with pytest.raises(ConfigError, match="--format onnx: a LatentConsistencyDistillation has only one format"):
+        export(
+            [
+                "--ckpt_path=runs/lcm-sd15-lora/version_0/checkpoints/last.ckpt",
+                "--format=onnx",
+                f"--output={tmp_path}/onnx",
+            ]
+        )
 
 
 def pixels(path):
