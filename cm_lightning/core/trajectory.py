@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -18,7 +19,7 @@ from cm_lightning.core.guidance import estimates
 from cm_lightning.core.noise import expand
 from cm_lightning.core.path import VE, Path
 from cm_lightning.core.solver import euler_step, heun_step
-from cm_lightning.domains import NON_NEGATIVE
+from cm_lightning.domains import COUNT, NON_NEGATIVE, POSITIVE
 from cm_lightning.recording import Recorded
 
 #: x_t (B, ...), t (B,), condition -> the estimate of the clean image, (B, ...).
@@ -97,6 +98,9 @@ class Teacher(Trajectory):
         path: the path of the levels; VE if None.
         solver: ``heun``, or ``euler``, which is DDIM.
         lowest: the level at which the ODE ends; a lower q is raised to it.
+        steps: the solver's steps from t to q; 2 halve the number of steps (progressive distillation, Algorithm 2).
+        rho: the levels between t and q are evenly spaced in t^(1/rho): 1 is even in t, and 7 as on EDM's grid.
+            Timesteps are rounded to whole ones.
     """
 
     def __init__(
@@ -105,17 +109,32 @@ class Teacher(Trajectory):
         path: Path | None = None,
         solver: Literal["euler", "heun"] = "heun",
         lowest: float = 0.0,
+        steps: int = 1,
+        rho: float = 1.0,
     ) -> None:
         NON_NEGATIVE.check(self, lowest=lowest)
+        COUNT.check(self, steps=steps)
+        POSITIVE.check(self, rho=rho)
         self.denoiser, self.path, self.solver, self.lowest = denoiser, path or VE(), _SOLVERS[solver], lowest
+        self.steps, self.rho = steps, rho
 
     def advance(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, q: Tensor, c: Any = None) -> Tensor:
         denoiser = partial(_under, self.denoiser, c)
-        return self.solver(denoiser, x_t, t, q.clamp(min=self.lowest), self.path)
+        q = q.clamp(min=self.lowest)
+        between = [self._between(t, q, i / self.steps) for i in range(1, self.steps)]
+        for here, there in pairwise([t, *between, q]):
+            x_t = self.solver(denoiser, x_t, here, there, self.path)
+        return x_t
 
     def velocity(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, c: Any = None) -> Tensor:
         clean = self.denoiser(x_t, t, c)
         return self.path.velocity(clean, self.path.noise(x_t, clean, t), t)
+
+    def _between(self, t: Tensor, q: Tensor, share: float) -> Tensor:
+        """The level after a share of the way from t to q."""
+        start, end = (level.double() ** (1 / self.rho) for level in (t, q))
+        level = torch.lerp(start, end, share) ** self.rho
+        return (level if t.is_floating_point() else level.round()).to(t.dtype)
 
 
 def _under(denoiser: ConditionalDenoiser, c: Any, x: Tensor, t: Tensor) -> Tensor:
