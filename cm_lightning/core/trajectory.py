@@ -6,8 +6,9 @@ the limit of small steps.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias
@@ -19,7 +20,8 @@ from cm_lightning.core.guidance import estimates
 from cm_lightning.core.noise import expand
 from cm_lightning.core.path import VE, Path
 from cm_lightning.core.solver import euler_step, heun_step
-from cm_lightning.domains import COUNT, NON_NEGATIVE, POSITIVE
+from cm_lightning.domains import COUNT, NON_NEGATIVE, POSITIVE, check_ascending
+from cm_lightning.errors import ConfigError
 from cm_lightning.recording import Recorded
 
 #: x_t (B, ...), t (B,), condition -> the estimate of the clean image, (B, ...).
@@ -40,6 +42,10 @@ class Trajectory(Recorded, ABC):
     @abstractmethod
     def velocity(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, c: Any = None) -> Tensor:
         """dx_t/dt at x_t."""
+
+    def average_velocity(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, q: Tensor, c: Any = None) -> Tensor:
+        """The average velocity between t and q <= t, taken as that at t: exact where trajectories are straight."""
+        return self.velocity(x, z, x_t, t, c)
 
 
 class SameNoise(Trajectory):
@@ -70,12 +76,24 @@ class GuidedNoise(SameNoise):
         null: the null class.
         w: strength of the guidance; 0 is :class:`SameNoise`.
         path: the path of the levels; VE if None.
+        interval: the lowest and the highest level that are guided; all if None.
+
+    Raises:
+        ConfigError: the interval is not two levels in ascending order.
     """
 
-    def __init__(self, denoiser: ConditionalDenoiser, null: int, w: float, path: Path | None = None) -> None:
+    def __init__(
+        self,
+        denoiser: ConditionalDenoiser,
+        null: int,
+        w: float,
+        path: Path | None = None,
+        interval: Sequence[float] | None = None,
+    ) -> None:
         NON_NEGATIVE.check(self, w=w)
         super().__init__(path)
         self.denoiser, self.null, self.w = denoiser, null, w
+        self.low, self.high = (0.0, math.inf) if interval is None else checked_interval(interval)
 
     def advance(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, q: Tensor, c: Any = None) -> Tensor:
         clean = self._moved(x, x_t, t, c)
@@ -87,7 +105,18 @@ class GuidedNoise(SameNoise):
 
     def _moved(self, x: Tensor, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
         conditional, unconditional = estimates(self.denoiser, x_t, t, c, self.null)
-        return x + self.w * (conditional - unconditional).to(x.dtype)
+        w = self.w * ((t >= self.low) & (t <= self.high)).to(x.dtype)
+        return x + expand(w, x) * (conditional - unconditional).to(x.dtype)
+
+
+def checked_interval(interval: Sequence[float]) -> tuple[float, float]:
+    """The two levels of an interval, after a check: at least 0, in ascending order."""
+    NON_NEGATIVE.check_each(interval=interval)
+    if len(interval) != 2:
+        raise ConfigError(f"interval must be two levels, got {list(interval)}")
+    low, high = interval
+    check_ascending(low=low, high=high)
+    return low, high
 
 
 class Teacher(Trajectory):
@@ -132,7 +161,7 @@ class Teacher(Trajectory):
 
     def _between(self, t: Tensor, q: Tensor, share: float) -> Tensor:
         """The level after a share of the way from t to q."""
-        start, end = (level.double() ** (1 / self.rho) for level in (t, q))
+        start, end = (level.to(torch.promote_types(level.dtype, torch.float32)) ** (1 / self.rho) for level in (t, q))
         level = torch.lerp(start, end, share) ** self.rho
         return (level if t.is_floating_point() else level.round()).to(t.dtype)
 
@@ -154,6 +183,8 @@ def of_ve(denoiser: ConditionalDenoiser, path: Path) -> ConditionalDenoiser:
 class Itself(Trajectory):
     """The flow map that is being trained: its instantaneous velocity is its slope in r at r = t.
 
+    The average velocity is its network's output, so it must be a map of average velocities where that is asked for.
+
     Args:
         flow_map: X(x_t, t, r, c), and ``velocity(x_t, t, c)``; see :class:`~cm_lightning.core.parameterization.Map`.
         path: the path of its levels.
@@ -169,4 +200,9 @@ class Itself(Trajectory):
     def velocity(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, c: Any = None) -> Tensor:
         with torch.no_grad():
             velocity: Tensor = self.flow_map.velocity(x_t, t, c)
+        return velocity
+
+    def average_velocity(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, q: Tensor, c: Any = None) -> Tensor:
+        with torch.no_grad():
+            velocity: Tensor = self.flow_map.output(x_t, t, q, c)
         return velocity

@@ -1,4 +1,4 @@
-"""As ranks.py, for the methods that take a derivative: sCD with a learned weight, and MeanFlow.
+"""As ranks.py, for sCD with a learned weight, MeanFlow, iMF, and alpha-Flow, which takes no derivative.
 
 Started by test_tangent_ranks.py as ``python tangent_ranks.py RANKS FOLDER``.
 """
@@ -15,7 +15,9 @@ from cm_lightning.core.limit_times import OneTime, TwoTimes
 from cm_lightning.data.mnist import MNIST
 from cm_lightning.modules.continuous import ContinuousConsistencyDistillation
 from cm_lightning.modules.diffusion import DiffusionModule
+from cm_lightning.modules.improved_mean_flow import ImprovedMeanFlow
 from cm_lightning.modules.mean_flow import MeanFlow
+from cm_lightning.modules.velocity_chords import AlphaFlow
 from tests.cli import ranks
 from tests.helpers import trainer
 
@@ -37,10 +39,11 @@ def modules():
         network(1), (1, 28, 28), teacher, start_from_teacher=False, curriculum=ranks.OfTheWholeBatch(OneTime()),
         optimizer=optimizer,
     )  # fmt: skip
-    yield "meanflow", MeanFlow(
-        network(1, TwoTimesEmbedding(8)), (1, 28, 28), curriculum=ranks.OfTheWholeBatch(TwoTimes(different=0.5)),
-        optimizer=optimizer,
-    )  # fmt: skip
+    for name, kind in (("meanflow", MeanFlow), ("imf", ImprovedMeanFlow), ("alphaflow", AlphaFlow)):
+        yield name, kind(
+            network(1, TwoTimesEmbedding(8)), (1, 28, 28), curriculum=ranks.OfTheWholeBatch(TwoTimes(different=0.5)),
+            optimizer=optimizer,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":
