@@ -11,6 +11,7 @@ from .backbones.embedding import AngleEmbedding as AngleEmbedding
 from .backbones.embedding import FourierEmbedding as FourierEmbedding
 from .backbones.embedding import PositionalEmbedding as PositionalEmbedding
 from .backbones.embedding import SinusoidEmbedding as SinusoidEmbedding
+from .backbones.embedding import StepSizeEmbedding as StepSizeEmbedding
 from .backbones.embedding import TwoTimesEmbedding as TwoTimesEmbedding
 from .backbones.mlp import ResidualMLP as ResidualMLP
 from .backbones.ncsnpp import NCSNpp as NCSNpp
@@ -35,6 +36,19 @@ from .core.distance import L1 as L1
 from .core.distance import L2 as L2
 from .core.distance import ElementwiseHuber as ElementwiseHuber
 from .core.distance import PseudoHuber as PseudoHuber
+from .core.dyadic_times import DyadicTimes as DyadicTimes
+from .core.dyadic_times import EvenSteps as EvenSteps
+from .core.flow_matching import Diagonal as Diagonal
+from .core.flow_matching import FlowMatching as FlowMatching
+from .core.flow_matching import Split as Split
+from .core.gap import ConstantGap as ConstantGap
+from .core.gap import ExponentialGap as ExponentialGap
+from .core.gap import SigmoidGap as SigmoidGap
+from .core.gap import Through as Through
+from .core.gap import UniformGap as UniformGap
+from .core.halving import HalvingLevels as HalvingLevels
+from .core.halving import TruncatedSNR as TruncatedSNR
+from .core.halving import WholeSteps as WholeSteps
 from .core.latent import LatentSchedule as LatentSchedule
 from .core.latent import Timesteps as Timesteps
 from .core.limit_times import OneTime as OneTime
@@ -43,6 +57,7 @@ from .core.noise import LogitNormal as LogitNormal
 from .core.noise import LogNormal as LogNormal
 from .core.noise import LogNormalIntervals as LogNormalIntervals
 from .core.noise import UniformIntervals as UniformIntervals
+from .core.noise import UniformTime as UniformTime
 from .core.objective import Chord as Chord
 from .core.objective import Lagrangian as Lagrangian
 from .core.objective import Tangent as Tangent
@@ -63,6 +78,7 @@ from .core.residual import SquaredError as SquaredError
 from .core.schedule import HoldThenCosine as HoldThenCosine
 from .core.schedule import InverseSquareRoot as InverseSquareRoot
 from .core.schedule import Ramp as Ramp
+from .core.schedule import StagedDecay as StagedDecay
 from .core.stages import Stage as Stage
 from .core.target_rate import ConstantRate as ConstantRate
 from .core.target_rate import ProgressiveRate as ProgressiveRate
@@ -70,7 +86,11 @@ from .core.trajectory import GuidedNoise as GuidedNoise
 from .core.trajectory import Itself as Itself
 from .core.trajectory import SameNoise as SameNoise
 from .core.trajectory import Teacher as Teacher
+from .core.truncated import TruncatedCurriculum as TruncatedCurriculum
+from .core.truncated import TruncatedStudent as TruncatedStudent
+from .core.truncated import TruncatedWeighting as TruncatedWeighting
 from .core.turns import Turns as Turns
+from .core.velocity_chord import VelocityChord as VelocityChord
 from .core.weighting import InverseGap as InverseGap
 from .core.weighting import InverseVariance as InverseVariance
 from .core.weighting import Uniform as Uniform
@@ -111,6 +131,7 @@ from .modules.diffusion import DiffusionModule as DiffusionModule
 from .modules.distillation import ConsistencyDistillation as ConsistencyDistillation
 from .modules.distribution_matching import DistributionMatchingDistillation as DistributionMatchingDistillation
 from .modules.guided import GuidedConsistencyTraining as GuidedConsistencyTraining
+from .modules.improved_mean_flow import ImprovedMeanFlow as ImprovedMeanFlow
 from .modules.latent_adversarial import LatentAdversarialDistillation as LatentAdversarialDistillation  # lcm
 from .modules.latent_consistency import LatentConsistencyDistillation as LatentConsistencyDistillation  # lcm
 from .modules.latent_diffusion import LatentDiffusionModule as LatentDiffusionModule  # lcm
@@ -119,6 +140,13 @@ from .modules.loading import load_module as load_module
 from .modules.loading import load_trained as load_trained
 from .modules.lpips import LPIPS as LPIPS
 from .modules.mean_flow import MeanFlow as MeanFlow
+from .modules.progressive import ProgressiveDistillation as ProgressiveDistillation
+from .modules.self_distillation import LagrangianSelfDistillation as LagrangianSelfDistillation
+from .modules.self_distillation import ProgressiveSelfDistillation as ProgressiveSelfDistillation
+from .modules.shortcut import ShortcutModel as ShortcutModel
 from .modules.training import ConsistencyTraining as ConsistencyTraining
+from .modules.truncated import TruncatedConsistencyTraining as TruncatedConsistencyTraining
+from .modules.velocity_chords import AlphaFlow as AlphaFlow
+from .modules.velocity_chords import SoFlow as SoFlow
 
 __version__: str

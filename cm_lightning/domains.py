@@ -107,6 +107,7 @@ INNER = Domain("a number in (0, 1)", lambda value: 0 < value < 1)
 #: The interval that is open at 0, for shares that are never empty.
 SHARE = Domain("a number in (0, 1]", lambda value: 0 < value <= 1)
 ABOVE_ONE = Domain("a finite number above 1", lambda value: value > 1)
+FROM_ONE = Domain("a finite number of at least 1", lambda value: value >= 1)
 COUNT = at_least(1)
 NATURAL = at_least(0)
 INTEGER = Domain("a whole number", lambda value: True, whole=True)

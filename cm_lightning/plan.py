@@ -20,7 +20,7 @@ from cm_lightning.domains import POSITIVE
 from cm_lightning.errors import ConfigError, DataError
 from cm_lightning.modules.critic import WithCritic
 from cm_lightning.modules.lpips import LPIPS
-from cm_lightning.modules.progressive import Progressive
+from cm_lightning.modules.staged import StagedDistillation
 from cm_lightning.modules.trained import TrainedModule
 
 _GIB = 2**30
@@ -120,7 +120,7 @@ def plan(
         "optimizer": _optimizer_copies(module),
         "averages": averages,
         "target": int(getattr(module, "target", None) is not None),
-        "teacher": int(isinstance(module, Progressive)),
+        "teacher": int(isinstance(module, StagedDistillation)),
     }
     kept = kept_for_backward({module.backbone, *frozen.values()}, module.forward_one, plain, autocast)
     beside = _bytes(module.critic) if isinstance(module, WithCritic) else 0

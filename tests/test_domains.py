@@ -30,12 +30,16 @@ from cm_lightning.backbones.unet import UNet
 from cm_lightning.commands.sample import main as sample
 from cm_lightning.core import (
     curriculum,
+    dyadic_times,
+    gap,
+    halving,
     limit_times,
     noise,
     ode_sampler,
     oracle,
     parameterization,
     target_rate,
+    truncated,
     weighting,
 )
 from cm_lightning.core.distance import PseudoHuber
@@ -83,6 +87,9 @@ GIVEN: dict[str, Any] = {
     "trajectory": SameNoise(),
     "denoiser": lambda x, t, c: x,
     "objective": Tangent(limit_times.OneTime(), SameNoise()),
+    "first": Tangent(limit_times.OneTime(), SameNoise()),
+    "rest": Tangent(limit_times.OneTime(), SameNoise()),
+    "start_from": "first.ckpt",
 }
 
 
@@ -165,6 +172,15 @@ def ct(**options):
         (Ramp, "end", [-0.1, 1.5], [0, 1]),
         (lambda begin: Ramp(begin, 0.5), "begin", [0.6, -1], [0, 0.5]),
         (limit_times.TwoTimes, "different", [-0.1, 1.1], [0, 1]),
+        (gap.ConstantGap, "p", [0, 1.1], [1e-3, 1]),
+        (gap.ExponentialGap, "last", [0, 1.1], [1e-4, 1]),
+        (gap.SigmoidGap, "lowest", [0, 1], [0.005]),
+        (lambda end: gap.SigmoidGap(0.5, end), "end", [0.5, 0.4, 1.1], [0.51, 1]),
+        (dyadic_times.DyadicTimes, "finest", [0, 1, 3, 96, 2.0], [2, 128]),
+        (truncated.TruncatedCurriculum, "share", [0, 1], [0.25]),
+        (truncated.TruncatedCurriculum, "ratio", [-0.1, 1], [0, 0.999]),
+        (halving.HalvingLevels, "stages", [0, 6], [1, 5]),
+        (halving.HalvingLevels, "steps", [0, 8, 24], [16, 32]),
         (noise.LogitNormal, "std", [0, -1], [0.1]),
         (Adaptive, "p", [-1], [0, 1]),
         (Learned, "width", [0, 1.5], [1]),

@@ -133,6 +133,22 @@ class TwoTimesEmbedding(Recorded, nn.Module):
         return torch.cat([self.each(first), self.each(second)], dim=1)
 
 
+class StepSizeEmbedding(TwoTimesEmbedding):
+    """As :class:`TwoTimesEmbedding`, of t and the number of doublings log2(1/d) for d = t - r (shortcut models).
+
+    Args:
+        width, low, high: see :class:`TwoTimesEmbedding`.
+    """
+
+    def __init__(self, width: int, low: float = 0.25, high: float = 8.0) -> None:
+        super().__init__(width, low, high)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """(B, 2) -> (B, width); steps below 2^-16 count as that."""
+        t, step = labels.unbind(1)
+        return super().forward(torch.stack([t, -step.clamp(min=2.0**-16).log2()], 1))
+
+
 def labels_taken(noise_embedding: nn.Module, width: int) -> list[int]:
     """The numbers of noise labels that an embedding takes, 1 or 2 or both, found by a trial: it may be of one's own.
 

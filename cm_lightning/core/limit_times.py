@@ -6,7 +6,7 @@ import torch
 from torch import Generator
 
 from cm_lightning.core.curriculum import Clock, Curriculum, Device, Times, to_the_end
-from cm_lightning.core.noise import LogitNormal, LogNormal
+from cm_lightning.core.noise import LogitNormal, LogNormal, UniformTime
 from cm_lightning.core.path import Path, TrigFlow
 from cm_lightning.domains import FRACTION
 
@@ -37,7 +37,10 @@ class TwoTimes(Curriculum):
     """
 
     def __init__(
-        self, density: LogitNormal | None = None, earlier: LogitNormal | None = None, different: float = 0.25
+        self,
+        density: LogitNormal | UniformTime | None = None,
+        earlier: LogitNormal | UniformTime | None = None,
+        different: float = 0.25,
     ) -> None:
         FRACTION.check(self, different=different)
         self.density, self.earlier, self.different = density or LogitNormal(), earlier, different

@@ -123,6 +123,14 @@ class LogitNormal(Recorded):
         return (self.mean + self.std * normal).sigmoid()
 
 
+class UniformTime(Recorded):
+    """t uniform in (0, 1), on the linear path: self-distillation of flow maps trains with it."""
+
+    def sample(self, n: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None) -> Tensor:
+        """Draw n levels, (n,) float32."""
+        return torch.rand(n, dtype=torch.float32, device=device, generator=generator)
+
+
 class IntervalDensity(Recorded, ABC):
     """Probabilities of the N-1 intervals of a descending grid, from which training draws."""
 

@@ -43,6 +43,8 @@ class Objective(Recorded, nn.Module, ABC):
     trajectory: Trajectory
     #: Pairs the noise of a batch with its data; independent if None.
     coupling: Coupling | None = None
+    #: Whether the loss takes the network's forward-mode derivative, which not every kernel has.
+    forward_mode: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,6 +163,7 @@ class Tangent(Objective):
         derivative: ``forward_mode``, exact, for networks that have it; ``difference``, central differences along
             the trajectory, for those that do not, and on a CPU in less than half of the time.
         h: half the distance in t of the two points of a difference.
+        direction: gives the velocity along which the derivative is taken, where that is not v (iMF).
     """
 
     def __init__(
@@ -173,13 +176,15 @@ class Tangent(Objective):
         c: float = 0.1,
         derivative: Literal["forward_mode", "difference"] = "forward_mode",
         h: float = 0.005,
+        direction: Trajectory | None = None,
     ) -> None:
         NON_NEGATIVE.check(self, c=c)
         POSITIVE.check(self, h=h)
         super().__init__()
         self.curriculum, self.trajectory, self.residual = curriculum, trajectory, residual or SquaredError()
         self.warm_up, self.normalize, self.c = warm_up or Ramp(), normalize, c
-        self.derivative, self.h = derivative, h
+        self.derivative, self.h, self.direction = derivative, h, direction
+        self.forward_mode = derivative == "forward_mode"
 
     def phase(self, clock: Clock) -> str:
         warm, own = self.warm_up(*clock), super().phase(clock)
@@ -204,8 +209,10 @@ class Tangent(Objective):
                 goal = self.velocity_output(map, t, r, v)
             else:
                 value = F.detach().to(x_t.dtype) if target is map else None
+                with same_dropout:
+                    along = self.direction.velocity(x, z, x_t, t, c).to(x_t.dtype) if self.direction else v
                 with same_dropout, torch.autocast(x.device.type, enabled=False):
-                    g = self.tangent(target, x_t, t, r, v, c, warm, value)
+                    g = self.tangent(target, x_t, t, r, v, c, warm, value, along)
                 goal = F.detach() + self._normalized(g)
         difference = F.to(torch.promote_types(F.dtype, torch.float32)) - goal
         self.shown = {"raw": difference.detach().square().flatten(1).mean()}
@@ -227,10 +234,12 @@ class Tangent(Objective):
         c: Any = None,
         warm: float = 1.0,
         value: Tensor | None = None,
+        along: Tensor | None = None,
     ) -> Tensor:
         """G before its normalisation, at x_t (B, ...), for the velocity v (B, ...) there.
 
-        ``value`` is F where it is known already, which spares a difference one evaluation of three.
+        ``value`` is F where it is known already, which spares a difference one evaluation of three. The derivative is
+        taken along ``along``, v if None.
         """
         a, b, _, _ = map.parameterization.coefficients(t, r)
         a_rate, b_rate = map.parameterization.slopes(t, r)
@@ -240,7 +249,7 @@ class Tangent(Objective):
             return expand(scale * factor, x_t).to(x_t.dtype)
 
         # dF/dt itself may grow without bound where its factor goes to 0, so the direction carries the factor
-        F, factor_dF = self._derivative(map, x_t, t, r, c, by(b) * v, scale * b, value)
+        F, factor_dF = self._derivative(map, x_t, t, r, c, by(b) * (v if along is None else along), scale * b, value)
         return by(a) * v + by(b_rate) * F + warm * (by(a_rate) * x_t + factor_dF)
 
     def _derivative(
@@ -280,23 +289,31 @@ class Tangent(Objective):
 class Lagrangian(Objective):
     """dX/dr at r must be the velocity there: the map's end moves as the trajectory does (Boffi et al. 2025, Eq. 13).
 
-    The gradient passes through the derivative in r. Beside it, on the diagonal r = t, where X is the identity, the
-    network learns the velocity itself, by flow matching. The map must be one of average velocities.
+    The gradient passes through the derivative in r, the velocity is the target's own, dX/dr at r = t. So something
+    else must teach that: flow matching beside it, see :class:`~cm_lightning.core.flow_matching.Split`. The map must be
+    one of average velocities.
 
     Args:
         curriculum: draws t and r; its q is not used.
-        trajectory: has the path, and gives the velocity of the data.
-        residual: the loss of both differences.
-        diagonal: weight of flow matching.
+        trajectory: has the path.
+        residual: the loss of the difference.
+        derivative: ``forward_mode``, exact, for networks that have it; ``difference``, central differences in r.
+        h: half the distance in r of the two points of a difference.
     """
 
     def __init__(
-        self, curriculum: Curriculum, trajectory: Trajectory, residual: Residual | None = None, diagonal: float = 1.0
+        self,
+        curriculum: Curriculum,
+        trajectory: Trajectory,
+        residual: Residual | None = None,
+        derivative: Literal["forward_mode", "difference"] = "forward_mode",
+        h: float = 0.005,
     ) -> None:
-        NON_NEGATIVE.check(self, diagonal=diagonal)
+        POSITIVE.check(self, h=h)
         super().__init__()
         self.curriculum, self.trajectory, self.residual = curriculum, trajectory, residual or SquaredError()
-        self.diagonal = diagonal
+        self.derivative, self.h = derivative, h
+        self.forward_mode = derivative == "forward_mode"
 
     def loss(
         self,
@@ -307,18 +324,29 @@ class Lagrangian(Objective):
         clock: Clock,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        (t, _, r), z, x_t = self.draw(x, c, clock, generator)
+        (t, _, r), _, x_t = self.draw(x, c, clock, generator)
         with torch.autocast(x.device.type, enabled=False):
             difference = self.difference(map, target, x_t, t, r, c)
-        straight = map.velocity(x_t, t, c) - self.trajectory.velocity(x, z, x_t, t, c)
-        self.shown = {"raw": difference.detach().square().mean(), "raw_diagonal": straight.detach().square().mean()}
-        return cast(Tensor, self.residual(difference, t, r) + self.diagonal * self.residual(straight, t, t))
+        self.shown = {"raw": difference.detach().square().mean()}
+        return cast(Tensor, self.residual(difference, t, r))
 
     def difference(
         self, map: Differentiable, target: Differentiable, x_t: Tensor, t: Tensor, r: Tensor, c: Any = None
     ) -> Tensor:
         """dX(x_t, t, r)/dr - sg v(X, r), (B, ...)."""
-        end, along = cast(tuple[Tensor, Tensor], jvp(lambda r: map(x_t, t, r, c), (r,), (torch.ones_like(r),)))
-        with torch.no_grad():
+        same_dropout = Replay(x_t.device)
+        end, along = self._end_and_derivative(map, x_t, t, r, c, same_dropout)
+        with torch.no_grad(), same_dropout:
             velocity = target.velocity(end.detach(), r, c)
         return along - velocity
+
+    def _end_and_derivative(
+        self, map: Differentiable, x_t: Tensor, t: Tensor, r: Tensor, c: Any, same_dropout: Replay
+    ) -> tuple[Tensor, Tensor]:
+        """X(x_t, t, r), and its derivative in r; from differences, both are right up to h^2."""
+        if self.derivative == "forward_mode":
+            return cast(tuple[Tensor, Tensor], jvp(lambda r: map(x_t, t, r, c), (r,), (torch.ones_like(r),)))
+        above = map(x_t, t, r + self.h, c)
+        with same_dropout:
+            below = map(x_t, t, r - self.h, c)
+        return (above + below) / 2, (above - below) / (2 * self.h)

@@ -17,15 +17,19 @@ class Residual(Recorded, nn.Module, ABC):
     """Maps Delta (B, ...) at levels t and r (B,) to a scalar; the network learns from its gradient in Delta."""
 
     @abstractmethod
+    def each(self, difference: Tensor, t: Tensor, r: Tensor) -> Tensor:
+        """The loss of each sample, (B,)."""
+
     def forward(self, difference: Tensor, t: Tensor, r: Tensor) -> Tensor:
-        """The loss."""
+        """The mean of the samples' losses."""
+        return self.each(difference, t, r).mean()
 
 
 class SquaredError(Residual):
     """The mean of Delta^2 over samples and their D elements."""
 
-    def forward(self, difference: Tensor, t: Tensor, r: Tensor) -> Tensor:
-        return difference.square().mean()
+    def each(self, difference: Tensor, t: Tensor, r: Tensor) -> Tensor:
+        return difference.square().flatten(1).mean(1)
 
 
 class Adaptive(Residual):
@@ -43,9 +47,9 @@ class Adaptive(Residual):
         super().__init__()
         self.p, self.c = p, c
 
-    def forward(self, difference: Tensor, t: Tensor, r: Tensor) -> Tensor:
+    def each(self, difference: Tensor, t: Tensor, r: Tensor) -> Tensor:
         squared = difference.square().flatten(1).sum(1)
-        return (squared / (squared.detach() + self.c) ** self.p).mean()
+        return squared / (squared.detach() + self.c) ** self.p
 
 
 class Learned(Residual):
@@ -74,8 +78,8 @@ class Learned(Residual):
         features = torch.cos(torch.outer(t, self.frequencies) + self.phases)
         return cast(Tensor, self.layer(features)).squeeze(1)
 
-    def forward(self, difference: Tensor, t: Tensor, r: Tensor) -> Tensor:
+    def each(self, difference: Tensor, t: Tensor, r: Tensor) -> Tensor:
         with torch.autocast(difference.device.type, enabled=False):
             w = self.weight(t)
         squared = difference.square().flatten(1).mean(1)
-        return (w.exp() * squared - w).mean()
+        return w.exp() * squared - w

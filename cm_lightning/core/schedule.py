@@ -57,6 +57,21 @@ class InverseSquareRoot(RateSchedule):
         return math.sqrt(self.after / max(step, self.after))
 
 
+class StagedDecay(RateSchedule):
+    """A linear fall from 1 to 0 in each stage anew, as progressive distillation has it (Salimans & Ho 2022).
+
+    Args:
+        stages: number of stages, of equal length.
+    """
+
+    def __init__(self, stages: int = 5) -> None:
+        COUNT.check(self, stages=stages)
+        self.stages = stages
+
+    def __call__(self, step: int, total: int) -> float:
+        return 1 - (step * self.stages % total) / total
+
+
 class Ramp(Recorded):
     """A linear rise from 0 to 1 between two points of the run; 1 throughout by default.
 

@@ -6,9 +6,11 @@ the limit of small steps.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -18,7 +20,8 @@ from cm_lightning.core.guidance import estimates
 from cm_lightning.core.noise import expand
 from cm_lightning.core.path import VE, Path
 from cm_lightning.core.solver import euler_step, heun_step
-from cm_lightning.domains import NON_NEGATIVE
+from cm_lightning.domains import COUNT, NON_NEGATIVE, POSITIVE, check_ascending
+from cm_lightning.errors import ConfigError
 from cm_lightning.recording import Recorded
 
 #: x_t (B, ...), t (B,), condition -> the estimate of the clean image, (B, ...).
@@ -39,6 +42,10 @@ class Trajectory(Recorded, ABC):
     @abstractmethod
     def velocity(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, c: Any = None) -> Tensor:
         """dx_t/dt at x_t."""
+
+    def average_velocity(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, q: Tensor, c: Any = None) -> Tensor:
+        """The average velocity between t and q <= t, taken as that at t: exact where trajectories are straight."""
+        return self.velocity(x, z, x_t, t, c)
 
 
 class SameNoise(Trajectory):
@@ -69,12 +76,24 @@ class GuidedNoise(SameNoise):
         null: the null class.
         w: strength of the guidance; 0 is :class:`SameNoise`.
         path: the path of the levels; VE if None.
+        interval: the lowest and the highest level that are guided; all if None.
+
+    Raises:
+        ConfigError: the interval is not two levels in ascending order.
     """
 
-    def __init__(self, denoiser: ConditionalDenoiser, null: int, w: float, path: Path | None = None) -> None:
+    def __init__(
+        self,
+        denoiser: ConditionalDenoiser,
+        null: int,
+        w: float,
+        path: Path | None = None,
+        interval: Sequence[float] | None = None,
+    ) -> None:
         NON_NEGATIVE.check(self, w=w)
         super().__init__(path)
         self.denoiser, self.null, self.w = denoiser, null, w
+        self.low, self.high = (0.0, math.inf) if interval is None else checked_interval(interval)
 
     def advance(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, q: Tensor, c: Any = None) -> Tensor:
         clean = self._moved(x, x_t, t, c)
@@ -86,7 +105,18 @@ class GuidedNoise(SameNoise):
 
     def _moved(self, x: Tensor, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
         conditional, unconditional = estimates(self.denoiser, x_t, t, c, self.null)
-        return x + self.w * (conditional - unconditional).to(x.dtype)
+        w = self.w * ((t >= self.low) & (t <= self.high)).to(x.dtype)
+        return x + expand(w, x) * (conditional - unconditional).to(x.dtype)
+
+
+def checked_interval(interval: Sequence[float]) -> tuple[float, float]:
+    """The two levels of an interval, after a check: at least 0, in ascending order."""
+    NON_NEGATIVE.check_each(interval=interval)
+    if len(interval) != 2:
+        raise ConfigError(f"interval must be two levels, got {list(interval)}")
+    low, high = interval
+    check_ascending(low=low, high=high)
+    return low, high
 
 
 class Teacher(Trajectory):
@@ -97,6 +127,9 @@ class Teacher(Trajectory):
         path: the path of the levels; VE if None.
         solver: ``heun``, or ``euler``, which is DDIM.
         lowest: the level at which the ODE ends; a lower q is raised to it.
+        steps: the solver's steps from t to q; 2 halve the number of steps (progressive distillation, Algorithm 2).
+        rho: the levels between t and q are evenly spaced in t^(1/rho): 1 is even in t, and 7 as on EDM's grid.
+            Timesteps are rounded to whole ones.
     """
 
     def __init__(
@@ -105,17 +138,32 @@ class Teacher(Trajectory):
         path: Path | None = None,
         solver: Literal["euler", "heun"] = "heun",
         lowest: float = 0.0,
+        steps: int = 1,
+        rho: float = 1.0,
     ) -> None:
         NON_NEGATIVE.check(self, lowest=lowest)
+        COUNT.check(self, steps=steps)
+        POSITIVE.check(self, rho=rho)
         self.denoiser, self.path, self.solver, self.lowest = denoiser, path or VE(), _SOLVERS[solver], lowest
+        self.steps, self.rho = steps, rho
 
     def advance(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, q: Tensor, c: Any = None) -> Tensor:
         denoiser = partial(_under, self.denoiser, c)
-        return self.solver(denoiser, x_t, t, q.clamp(min=self.lowest), self.path)
+        q = q.clamp(min=self.lowest)
+        between = [self._between(t, q, i / self.steps) for i in range(1, self.steps)]
+        for here, there in pairwise([t, *between, q]):
+            x_t = self.solver(denoiser, x_t, here, there, self.path)
+        return x_t
 
     def velocity(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, c: Any = None) -> Tensor:
         clean = self.denoiser(x_t, t, c)
         return self.path.velocity(clean, self.path.noise(x_t, clean, t), t)
+
+    def _between(self, t: Tensor, q: Tensor, share: float) -> Tensor:
+        """The level after a share of the way from t to q."""
+        start, end = (level.to(torch.promote_types(level.dtype, torch.float32)) ** (1 / self.rho) for level in (t, q))
+        level = torch.lerp(start, end, share) ** self.rho
+        return (level if t.is_floating_point() else level.round()).to(t.dtype)
 
 
 def _under(denoiser: ConditionalDenoiser, c: Any, x: Tensor, t: Tensor) -> Tensor:
@@ -135,6 +183,8 @@ def of_ve(denoiser: ConditionalDenoiser, path: Path) -> ConditionalDenoiser:
 class Itself(Trajectory):
     """The flow map that is being trained: its instantaneous velocity is its slope in r at r = t.
 
+    The average velocity is its network's output, so it must be a map of average velocities where that is asked for.
+
     Args:
         flow_map: X(x_t, t, r, c), and ``velocity(x_t, t, c)``; see :class:`~cm_lightning.core.parameterization.Map`.
         path: the path of its levels.
@@ -150,4 +200,9 @@ class Itself(Trajectory):
     def velocity(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, c: Any = None) -> Tensor:
         with torch.no_grad():
             velocity: Tensor = self.flow_map.velocity(x_t, t, c)
+        return velocity
+
+    def average_velocity(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, q: Tensor, c: Any = None) -> Tensor:
+        with torch.no_grad():
+            velocity: Tensor = self.flow_map.output(x_t, t, q, c)
         return velocity

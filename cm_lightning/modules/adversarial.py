@@ -24,11 +24,11 @@ from cm_lightning.errors import ConfigError
 from cm_lightning.modules.base import Generators
 from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.discriminator import Discriminator, bottleneck_width
-from cm_lightning.modules.progressive import Progressive
+from cm_lightning.modules.staged import StagedDistillation
 from cm_lightning.modules.teacher import Distilled
 
 
-class AdversarialDistillation(Progressive, Distilled):
+class AdversarialDistillation(StagedDistillation, Distilled):
     """SDXL-Lightning (Lin et al. 2024) in pixels: fewer and fewer steps, by squared error and by discriminators.
 
     The network stays a denoiser. N of its steps are Euler's (DDIM's) on the VE path, on every (T / N)-th of T levels.

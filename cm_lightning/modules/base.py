@@ -17,7 +17,7 @@ from cm_lightning.backbones.attention import set_forward_mode
 from cm_lightning.backbones.embedding import check_labels
 from cm_lightning.core.curriculum import Clock
 from cm_lightning.core.noise import unit_noise
-from cm_lightning.core.objective import Objective, Tangent
+from cm_lightning.core.objective import Objective
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.domains import COUNT, FINITE, FRACTION, POSITIVE
 from cm_lightning.errors import CheckpointError, ConfigError
@@ -46,7 +46,7 @@ _O = TypeVar("_O", bound=Objective)
 
 def ready(objective: _O, backbone: nn.Module) -> _O:
     """Switch the network's attention to a kernel that the objective can differentiate, and return the objective."""
-    if isinstance(objective, Tangent) and objective.derivative == "forward_mode":
+    if objective.forward_mode:
         set_forward_mode(backbone, True)
     return objective
 

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from cm_lightning.core.curriculum import Clock
 from cm_lightning.core.guidance import guided_function
 from cm_lightning.core.noise import expand
-from cm_lightning.core.objective import Lagrangian, Tangent
+from cm_lightning.core.objective import Objective
 from cm_lightning.core.parameterization import AverageVelocity, Map
 from cm_lightning.core.sampler import follow
 from cm_lightning.core.schedule import RateSchedule
+from cm_lightning.core.target_rate import TargetRate
 from cm_lightning.domains import COUNT
 from cm_lightning.modules.base import GenerativeModule, Generators, ready
 from cm_lightning.modules.consistency import checked_levels
+from cm_lightning.modules.target import TargetNetwork
 
 
 class FlowMapModule(GenerativeModule):
@@ -33,39 +35,51 @@ class FlowMapModule(GenerativeModule):
         objective: the loss.
         parameterization: makes the flow map from the network.
         sampling_sigmas: levels for a number of steps, ``{2: [1.0, 0.5]}``; for others they are evenly spaced.
+        target_rate: mu(k) of a target network, a running average of the student that gives what the loss takes as
+            known; if None, the student itself does.
     """
 
-    objective: Tangent | Lagrangian
+    objective: Objective
+    target: nn.Module | None
     noise_labels_given = 2
 
     def __init__(
         self,
         backbone: nn.Module,
         image_shape: Sequence[int] | None,
-        objective: Tangent | Lagrangian,
+        objective: Objective,
         parameterization: AverageVelocity | None = None,
         sampling_sigmas: Mapping[int, Sequence[float]] | None = None,
         label_dropout: float = 0.0,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: RateSchedule | LRSchedulerCallable | None = None,
         start_from: str | None = None,
+        target_rate: TargetRate | None = None,
     ) -> None:
         levels = checked_levels(sampling_sigmas or {})
         super().__init__(backbone, image_shape, label_dropout, optimizer, lr_scheduler, start_from)
         self.objective = ready(objective, backbone)
         self.parameterization = parameterization or AverageVelocity()
+        self.target_network = TargetNetwork(backbone, target_rate, objective.curriculum) if target_rate else None
+        self.target = self.target_network.network if self.target_network else None
+        self.followers = (self.target_network,) if self.target_network else ()
         self.sampling_sigmas = levels
 
     def map(self, network: nn.Module | None = None) -> Map:
         """The flow map of a network (the backbone if None), in the form that the objective takes."""
         return Map(self.parameterization, network or self.backbone)
 
+    def target_map(self) -> Map:
+        """The flow map of the target network, which is the backbone where there is none."""
+        return self.map(self.target)
+
     def loss(self, x: Tensor, labels: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
         map = self.map()
-        return self.objective.loss(map, map, x, labels, self.clock, generator)
+        return self.objective.loss(map, self.target_map() if self.target else map, x, labels, self.clock, generator)
 
     def progress(self, clock: Clock) -> dict[str, float]:
-        return self.objective.curriculum.progress(clock)
+        mu = {"mu": self.target_network.mu(clock)} if self.target_network else {}
+        return self.objective.curriculum.progress(clock) | mu
 
     def forward_one(self) -> None:
         labels = torch.zeros(1, dtype=torch.long) if self.num_classes else None

@@ -21,10 +21,10 @@ from cm_lightning.latent.few_step import FewStep
 from cm_lightning.latent.student import Student
 from cm_lightning.modules.discriminator import Discriminator
 from cm_lightning.modules.latent_student import FewStepModule
-from cm_lightning.modules.progressive import Progressive
+from cm_lightning.modules.staged import StagedDistillation
 
 
-class LatentAdversarialDistillation(Progressive, FewStepModule):
+class LatentAdversarialDistillation(StagedDistillation, FewStepModule):
     """SDXL-Lightning (Lin et al. 2024): fewer and fewer steps, by squared error and by discriminators.
 
     The student stays a denoiser. It is drawn by Euler's (DDIM's) steps on trailing timesteps, without guidance, in as

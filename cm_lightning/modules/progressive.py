@@ -1,195 +1,122 @@
-"""Progressive adversarial distillation (SDXL-Lightning, Lin et al. 2024), in pixels or latents."""
+"""Progressive distillation: a diffusion model that needs half as many steps from stage to stage."""
 
 from __future__ import annotations
 
-import copy
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, TypeAlias
+from collections.abc import Sequence
 
 import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from typing_extensions import Self
 
-from cm_lightning.core.adversarial import discriminator_loss, generator_loss, held
 from cm_lightning.core.curriculum import Clock
-from cm_lightning.core.noise import expand, unit_noise
+from cm_lightning.core.distance import L2, Distance
+from cm_lightning.core.halving import HalvingLevels, StepMap, TruncatedSNR, WholeSteps, stay
+from cm_lightning.core.noise import SIGMA_MAX, SIGMA_MIN, check_levels
+from cm_lightning.core.objective import Chord
+from cm_lightning.core.ode_sampler import Euler
+from cm_lightning.core.parameterization import EDM
+from cm_lightning.core.sampler import spread_sigmas
 from cm_lightning.core.schedule import RateSchedule
-from cm_lightning.core.stages import Ladder, Stage, StageRates, Stages
-from cm_lightning.core.turns import Turn, Turns
+from cm_lightning.core.target_rate import ConstantRate
+from cm_lightning.core.trajectory import Teacher
+from cm_lightning.core.weighting import Weighting
+from cm_lightning.domains import COUNT
 from cm_lightning.errors import ConfigError
-from cm_lightning.modules.critic import Losses, WithCritic
-from cm_lightning.modules.discriminator import Discriminator
-
-#: x_q (B, ...) -> logits (B,).
-_Judge: TypeAlias = Callable[[Tensor], Tensor]
+from cm_lightning.modules.diffusion import DiffusionModule
+from cm_lightning.modules.target import TargetNetwork
 
 
-def _under(denoiser: Callable[..., Tensor], c: Any, index: int, x: Tensor, t: Tensor) -> Tensor:
-    return denoiser(x, t, c, index)
-
-
-class StudentOfBefore:
-    """The student of the stage before, which teaches the next one: its weights, copied where stages meet.
+class StageTeacher(TargetNetwork):
+    """The student as it was when its stage began.
 
     Args:
         student: the network that is trained.
-        stages: the stages.
+        curriculum: the curriculum, whose levels have stages.
     """
 
-    def __init__(self, student: nn.Module, stages: Stages) -> None:
-        with torch.no_grad():
-            self.network = copy.deepcopy(student).requires_grad_(False)
-        self.student, self.stages = student, stages
+    def __init__(self, student: nn.Module, curriculum: WholeSteps) -> None:
+        super().__init__(student, ConstantRate(0.0), curriculum)
 
     def follow(self, clock: Clock) -> None:
-        """Copy the student after the last step of a stage, if it is the next one's teacher."""
-        if self.stages.takes_student(Clock(clock.step + 1, clock.total)):
+        """Copy the student where the step after this one begins a stage."""
+        levels, after = self.curriculum.levels, Clock(clock.step + 1, clock.total)
+        if levels and levels(*after) != levels(*clock):
             self.restart()
 
-    def restart(self) -> None:
-        """Copy the student."""
-        self.network.load_state_dict(self.student.state_dict())
 
+class ProgressiveDistillation(DiffusionModule):
+    """One step of the student goes where two of its teacher's go, which is the student of the stage before.
 
-class Progressive(WithCritic):
-    """The stages of a progressive distillation, each by a squared error or by a discriminator.
+    Steps are deterministic DDIM on EDM's grid (Salimans & Ho 2022, Algorithm 2); the first teacher is the diffusion
+    model that ``start_from`` names. The teacher of a stage is in the checkpoint, so a run is resumed without that
+    file. After the last stage the model is sampled in as many steps as the student has then.
 
-    A student's step ends where the teacher's steps beside it do. At a squared error both ends meet, the chord of
-    consistency models with q = r (Salimans & Ho 2022); to a discriminator both must look alike. Every stage has a fresh
-    discriminator, which starts with the encoder of the first teacher, and fresh moments of the optimizer.
+    Args:
+        steps: the student's steps in the first stage; the first teacher takes twice as many.
+        stages: number of stages, each of which halves the steps.
+        distance: distance between the ends of the steps, the mean squared difference if None.
+        weighting: weight of a step; max(SNR, 1) of the denoisers' difference if None.
+        sigma_min: the level at which the last step ends.
+        sigma_max: the level at which sampling starts.
+        start_from: the first teacher.
+        backbone, image_shape, parameterization: see :class:`DiffusionModule`; label_dropout, optimizer, lr_scheduler:
+            see its bases. The published learning rate is a ``StagedDecay``.
+
+    Raises:
+        ConfigError: there is no teacher, or the steps cannot be halved so often.
     """
 
-    critic: Discriminator
-    ladder: Ladder
-    sigma_data: float
-    #: The network of the student before, in checkpoints too: a run resumes in the middle of any stage.
-    before: nn.Module
-
-    def hold_stages(
+    def __init__(
         self,
-        stages: Stages,
-        ladder: Ladder,
-        sigma_data: float,
-        discriminator: Discriminator,
-        levels: Sequence[float],
-        turns: Turns | None,
-        critic_lr: float | None,
+        backbone: nn.Module,
+        image_shape: Sequence[int],
+        start_from: str,
+        steps: int = 16,
+        stages: int = 5,
+        distance: Distance | None = None,
+        weighting: Weighting | None = None,
+        sigma_min: float = SIGMA_MIN,
+        sigma_max: float = SIGMA_MAX,
+        parameterization: EDM | None = None,
+        label_dropout: float = 0.0,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: RateSchedule | LRSchedulerCallable | None = None,
     ) -> None:
-        """Keep the parts of the method.
+        check_levels(self, sigma_min, sigma_max)
+        COUNT.check(self, steps=steps, stages=stages)
+        if not start_from:
+            raise ConfigError("a distillation needs a teacher: set start_from to a DiffusionModule's checkpoint")
+        curriculum = WholeSteps(HalvingLevels(steps, stages), sigma_min=sigma_min, sigma_max=sigma_max)
+        teacher = Teacher(self.taught, solver="euler", steps=2, rho=curriculum.rho)
+        super().__init__(
+            backbone, image_shape, parameterization, None, Euler(sigma_min, sigma_max),
+            label_dropout, optimizer, lr_scheduler, start_from,
+        )  # fmt: skip
+        self.objective = Chord(curriculum, teacher, distance or L2(), weighting or TruncatedSNR())
+        self.default_steps = steps // 2 ** (stages - 1)
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        stage_teacher = StageTeacher(backbone, curriculum)
+        self.stage_teacher, self.followers = stage_teacher.network.eval(), (stage_teacher,)
 
-        Args:
-            stages: the stages, in turn.
-            ladder: the levels of the first teacher.
-            sigma_data: standard deviation of the data, for the weight of the squared error.
-            discriminator: the critic.
-            levels: levels of the noise under which the discriminator sees clean ends.
-            turns, critic_lr: see :class:`WithCritic`.
+    def taught(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        """The estimate of the clean image by the teacher of the stage, at x (B, ...), sigma (B,)."""
+        return self.parameterization(self.stage_teacher, x, sigma, labels)
 
-        Raises:
-            ConfigError: the learning rate has a schedule that does not know stages.
-        """
-        self.stages, self.ladder, self.sigma_data = stages, ladder, sigma_data
-        for stage in self.stages.stages:
-            ladder.stride(stage.teacher_steps)
-        if not (self.lr_scheduler is None or isinstance(self.lr_scheduler, RateSchedule)):
-            raise ConfigError("lr_scheduler must be a RateSchedule, such as HoldThenCosine: it starts anew with stages")
-        self.lr_scheduler = StageRates(self.stages, self.lr_scheduler)
-        self.hold_critic(discriminator, turns, critic_lr)
-        if not levels:
-            raise ConfigError("discriminator_levels must be given: noise levels for the discriminator's clean images")
-        self.discriminator_levels = list(levels)
-        follower = StudentOfBefore(self.backbone, self.stages)
-        self.before, self.followers = follower.network, (follower,)
-
-    @abstractmethod
-    def clean(self, x_t: Tensor, t: Tensor, c: Any, stage: Stage) -> Tensor:
-        """The student's estimate of the clean image at x_t (B, ...), t (B,)."""
-
-    @abstractmethod
-    def taught(self, x_t: Tensor, t: Tensor, c: Any, index: int) -> Tensor:
-        """The estimate of the teacher of a stage, without gradients."""
-
-    @abstractmethod
-    def features(self, x_t: Tensor, t: Tensor, c: Any) -> Tensor:
-        """The features of the discriminator's encoder at x_t (B, ...), t (B,)."""
-
-    @abstractmethod
-    def fresh_encoder(self) -> dict[str, Tensor]:
-        """The weights with which a discriminator starts."""
-
-    def losses(self, x: Tensor, c: Any, generator: torch.Generator | None = None) -> Losses:
-        """The losses on data x (B, ...) under conditions c."""
-        clock, ladder = self.clock, self.ladder
-        index, stage, turn = self.stages.index(clock), self.stages.at(clock), self._acting()
-        i = ladder.draw(stage.student_steps, len(x), x.device, generator)
-        j = i + ladder.stride(stage.student_steps)
-        x_t = ladder.point(x, unit_noise(x.shape, generator, x.device, x.dtype), i)
-        with torch.no_grad():
-            teacher = partial(_under, self.taught, c, index)
-            real = ladder.advance(teacher, x_t, i, stage.teacher_steps, stage.teacher_steps // stage.student_steps)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and turn.generator):
-            clean = self.clean(x_t, ladder.level(i), c, stage)
-        if not stage.adversarial:
-            error = (clean - ladder.clean(x_t, real, i, j)).square()
-            return Losses((expand(ladder.weight(i, self.sigma_data), x) * error).mean(), None)
-        fake, judge = ladder.end(x_t, clean, i, j), self._judge(stage, x_t, i, j, c, generator)
-        return self._adversarial_losses(turn, judge, real, fake)
-
-    def _adversarial_losses(self, turn: Turn, judge: _Judge, real: Tensor, fake: Tensor) -> Losses:
-        student = critic = None
-        if turn.generator:
-            with held(self.critic):
-                student = generator_loss(judge(fake))
-        if turn.critic:
-            logits_real, logits_fake = judge(real), judge(fake.detach())
-            critic = discriminator_loss(logits_real, logits_fake)
-            self.watch(logits_real, logits_fake, real, fake)
-        return Losses(student, critic)
-
-    def _judge(
-        self, stage: Stage, x_t: Tensor, i: Tensor, j: Tensor, c: Any, generator: torch.Generator | None
-    ) -> _Judge:
-        """The discriminator of the ends of steps from x_t at i to j; clean ends are seen under noise, the same for all.
-
-        Lin et al. 2024, section 3.4: a discriminator of clean images alone is unstable.
-        """
-        table = torch.tensor(self.discriminator_levels, device=x_t.device, dtype=self.ladder.levels.dtype)
-        drawn = table[torch.randint(len(table), (len(x_t),), device=x_t.device, generator=generator)]
-        is_clean = j >= len(self.ladder)
-        q = torch.where(is_clean, drawn, self.ladder.level(j))
-        z = unit_noise(x_t.shape, generator, x_t.device, x_t.dtype)
-
-        def logits(x_q: Tensor) -> Tensor:
-            x_q = torch.where(expand(is_clean, x_q), self.ladder.path.point(x_q, z, q), x_q)
-            seen = [self.features(x_q, q, c)]
-            if stage.objective == "conditional":
-                seen.insert(0, self.features(x_t, self.ladder.level(i), c))
-            verdict: Tensor = self.critic(*seen)
-            return verdict
-
-        return logits
-
-    def _acting(self) -> Turn:
-        """The turns of an adversarial stage; at a squared error there is no discriminator to train."""
-        return super()._acting() if self.stages.at(self.clock).adversarial else Turn(True, False)
-
-    def optimizer_step(self, *args: Any, **options: Any) -> None:
-        super().optimizer_step(*args, **options)
-        if self.stages.begins(self.clock):
-            self._begin_stage()
-
-    def _begin_stage(self) -> None:
-        """Start with a fresh discriminator and fresh moments; at the end of a step, so that checkpoints have them."""
-        self.critic.restart(self.fresh_encoder(), seed=self.stages.index(self.clock))
-        for optimizer in self.trainer.optimizers:
-            optimizer.state.clear()
-        self.forget()
-
-    def phase(self, clock: Clock) -> str:
-        index = self.stages.index(clock)
-        return f"stage {index + 1} of {len(self.stages.stages)}: {self.stages.stages[index]}"
+    def loss(self, x: Tensor, labels: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
+        return self.objective.loss(StepMap(self.denoiser), stay, x, labels, self.clock, generator)
 
     def progress(self, clock: Clock) -> dict[str, float]:
-        stage = self.stages.at(clock)
-        return {"teacher_steps": stage.teacher_steps, "student_steps": stage.student_steps}
+        return {"steps": self.objective.curriculum.progress(clock)["N"] - 1}
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all networks but the teacher, which drops nothing out."""
+        super().train(mode)
+        self.stage_teacher.eval()
+        return self
+
+    def trained_levels(self) -> tuple[float, float]:
+        return self.sigma_min, self.sigma_max
+
+    def default_sigmas(self, steps: int) -> list[float]:
+        return spread_sigmas(steps, self.sigma_min, self.sigma_max)

@@ -1,4 +1,4 @@
-"""As ranks.py, for the methods that take a derivative, and for those with two networks.
+"""As ranks.py, for sCD with a learned weight, MeanFlow, iMF, alpha-Flow, and the methods with two networks.
 
 Started by test_tangent_ranks.py as ``python tangent_ranks.py RANKS FOLDER``.
 """
@@ -16,12 +16,14 @@ from cm_lightning.core.limit_times import OneTime, TwoTimes
 from cm_lightning.core.stages import Stage
 from cm_lightning.core.turns import Turns
 from cm_lightning.data.mnist import MNIST
-from cm_lightning.modules import distribution_matching, matching, progressive
+from cm_lightning.modules import distribution_matching, matching, staged
 from cm_lightning.modules.adversarial import AdversarialDistillation
 from cm_lightning.modules.continuous import ContinuousConsistencyDistillation
 from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.distribution_matching import DistributionMatchingDistillation
+from cm_lightning.modules.improved_mean_flow import ImprovedMeanFlow
 from cm_lightning.modules.mean_flow import MeanFlow
+from cm_lightning.modules.velocity_chords import AlphaFlow
 from tests.cli import ranks
 from tests.helpers import trainer
 
@@ -43,10 +45,11 @@ def modules():
         network(1), (1, 28, 28), teacher, start_from_teacher=False, curriculum=ranks.OfTheWholeBatch(OneTime()),
         optimizer=optimizer,
     )  # fmt: skip
-    yield "meanflow", MeanFlow(
-        network(1, TwoTimesEmbedding(8)), (1, 28, 28), curriculum=ranks.OfTheWholeBatch(TwoTimes(different=0.5)),
-        optimizer=optimizer,
-    )  # fmt: skip
+    for name, kind in (("meanflow", MeanFlow), ("imf", ImprovedMeanFlow), ("alphaflow", AlphaFlow)):
+        yield name, kind(
+            network(1, TwoTimesEmbedding(8)), (1, 28, 28), curriculum=ranks.OfTheWholeBatch(TwoTimes(different=0.5)),
+            optimizer=optimizer,
+        )  # fmt: skip
     stages = [Stage(4, 2), Stage(2, 1, "conditional")]
     yield "lightning", AdversarialDistillation(network(1), (1, 28, 28), teacher, stages, optimizer=optimizer)
     yield "dmd2", DistributionMatchingDistillation(
@@ -66,7 +69,7 @@ def randint_of_the_whole_batch(low, high, size=None, **options):
 if __name__ == "__main__":
     ranks.RANKS, folder = int(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
-    for place in (objective, progressive, matching, distribution_matching):
+    for place in (objective, staged, matching, distribution_matching):
         place.unit_noise = ranks.noise_of_the_whole_batch
     randint = torch.randint
     options = {"strategy": "ddp", "devices": ranks.RANKS} if ranks.RANKS > 1 else {}

@@ -338,7 +338,8 @@ def test_a_configuration_builds_on_another_and_is_saved_whole(capsys):
 EXPERIMENTS = sorted(
     path
     for path in (ROOT / "experiments").rglob("*.yaml")
-    if path.stem not in ("base", "quick") and not {"lcm_lora", "lightning"} & {*path.parts}  # test_latent_cli.py runs those
+    if path.stem not in ("base", "quick")
+    and not {"lcm_lora", "lightning"} & {*path.parts}  # test_latent_cli.py runs those
 )
 
 

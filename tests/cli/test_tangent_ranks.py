@@ -18,7 +18,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.xdist_group("tangent ranks")
-@pytest.mark.parametrize("name", ["scd", "meanflow", "lightning", "dmd2"])
+@pytest.mark.parametrize("name", ["scd", "meanflow", "imf", "alphaflow", "lightning", "dmd2"])
 def test_two_ranks_train_what_one_trains_with_the_whole_batch(folder, name):
     one, two = (read_checkpoint(folder / f"{name}{ranks}.ckpt") for ranks in (1, 2))
     assert one["trained_steps"] == two["trained_steps"] == 3

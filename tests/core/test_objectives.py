@@ -10,8 +10,10 @@ from cm_lightning.backbones.embedding import SinusoidEmbedding, TwoTimesEmbeddin
 from cm_lightning.backbones.mlp import ResidualMLP
 from cm_lightning.core.curriculum import Clock, Curriculum, Times, to_the_end
 from cm_lightning.core.distance import L2
+from cm_lightning.core.flow_matching import Diagonal, FlowMatching, Split
+from cm_lightning.core.gap import Through, UniformGap
 from cm_lightning.core.limit_times import OneTime, TwoTimes
-from cm_lightning.core.noise import LogitNormal, LogNormal
+from cm_lightning.core.noise import LogitNormal, LogNormal, UniformTime
 from cm_lightning.core.objective import Chord, Lagrangian, Tangent
 from cm_lightning.core.oracle import GaussianOracle
 from cm_lightning.core.parameterization import EDM, AverageVelocity, BoundaryShifted, Map, Trigonometric
@@ -19,6 +21,7 @@ from cm_lightning.core.path import VE, Linear, TrigFlow
 from cm_lightning.core.residual import Adaptive, Learned, SquaredError
 from cm_lightning.core.schedule import Ramp
 from cm_lightning.core.trajectory import GuidedNoise, Itself, SameNoise, Teacher, of_ve
+from cm_lightning.core.velocity_chord import VelocityChord
 from cm_lightning.core.weighting import Uniform
 from cm_lightning.errors import ConfigError
 from tests.helpers import Dropout
@@ -500,12 +503,26 @@ def test_the_tangent_on_a_gaussian_ends_at_the_consistency_function(method, norm
     torch.testing.assert_close(gain, torch.ones(3, 1), atol=0.08 if method == "sCT" else 0.04, rtol=0)
 
 
-@pytest.mark.parametrize("method", ["MeanFlow", "Lagrangian"])
+FLOW_MAPS = {
+    "MeanFlow": lambda own: Tangent(TwoTimes(LogitNormal(0.0, 1.5), different=0.75), SameNoise(Linear())),
+    "Lagrangian": lambda own: Split(
+        FlowMatching(Diagonal(LogitNormal(0.0, 1.5))),
+        Lagrangian(TwoTimes(LogitNormal(0.0, 1.5), different=1.0), SameNoise(Linear())),
+        share=0.5,
+    ),
+    "progressive": lambda own: Split(
+        FlowMatching(),
+        VelocityChord(Through(TwoTimes(UniformTime(), different=1.0), UniformGap()), Itself(own, Linear())),
+        share=0.5,
+    ),
+}
+
+
+@pytest.mark.parametrize("method", FLOW_MAPS)
 def test_a_flow_map_of_a_gaussian_is_learned(method):
-    path, oracle = Linear(), GaussianOracle(0.5, path=Linear())
+    oracle = GaussianOracle(0.5, path=Linear())
     own = Map(AverageVelocity(), Gain(TwoTimesEmbedding(32)))
-    kind = Tangent if method == "MeanFlow" else Lagrangian
-    trained(kind(TwoTimes(LogitNormal(0.0, 1.5), different=0.75), SameNoise(path)), own, lr=1e-2)
+    trained(FLOW_MAPS[method](own), own, lr=1e-2)
     t, r, x = torch.tensor([1.0, 0.8, 0.6]), torch.tensor([0.0, 0.3, 0.0]), torch.ones(3, 1)
     untrained = (x - oracle.flow(x, t, r)).abs()
     assert ((own(x, t, r) - oracle.flow(x, t, r)).abs() < 0.3 * untrained).all()
@@ -551,6 +568,21 @@ def test_without_strength_or_class_guidance_leaves_the_noise_as_it_is(path):
         given = x, z, path.point(x, z, t), t
         torch.testing.assert_close(trajectory.advance(*given, t / 2, c), SameNoise(path).advance(*given, t / 2, c))
         torch.testing.assert_close(trajectory.velocity(*given, c), SameNoise(path).velocity(*given, c))
+
+
+def test_outside_its_interval_nothing_is_guided():
+    x, z = torch.randn(2, 4, 3, dtype=torch.float64).unbind(0)
+    t, c = tensor(0.2, 0.4, 0.65, 0.7), torch.arange(4) % 2
+    given = x, z, Linear().point(x, z, t), t
+    within, always, never = (
+        GuidedNoise(by_class, null=2, w=w, path=Linear(), interval=interval).velocity(*given, c)
+        for w, interval in ((0.8, (0.4, 0.65)), (0.8, None), (0.0, None))
+    )
+    inside = torch.tensor([False, True, True, False])[:, None]
+    torch.testing.assert_close(within, torch.where(inside, always, never))
+    for interval in ([0.4], [0.6, 0.4], [-1, 0.4], [0.1, 0.2, 0.3]):
+        with pytest.raises(ConfigError, match=r"interval|low must be below high"):
+            GuidedNoise(by_class, null=2, w=0.8, interval=interval)
 
 
 @pytest.mark.parametrize("path", [TrigFlow(), Linear()], ids=lambda path: type(path).__name__)

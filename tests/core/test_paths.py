@@ -1,10 +1,13 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 
+from cm_lightning.core.noise import karras_sigmas
 from cm_lightning.core.oracle import GaussianOracle
 from cm_lightning.core.path import DDPM, VE, Linear, TrigFlow
+from cm_lightning.core.trajectory import Teacher
 
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2  # Stable Diffusion's
 PATHS = {"ve": VE(), "trig": TrigFlow(), "linear": Linear(), "ddpm": DDPM((1 - BETAS).cumprod(0))}
@@ -134,3 +137,34 @@ def test_the_mean_of_data_and_noise_given_a_point_is_the_velocity():
     assert slope.item() == pytest.approx(((expected[1] - expected[0]) / 0.8).item(), abs=0.01)
     assert v.mean().item() == pytest.approx(-0.2, abs=0.01)
     assert math.isclose(x_t.mean().item(), 0.3 * 0.2, abs_tol=0.01)
+
+
+def unit_gaussian(path, x, t, c):
+    """E[x_0 | x_t] for data N(0, 0.5^2)."""
+    return GaussianOracle(0.5, path=path).denoiser(x, t)
+
+
+def test_a_teacher_s_two_steps_on_stable_diffusion_s_path():
+    path, x = PATHS["ddpm"], torch.ones(1, 1).double()
+    one, two = (Teacher(partial(unit_gaussian, path), path, "euler", steps=steps) for steps in (1, 2))
+    t, half, q = torch.tensor([749]), torch.tensor([624]), torch.tensor([499])
+    assert one.advance(x, x, x, t, half).item() == pytest.approx(0.964546559740, rel=1e-9)
+    assert one.advance(x, x, x, t, q).item() == pytest.approx(0.894836468554, rel=1e-9)
+    assert two.advance(x, x, x, t, q).item() == pytest.approx(0.901917880300, rel=1e-9)
+    many = Teacher(partial(unit_gaussian, path), path, "euler", steps=250)
+    assert many.advance(x, x, x, t, q).item() == pytest.approx(0.909319883149, rel=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_teacher_s_steps_are_those_of_the_finer_grid(steps):
+    """The levels between two neighbours on EDM's grid of n levels are those of the grid of (n - 1) steps + 1."""
+    fine, asked = karras_sigmas(3 * steps + 1), []
+
+    def denoiser(x, t, c):
+        asked.append(t.item())
+        return x / 2
+
+    teacher, x = Teacher(denoiser, solver="euler", steps=steps, rho=7.0), torch.ones(1, 2).double()
+    for t, q in zip(fine[:-1:steps], fine[steps::steps], strict=True):
+        teacher.advance(x, x, x, t[None], q[None])
+    assert asked == pytest.approx(fine[:-1].tolist(), rel=1e-9)

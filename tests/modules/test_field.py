@@ -1,0 +1,180 @@
+"""The methods of the field as modules: what they need to train, to resume to the bit, and to sample in a few steps."""
+
+import copy
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from cm_lightning.backbones.embedding import StepSizeEmbedding, TwoTimesEmbedding
+from cm_lightning.backbones.mlp import ResidualMLP
+from cm_lightning.core.curriculum import Clock
+from cm_lightning.core.target_rate import ConstantRate
+from cm_lightning.errors import ConfigError
+from cm_lightning.modules.diffusion import DiffusionModule
+from cm_lightning.modules.improved_mean_flow import ImprovedMeanFlow
+from cm_lightning.modules.progressive import ProgressiveDistillation
+from cm_lightning.modules.self_distillation import LagrangianSelfDistillation, ProgressiveSelfDistillation
+from cm_lightning.modules.shortcut import ShortcutModel
+from cm_lightning.modules.truncated import TruncatedConsistencyTraining
+from cm_lightning.modules.velocity_chords import AlphaFlow, SoFlow
+from tests.helpers import trainer
+
+
+def network(embedding=TwoTimesEmbedding):
+    torch.manual_seed(1)
+    net = ResidualMLP(2, 16, 2, num_classes=2, noise_embedding=embedding and embedding(16))
+    torch.nn.init.normal_(net.head.weight, std=0.2)
+    return net
+
+
+def options(embedding=TwoTimesEmbedding, **own):
+    return {
+        "backbone": network(embedding), "image_shape": (2,), "label_dropout": 0.1,
+        "optimizer": lambda p: torch.optim.Adam(p, 1e-2), **own,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A trained diffusion model, to start from."""
+    folder = tmp_path_factory.mktemp("first")
+    t = trainer(folder, max_steps=1)
+    t.fit(DiffusionModule(**options(None)), batches())
+    t.save_checkpoint(folder / "first.ckpt")
+    return str(folder / "first.ckpt")
+
+
+METHODS = {
+    "LSD": lambda first: LagrangianSelfDistillation(**options()),
+    "LSD, differences": lambda first: LagrangianSelfDistillation(**options(derivative="difference")),
+    "PSD": lambda first: ProgressiveSelfDistillation(**options()),
+    "shortcut": lambda first: ShortcutModel(**options(StepSizeEmbedding, finest=16, target_rate=ConstantRate(0.5))),
+    "iMF": lambda first: ImprovedMeanFlow(**options(omega=2.0, interval=(0.1, 0.9))),
+    "iMF, differences": lambda first: ImprovedMeanFlow(**options(derivative="difference")),
+    "alpha-Flow": lambda first: AlphaFlow(**options()),
+    "SoFlow": lambda first: SoFlow(**options()),
+    "TCM": lambda first: TruncatedConsistencyTraining(**options(None, start_from=first)),
+    "progressive": lambda first: ProgressiveDistillation(**options(None, start_from=first, steps=4, stages=3)),
+}
+EACH = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
+
+
+def batches():
+    """One batch, many times, so that only the method's own state tells one step from another."""
+    x = 0.5 * torch.randn(16, 2, generator=torch.Generator().manual_seed(5))
+    return DataLoader(TensorDataset(x.repeat(16, 1), (torch.arange(16) % 2).repeat(16)), batch_size=16)
+
+
+class SaveAt(L.Callback):
+    """Saves a checkpoint after a step."""
+
+    def __init__(self, step, path):
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+@EACH
+def test_a_run_trains_and_is_resumed_to_the_bit(make, first, tmp_path):
+    whole, rest = make(first), make(first)
+    start = copy.deepcopy(whole.backbone.state_dict())
+    torch.manual_seed(7)
+    trainer(tmp_path, max_steps=6, callbacks=[SaveAt(3, tmp_path / "half.ckpt")]).fit(whole, batches())
+    assert any(not torch.equal(start[name], value) for name, value in whole.backbone.state_dict().items())
+    trainer(tmp_path, max_steps=6).fit(rest, batches(), ckpt_path=tmp_path / "half.ckpt")
+    assert rest.trained_steps == whole.trained_steps == 6
+    torch.testing.assert_close(rest.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+
+@EACH
+def test_a_sample_costs_one_evaluation_for_each_step(make, first):
+    m, rows = make(first), []
+    m.backbone.register_forward_hook(lambda network, inputs, output: rows.append(len(output)))
+    for steps in (1, 2, 4, 8, 16):
+        rows.clear()
+        assert m.sample(3, steps, generator=torch.Generator().manual_seed(0)).isfinite().all()
+        assert rows == [3] * steps
+
+
+def test_a_share_that_leaves_nothing_is_refused():
+    for kind in (LagrangianSelfDistillation, ProgressiveSelfDistillation, ShortcutModel):
+        for share in (0, 1):
+            with pytest.raises(ConfigError, match=f"^{kind.__name__}: share must be"):
+                kind(**options(share=share))
+    with pytest.raises(ConfigError, match=r"^ShortcutModel: finest must be a power of 2 .*, got 12"):
+        ShortcutModel(**options(finest=12))
+
+
+def test_the_target_network_answers_where_there_is_one():
+    m = ShortcutModel(**options(target_rate=ConstantRate(0.5)))
+    assert m.objective.rest.trajectory.flow_map.network is m.target is not m.backbone
+    assert m.progress(m.clock) == {"mu": 0.5}
+    assert ProgressiveSelfDistillation(**options()).target_map().network is not None
+
+
+def test_labels_are_dropped_throughout_the_batch():
+    m, seen = ImprovedMeanFlow(**options()), []
+    m.loss = lambda x, labels, generator: seen.append(labels == 2)
+    for _ in range(100):
+        m.batch_loss(next(iter(batches())), 1)
+    share = torch.stack(seen).double().mean(0)
+    assert 0 < share.min().item() <= share.max().item() < 0.3
+
+
+@pytest.mark.parametrize("own", [{"label_dropout": 0.0}, {"backbone": ResidualMLP(2, 16, 2, noise_embedding=None)}])
+def test_guidance_inside_needs_classes_and_dropped_labels(own):
+    with pytest.raises(ConfigError, match="omega needs a class-conditional backbone and label_dropout above 0"):
+        ImprovedMeanFlow(**options(omega=2.0, **own))
+    with pytest.raises(ConfigError, match=r"^ImprovedMeanFlow: omega must be a finite number of at least 1, got 0.5"):
+        ImprovedMeanFlow(**options(omega=0.5))
+
+
+def test_guidance_inside_is_that_of_the_network_s_own_velocities():
+    m = ImprovedMeanFlow(**options(omega=4.0))
+    x, z, t, c = torch.randn(4, 2), torch.randn(4, 2), torch.linspace(0.2, 0.9, 4), torch.tensor([0, 1, 0, 2])
+    x_t, own = (1 - t[:, None]) * x + t[:, None] * z, m.map()
+    with torch.no_grad():
+        found = m.objective.trajectory.velocity(x, z, x_t, t, c)
+        difference = own.velocity(x_t, t, c) - own.velocity(x_t, t, torch.full_like(c, 2))
+    torch.testing.assert_close(found, z - x + 0.75 * difference)
+    assert torch.equal(difference[3], torch.zeros(2))  # a dropped label learns the data's velocity
+
+
+def test_a_second_stage_keeps_its_first(first, tmp_path):
+    m = TruncatedConsistencyTraining(**options(None, start_from=first))
+    trainer(tmp_path, max_steps=2).fit(m, batches())
+    held = torch.load(first, weights_only=True)["state_dict"]
+    for name, value in m.first_stage.state_dict().items():
+        assert torch.equal(value, held[f"backbone.{name}"])
+    assert not torch.equal(m.backbone.head.weight, m.first_stage.head.weight)
+    assert m.default_sigmas(2)[1] > 1
+    with pytest.raises(ConfigError, match=r"sigmas must lie in 1 \.\.\. 80"):
+        m.sample(2, sigmas=[80.0, 0.9])
+    with pytest.raises(ConfigError, match="set start_from to a ConsistencyTraining's checkpoint"):
+        TruncatedConsistencyTraining(**options(None, start_from=""))
+
+
+def test_the_student_of_a_stage_is_the_teacher_of_the_next(first, tmp_path):
+    m = ProgressiveDistillation(**options(None, start_from=first, steps=4, stages=3))
+    (follower,), students, teachers = m.followers, [], []
+    follow = follower.follow
+
+    def noted(clock):
+        follow(clock)
+        students.append(m.backbone.head.weight.detach().clone())
+        teachers.append(m.stage_teacher.head.weight.clone())
+
+    follower.follow = noted
+    trainer(tmp_path, max_steps=6).fit(m, batches())
+    start = torch.load(first, weights_only=True)["state_dict"]["backbone.head.weight"]
+    expected = [start, *[students[1]] * 2, *[students[3]] * 2, students[3]]
+    assert all(torch.equal(*pair) for pair in zip(teachers, expected, strict=True))
+    assert m.progress(Clock(3, 6)) == {"steps": 2}
+    assert (m.default_steps, m.default_sigmas(1)) == (1, [80.0])
+    assert not m.stage_teacher.training
+    with pytest.raises(ConfigError, match="set start_from to a DiffusionModule's checkpoint"):
+        ProgressiveDistillation(**options(None, start_from=""))
