@@ -38,7 +38,8 @@ class Editor:
     Args:
         module: a consistency model, a flow map or a diffusion model on images.
         n: number of results.
-        labels: classes, repeated in turn; if None, all classes in turn, where the network has any.
+        labels: classes, repeated in turn. If None, a network with classes draws without one, where it was trained with
+            ``label_dropout``, and otherwise as of all classes in turn.
         steps: number of noise levels; each method has its own default.
         sigmas: noise levels, descending, in place of ``steps``; for a flow map, its times.
         guidance: as in :meth:`GenerativeModule.sample`.
@@ -68,6 +69,8 @@ class Editor:
         self.module, self.end = module, endpoint(module)
         self.n, self.steps, self.sigmas, self.guidance = n, steps, sigmas, guidance
         self.seed, self.batch_size = seed, batch_size
+        if labels is None and module.label_dropout:
+            labels = [module.num_classes]  # the null class
         self.labels = module.sample_labels(n, labels and [labels[i % len(labels)] for i in range(n)])
 
     def fill(self, known: Known) -> Tensor:
@@ -109,14 +112,14 @@ class Editor:
         return self._draw(lambda batch: redraw(batch.f, starts[batch.rows], levels, batch.noised), streams=[0] * self.n)
 
     def denoise(self, image: Tensor, sigma: float) -> Tensor:
-        """Remove Gaussian noise of a known strength, in one evaluation.
+        """Remove Gaussian noise of a known strength.
 
         Args:
             image: (C, H, W), the clean image plus the noise; its values may lie outside [-1, 1].
             sigma: standard deviation of the noise, on the scale of [-1, 1].
 
         Returns:
-            (n, C, H, W) in [-1, 1]: the clean image, as of each of the n classes.
+            (n, C, H, W) in [-1, 1]: the clean image, under each of the n labels.
         """
         POSITIVE.check(sigma=sigma)
         (level,) = self.module.sampling_levels(None, [self.end.level(sigma)])

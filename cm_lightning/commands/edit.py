@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from cm_lightning.core.editing import Known
     from cm_lightning.editing import Editor
+    from cm_lightning.modules.base import GenerativeModule
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,12 @@ def parser() -> CommandParser:
     add("--steps", type=COUNT.parse, help="noise levels; default: 40, 18 for a diffusion model, 1 from seeds")
     add("--sigmas", type=POSITIVE.parse_list, help="noise levels in place of --steps; default for strokes: 5.38,2.24")
     add("--resize", action="store_true", help="resize and crop images to the model's size")
-    add("--num_samples", type=COUNT.parse, help="results, or frames; default: 10, and one for each class of denoise")
-    add("--labels", type=NATURAL.parse_list, help="classes, repeated in turn: 0,1,2; default: all in turn")
+    add("--num_samples", type=COUNT.parse, help="results, or frames; default: 10; of denoise: one for each label")
+    add(
+        "--labels",
+        type=NATURAL.parse_list,
+        help="classes, repeated in turn: 0,1,2; default: none, and all in turn for a model without label_dropout",
+    )
     add("--guidance", type=FINITE.parse, default=0.0, help="as for sample; it doubles the evaluations. default: 0")
     add("--seed", type=SEED.parse, default=0)
     add(
@@ -156,9 +161,8 @@ def main(argv: Sequence[str]) -> None:
     module = load_module(args.ckpt_path, args.weights, args.trust)
     if len(module.image_shape) != 3 or module.image_shape[0] not in (1, 3):
         raise ConfigError(f"--ckpt_path {args.ckpt_path} does not draw grey or colour images: give another checkpoint")
-    labels = _labels(args, module.num_classes)
     editor = Editor(
-        module.to(device), _number(args, module.num_classes), labels,
+        module.to(device), _number(args), _labels(args, module),
         args.steps, args.sigmas, args.guidance, args.seed, args.batch_size,
     )  # fmt: skip
     rows_seen: list[int] = []
@@ -166,31 +170,33 @@ def main(argv: Sequence[str]) -> None:
     drawn = _DRAW[args.edit](args, editor)
     classes = None if editor.labels is None else editor.labels.cpu()
     for output in args.output:
-        write_results(output, drawn.images.cpu(), classes, args.columns, drawn.given, args.scale)
+        write_results(output, drawn.images.cpu(), classes, args.columns, (drawn.before, drawn.after), args.scale)
         print(f"{editor.n} results: {output}")
     print(f"evaluations of the network for each: {sum(rows_seen) / editor.n:g}")
     if args.open:
         show([output for output in args.output if output.suffix != ".npz"])
 
 
-def _labels(args: argparse.Namespace, num_classes: int) -> list[int] | None:
-    """The classes: what follows noise keeps to the first one."""
-    one = args.edit == "interpolate" or (args.edit == "variations" and not args.image)
-    return [0] if one and num_classes and not args.labels else args.labels
+def _labels(args: argparse.Namespace, module: GenerativeModule) -> list[int] | None:
+    """The classes: that of the first sample of a seed, where samples are varied."""
+    unclear = module.num_classes and not module.label_dropout and not args.labels
+    if unclear and args.edit == "interpolate" and args.image:
+        raise ConfigError("interpolate draws images of one class: give --labels with its number")
+    return [0] if module.num_classes and not (args.labels or args.image) else args.labels
 
 
-def _number(args: argparse.Namespace, num_classes: int) -> int:
-    """The number of results; noise is removed in the same way each time, except for another class."""
-    usual = len(args.labels or []) or num_classes or 1 if args.edit == "denoise" else 10
-    return int(args.num_samples or usual)
+def _number(args: argparse.Namespace) -> int:
+    """The number of results; noise is removed in the same way each time, except under another class."""
+    return int(args.num_samples or (len(args.labels or [0]) if args.edit == "denoise" else 10))
 
 
 @dataclass
 class _Drawn:
-    """What was given (K, C, H, W), and the results (N, C, H, W)."""
+    """The results (N, C, H, W), and images (C, H, W) that were given, to be shown before and after them."""
 
-    given: Tensor | None
     images: Tensor
+    before: Sequence[Tensor] = ()
+    after: Sequence[Tensor] = ()
 
 
 def _read(args: argparse.Namespace, editor: Editor) -> list[Tensor]:
@@ -205,7 +211,7 @@ def _read(args: argparse.Namespace, editor: Editor) -> list[Tensor]:
 
 
 def _filled(editor: Editor, known: Known) -> _Drawn:
-    return _Drawn(known.start.cpu(), editor.fill(known))
+    return _Drawn(editor.fill(known), known.start)
 
 
 def _inpaint(args: argparse.Namespace, editor: Editor) -> _Drawn:
@@ -236,7 +242,7 @@ def _outpaint(args: argparse.Namespace, editor: Editor) -> _Drawn:
     (_, h, w), (_, height, width) = image.shape, shape
     if h > height or w > width or (h, w) == (height, width):
         raise ConfigError(
-            f"--image {path} has {w} x {h} pixels: outpaint takes a smaller one than the model draws, {width} x {height}"
+            f"--image {path} has {w} x {h} pixels, the model {width} x {height}: outpaint takes a smaller image"
         )
     top, left = args.at or ((height - h) // 2, (width - w) // 2)
     if top + h > height or left + w > width:
@@ -280,27 +286,26 @@ def _super_resolution(args: argparse.Namespace, editor: Editor) -> _Drawn:
 
 
 def _denoise(args: argparse.Namespace, editor: Editor) -> _Drawn:
-    import torch
-
-    return _Drawn(torch.stack(images := _read(args, editor)).cpu(), editor.denoise(images[0], args.sigma))
+    (image,) = _read(args, editor)
+    return _Drawn(editor.denoise(image, args.sigma), [image])
 
 
 def _stroke(args: argparse.Namespace, editor: Editor) -> _Drawn:
-    import torch
-
-    return _Drawn(torch.stack(images := _read(args, editor)).cpu(), editor.redraw(images[0]))
+    (image,) = _read(args, editor)
+    return _Drawn(editor.redraw(image), [image])
 
 
 def _variations(args: argparse.Namespace, editor: Editor) -> _Drawn:
     if args.image:
         return _stroke(args, editor)
-    return _Drawn(None, editor.vary(_AMOUNT if args.amount is None else args.amount))
+    return _Drawn(editor.vary(_AMOUNT if args.amount is None else args.amount))
 
 
 def _interpolate(args: argparse.Namespace, editor: Editor) -> _Drawn:
     if args.image:
-        return _Drawn(None, editor.between(*_read(args, editor)))
-    return _Drawn(None, editor.interpolate([int(seed) for seed in args.seeds]))
+        first, second = _read(args, editor)
+        return _Drawn(editor.between(first, second), [first], [second])
+    return _Drawn(editor.interpolate([int(seed) for seed in args.seeds]))
 
 
 _DRAW: dict[str, Callable[[argparse.Namespace, Editor], _Drawn]] = {

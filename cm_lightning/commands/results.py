@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cm_lightning.commands.parser import CommandParser
 from cm_lightning.files import replacing, require_writable
@@ -26,7 +26,7 @@ def write_results(
     images: Tensor,
     labels: Tensor | None,
     columns: int,
-    given: Tensor | None = None,
+    around: tuple[Sequence[Tensor], Sequence[Tensor]] = ((), ()),
     scale: int = 1,
 ) -> None:
     """Write images by the ending of the output: .png, .gif, .npz, or a folder of PNG files.
@@ -39,14 +39,14 @@ def write_results(
         images: (N, C, H, W) in [-1, 1], or samples of another shape, which only an .npz holds.
         labels: (N,), or None.
         columns: images in a row of the sheet.
-        given: (K, C, H, W) in [-1, 1], shown before the images on a sheet.
+        around: further images (C, H, W) in [-1, 1], which a sheet shows before and after these.
         scale: factor by which pixels are enlarged in a sheet and an animation.
     """
     from cm_lightning.images import sheet, to_pixels, write_gif, write_png
 
     if output.suffix == ".png":
-        shown = images if given is None else _joined(given, images)
-        write_png(output, sheet(shown, columns, scale))
+        before, after = around
+        write_png(output, sheet(_stacked([*before, *images, *after]), columns, scale))
     elif output.suffix == ".gif":
         write_gif(output, [sheet(image[None], 1, scale) for image in images])
     elif output.suffix == ".npz":
@@ -57,10 +57,10 @@ def write_results(
             write_png(output / name, pixels)
 
 
-def _joined(given: Tensor, images: Tensor) -> Tensor:
+def _stacked(images: Sequence[Tensor]) -> Tensor:
     import torch
 
-    return torch.cat([given.to(images), images])
+    return torch.stack([image.cpu() for image in images])
 
 
 def _write_arrays(output: Path, images: Tensor, labels: Tensor | None) -> None:
@@ -68,7 +68,7 @@ def _write_arrays(output: Path, images: Tensor, labels: Tensor | None) -> None:
 
     from cm_lightning.images import to_pixels
 
-    arrays = {"labels": np.empty(0, np.int64) if labels is None else labels.numpy()}
+    arrays: dict[str, Any] = {"labels": np.empty(0, np.int64) if labels is None else labels.numpy()}
     if images.ndim == 4:
         pixels = to_pixels(images)
         arrays["images"] = pixels.permute(0, 2, 3, 1).numpy()
