@@ -94,7 +94,7 @@ def test_the_known_part_is_kept_whatever_the_module(kind, num_classes):
     drawn = editor.fill(Pixels(IMAGE[None], mask))
     assert drawn.shape == (4, *SHAPE)
     assert torch.equal(drawn[..., 4:], IMAGE[..., 4:].expand(4, -1, -1, -1))
-    assert float(drawn[..., :4].std(0).min()) > 0
+    assert float(drawn[..., :4].std(0).mean()) > 0.1
     assert float(drawn.abs().max()) <= 1
     labels = None if editor.labels is None else editor.labels.tolist()
     assert labels == ([0, 1, 2, 0] if num_classes else None)

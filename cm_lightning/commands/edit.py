@@ -247,7 +247,7 @@ def _outpaint(args: argparse.Namespace, editor: Editor) -> _Drawn:
     top, left = args.at or ((height - h) // 2, (width - w) // 2)
     if top + h > height or left + w > width:
         raise ConfigError(
-            f"--at {top},{left}: the image ends beyond {height},{width}: give at most {height - h},{width - w}"
+            f"--at {top},{left}: the image ends beyond {width} x {height}: give at most {height - h},{width - w}"
         )
     canvas = torch.zeros(1, *shape)
     mask = torch.ones(height, width, dtype=torch.bool)

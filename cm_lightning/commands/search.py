@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cm_lightning.commands.parser import CommandParser
 from cm_lightning.domains import COUNT, FINITE, NATURAL, POSITIVE, SEED, at_least
-from cm_lightning.errors import ConfigError, DataError
+from cm_lightning.errors import CheckpointError, ConfigError, DataError
 from cm_lightning.files import require_writable
 
 if TYPE_CHECKING:
@@ -137,7 +137,9 @@ class _Score:
     def __call__(self, levels: Sequence[float]) -> float:
         values = self.scores(self._batches(levels))
         if self.name not in values:
-            raise ConfigError(f"--measure {self.name} needs a model with classes: give another measure")
+            raise ConfigError(
+                f"--measure {self.name} was not measured, as for a model without classes: give another measure"
+            )
         print(f"{_shown(levels)}: {self.name} {values[self.name]:.4g}", flush=True)
         return self.sign * values[self.name]
 
@@ -192,17 +194,16 @@ def _data_of_run(path: str) -> GenerativeDataModule:
     from cm_lightning.report.configs import class_name, inner, read_config
     from cm_lightning.run import find_checkpoint
 
-    remedy = "give --data, a folder of images or MNIST"
+    unknown = f"--ckpt_path {path} does not say what data it was trained on: give --data, a folder of images or MNIST"
     if is_foreign(path):
-        raise ConfigError(f"--ckpt_path {path} does not say what data it was trained on: {remedy}")
+        raise ConfigError(unknown)
     try:
         config = read_config(find_checkpoint(path).parent.parent / "config.yaml")
-        kind = getattr(cm_lightning, class_name(config["data"]))
-        data = kind(**(inner(config, "data", "init_args") or {}))
-    except (DataError, LookupError, AttributeError, TypeError) as error:
-        raise ConfigError(f"--ckpt_path {path}: beside it there is no configuration with its data: {remedy}") from error
+        data = getattr(cm_lightning, class_name(config["data"]))(**(inner(config, "data", "init_args") or {}))
+    except (CheckpointError, DataError, LookupError, AttributeError, TypeError) as error:
+        raise ConfigError(unknown) from error
     if not isinstance(data, GenerativeDataModule):
-        raise ConfigError(f"--ckpt_path {path} was trained on a {kind.__name__}: {remedy}")
+        raise ConfigError(unknown)
     return data
 
 
