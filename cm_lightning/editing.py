@@ -211,7 +211,7 @@ class Editor:
         return image[None].to(self._like())
 
     def _rows(self) -> Iterable[list[int]]:
-        return (chunk.tolist() for chunk in torch.arange(self.n).split(self.batch_size))
+        return (list(range(self.n))[first : first + self.batch_size] for first in range(0, self.n, self.batch_size))
 
     def _labels(self, rows: list[int]) -> Tensor | None:
         return None if self.labels is None else self.labels[rows]

@@ -162,6 +162,15 @@ def test_between_two_images_the_noise_is_the_same():
     torch.testing.assert_close(frames[0] - frames[-1], 0.8 * IMAGE * 0.5**0.5, rtol=1e-3, atol=1e-3)
 
 
+@EACH
+def test_levels_and_noise_levels_correspond(kind):
+    end = endpoint(make(kind))
+    for sigma in (0.002, 0.5, 80.0):
+        assert end.sigma(end.level(sigma)) == pytest.approx(sigma)
+    assert end.level(1.0) == (0.5 if kind == "two times" else 1.0)
+    assert end.levels(1) == [1.0 if kind == "two times" else 80.0]
+
+
 def test_the_module_s_mode_stays():
     m = make("consistency").train()
     Editor(m).denoise(IMAGE, 0.5)

@@ -211,7 +211,7 @@ def _read(args: argparse.Namespace, editor: Editor) -> list[Tensor]:
 
 
 def _filled(editor: Editor, known: Known) -> _Drawn:
-    return _Drawn(editor.fill(known), known.start)
+    return _Drawn(editor.fill(known), list(known.start))
 
 
 def _inpaint(args: argparse.Namespace, editor: Editor) -> _Drawn:

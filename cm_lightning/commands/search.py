@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
         how = f"Found by cm-lightning search: {score.name} of {args.num_samples:,} samples, seed {args.seed}."
         write_found_levels(file, better, module.trained_steps, how)
         print(f"{', '.join(map(str, better))} steps: {file}")
-    if kept := [n for n in found if n not in better]:
+    if kept := [n for n in before if n not in better]:
         print(f"{', '.join(map(str, kept))} steps: no better levels were found, and the earlier ones stay")
     print(f"curves: {args.output}")
 
@@ -95,6 +95,7 @@ def _search(args: argparse.Namespace, module: GenerativeModule, score: _Score) -
         return [first, *(float(f"{end.level(sigma):.5g}") for sigma in sigmas)]
 
     low, high = end.sigmas
+    high = min(high, end.sigma(first))
     curves = search_levels(
         lambda sigmas: score(levels(sigmas)), args.steps - 1, low, high, args.points, args.tolerance
     )  # fmt: skip
@@ -213,9 +214,12 @@ def _shown(levels: Sequence[float]) -> str:
 
 def _draw(path: Path, score: _Score, found: Mapping[int, Curve], before: Mapping[int, _Before]) -> None:
     """Plot the scores against the last level, one curve for each number of steps, and those of the earlier levels."""
-    from cm_lightning.report.figures import plt, save_figure
+    from matplotlib.figure import Figure
 
-    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    from cm_lightning.report.figures import save_figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axis = figure.subplots()
     for i, (n, curve) in enumerate(found.items()):
         x, values = zip(*curve.points, strict=True)
         axis.plot(x, [score.sign * value for value in values], "o-", color=f"C{i}", ms=3, lw=1.2,

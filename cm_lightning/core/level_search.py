@@ -96,12 +96,13 @@ def search_levels(
         tolerance: see :func:`search_level`.
 
     Returns:
-        The curve of each level.
+        The curve of each level; fewer than n, if the last one is so low that there is no room below it.
     """
     COUNT.check(n=n)
+    POSITIVE.check(low=low, high=high, tolerance=tolerance)
     curves: list[Curve] = []
     above: tuple[float, ...] = ()
-    for _ in range(n):
+    while len(curves) < n and math.log(high / low) > tolerance:
         fixed = above
         found = search_level(lambda sigma, fixed=fixed: score([*fixed, sigma]), low, high, points, tolerance)  # type: ignore[misc]
         curves.append(Curve(fixed, found))

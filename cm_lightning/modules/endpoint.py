@@ -50,6 +50,10 @@ class Endpoint(ABC):
         """The level at which the noise is sigma times as strong as the image."""
         return sigma
 
+    def sigma(self, level: float) -> float:
+        """The noise level sigma of a level."""
+        return level
+
     def point(self, x: Tensor, level: float) -> Tensor:
         """The point on the path of a noisy image x = x_0 + sigma z, sigma that of the level."""
         return x
@@ -95,6 +99,10 @@ class _OfFlowMap(Endpoint):
 
     def level(self, sigma: float) -> float:
         return float(self.path.level(torch.tensor(sigma, dtype=torch.float64)))
+
+    def sigma(self, level: float) -> float:
+        alpha, sigma = self.path.scales(torch.tensor(level, dtype=torch.float64))
+        return float(sigma / alpha)
 
     def point(self, x: Tensor, level: float) -> Tensor:
         alpha, _ = self.path.scales(x.new_full((len(x),), level))

@@ -79,6 +79,12 @@ def test_levels_are_found_one_below_the_other_and_stay():
     assert all(a > b for levels in asked for a, b in pairwise(levels))
 
 
+def test_the_search_ends_where_there_is_no_room_below():
+    curves = search_levels(lambda levels: levels[-1], 5, 0.002, 80, tolerance=0.2)
+    assert 1 <= len(curves) < 5
+    assert curves[-1].best[0] < 0.002 * math.exp(0.2)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
