@@ -119,7 +119,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     options = parser()
     args = options.parse_args(argv)
     edit = _EDITS[args.edit]
-    given = [name for name in _OF_SOME if getattr(args, name) not in (None, False, [])]
+    given = [name for name in _OF_SOME if getattr(args, name) != options.get_default(name)]
     if missing := [name for name in edit.needs if name not in given]:
         options.error(f"{args.edit} needs --{missing[0]}")
     if strange := [name for name in given if name not in edit.needs + edit.takes]:

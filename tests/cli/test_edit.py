@@ -155,7 +155,7 @@ def test_the_files_of_results(tmp_path):
     line = f"interpolate {GREY} --image=a.png --image=b.png --num_samples=3 --labels=2 --scale=2 --columns=5"
     edit([*line.split(), *outputs])
     shown = pixels(tmp_path / "x.png")
-    assert shown.shape == (20, 104, 3)  # five of 8 pixels with lines of 2, twice as large
+    assert shown.shape == (24, 104, 3)  # five of 8 pixels with lines of 2, twice as large
     first, last = shown[4:20:2, 4:20:2], shown[4:20:2, 84:100:2]
     assert (first == pixels("a.png")).all()
     assert (last == pixels("b.png")).all()
@@ -200,6 +200,7 @@ def test_models_of_other_programs(origin, tmp_path, capsys):
         (f"interpolate {GREY} --seeds=1,2 --labels=1,2", "interpolate draws one class: give --labels 1"),
         (f"variations {GREY} --amount=1.5", "--amount: must be a number in [0, 1]"),
         (f"variations {GREY} --amount=0.5 --image=a.png", "--amount and --image exclude each other in variations"),
+        (f"stroke {GREY} --image=a.png --amount=0", "--amount is not an option of stroke, but of variations: leave it"),
         (f"outpaint {GREY} --image=half.png --at=3", "--at: must be two whole numbers, TOP,LEFT"),
         (f"outpaint {GREY} --image=half.png --sigmas=1,2", "--sigmas must descend, got 1,2"),
         (f"outpaint {GREY} --image=half.png --sigmas=2,1 --steps=2", "--sigmas and --steps exclude each other"),

