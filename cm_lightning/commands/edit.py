@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Edit:
-    """One way of editing: what it does, the options that it needs, and those that it takes too."""
+    """One way of editing: what it does, the options that it needs, those that it takes too, and how many images."""
 
     what: str
     needs: tuple[str, ...] = ()
