@@ -13,6 +13,8 @@ from cm_lightning.quiet import silence
 _TRAINER = ("fit", "validate", "test", "predict")
 _COMMANDS = {
     "sample": "draw images from a checkpoint",
+    "edit": "inpaint, enlarge, colour, denoise and interpolate images",
+    "search": "find the noise levels of a few steps for a checkpoint",
     "evaluate": "measure text-to-image models over steps and guidance scales",
     "compare": "compare several runs by tables, curves and samples",
     "sweep": "run a W&B sweep file on this machine alone",

@@ -49,12 +49,13 @@ def _noted(path: str | Path) -> Path:
     except CheckpointError as error:
         raise CheckpointError(f"{error}{_hint(path)}") from error
     if found != Path(path):
-        _say(f"{path}: {found}")
+        say(f"{path}: {found}")
     return found
 
 
 @cache
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print a line, once."""
     rank_zero_info(line)
 
 

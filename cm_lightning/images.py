@@ -1,7 +1,8 @@
-"""Images: conversion from bytes to [-1, 1] and back, sheets, and PNG files."""
+"""Images: conversion from bytes to [-1, 1] and back, sheets, and files of pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -41,6 +42,13 @@ def write_png(path: str | Path, pixels: Tensor) -> None:
     """Write a uint8 image (3, H, W) or (1, H, W)."""
     with replacing(path) as temporary:
         Image.fromarray(_rgb(pixels).permute(1, 2, 0).contiguous().numpy()).save(temporary)
+
+
+def write_gif(path: str | Path, frames: Sequence[Tensor], milliseconds: int = 120) -> None:
+    """Write an animation of uint8 images (3, H, W), each shown for a time, which repeats."""
+    first, *others = [Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()) for frame in frames]
+    with replacing(path) as temporary:
+        first.save(temporary, save_all=True, append_images=others, duration=milliseconds, loop=0)
 
 
 def _grid(pixels: Tensor, columns: int) -> Tensor:

@@ -6,16 +6,12 @@ import argparse
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cm_lightning.commands.parser import CommandParser
+from cm_lightning.commands.results import check_outputs, write_results
 from cm_lightning.domains import COUNT, FINITE, NATURAL, POSITIVE, SEED
-from cm_lightning.files import require_writable
 from cm_lightning.light import light_lightning
 from cm_lightning.viewer import show
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def parser() -> CommandParser:
@@ -43,7 +39,7 @@ def parser() -> CommandParser:
         "--output",
         type=Path,
         action="append",
-        help="a .png sheet (default samples.png), an .npz (images uint8 NHWC, labels), or a folder; may repeat",
+        help="a .png sheet (default samples.png), an .npz (arr_0, images: uint8 NHWC; labels), or a folder; may repeat",
     )
     parser.add_argument("--columns", type=COUNT.parse, default=10, help="images in a row of the sheet")
     parser.add_argument("--weights", choices=("ema", "raw"), help="default: the averaged ones if there are any")
@@ -65,10 +61,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         options.error("--sigmas and --steps exclude each other: --sigmas has a noise level for each step")
     if any(low >= high for high, low in pairwise(args.sigmas or [])):
         options.error(f"--sigmas must descend, got {','.join(f'{sigma:g}' for sigma in args.sigmas)}")
-    if wrong := [output for output in args.output if output.suffix not in ("", ".png", ".npz")]:
-        options.error(f"--output {wrong[0]}: give a .png, an .npz, or a folder")
-    for output in args.output:
-        require_writable(output if output.suffix else output / "000000.png", "--output")
+    check_outputs(options, args.output)
     return args
 
 
@@ -118,27 +111,8 @@ def main(argv: Sequence[str]) -> None:
         batches.append(module.sample(len(rows), args.steps, chosen, noise, args.sigmas, args.guidance).cpu())
     images = torch.cat(batches)
     for output in args.output:
-        _write(output, images, None if labels is None else labels.cpu(), args.columns)
+        write_results(output, images, None if labels is None else labels.cpu(), args.columns)
         print(f"{len(images)} samples: {output}")
     print(f"evaluations of the network for each: {sum(rows_seen) / len(images):g}")
     if args.open:
         show([output for output in args.output if output.suffix != ".npz"])
-
-
-def _write(output: Path, images: Tensor, labels: Tensor | None, columns: int) -> None:
-    import numpy as np
-
-    from cm_lightning.files import replacing
-    from cm_lightning.images import sheet, to_pixels, write_png
-
-    if output.suffix == ".png":
-        write_png(output, sheet(images, columns))
-    elif output.suffix == ".npz":
-        classes = np.empty(0, np.int64) if labels is None else labels.numpy()
-        arrays = to_pixels(images).permute(0, 2, 3, 1) if images.ndim == 4 else images
-        with replacing(output) as path:
-            np.savez_compressed(path, images=arrays.numpy(), labels=classes)
-    else:
-        for i, pixels in enumerate(to_pixels(images)):
-            name = f"{i:06d}.png" if labels is None else f"{i:06d}_class{int(labels[i])}.png"
-            write_png(output / name, pixels)

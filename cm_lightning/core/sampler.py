@@ -46,12 +46,19 @@ def multistep(
         sigma_min: f is the identity there.
         renoise: draws fresh unit noise of the shape of its argument.
     """
+    return denoise_and_noise(f, sigmas[0] * z, sigmas, fresh_noise(sigma_min, renoise))
+
+
+def fresh_noise(
+    sigma_min: float = SIGMA_MIN, renoise: Callable[[Tensor], Tensor] = torch.randn_like
+) -> Callable[[Tensor, float], Tensor]:
+    """Map an end point x (B, ...) of a trajectory and a level tau to x + sqrt(tau^2 - sigma_min^2) z, z fresh."""
 
     def noised(x: Tensor, tau: float) -> Tensor:
         scale: float = max(tau**2 - sigma_min**2, 0.0) ** 0.5
         return x + scale * renoise(x)
 
-    return denoise_and_noise(f, sigmas[0] * z, sigmas, noised)
+    return noised
 
 
 def denoise_and_noise(

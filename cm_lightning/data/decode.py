@@ -9,7 +9,6 @@ from typing import BinaryIO, Literal
 import numpy as np
 from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from cm_lightning.errors import ConfigError, DataError
 from cm_lightning.images import to_unit_range
@@ -44,6 +43,8 @@ class Decoder:
 
     def __call__(self, file: Path | BinaryIO, name: str) -> Tensor:
         """Decode a file. Raises DataError, which calls the image ``name``, if it is not an image."""
+        from torchvision.transforms.v2 import functional as F  # slow to import: read_image does without
+
         channels, *size = self.image_shape
         grey = channels == 1
         image = read_image(file, name, self.background).convert("L" if grey else "RGB")

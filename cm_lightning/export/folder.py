@@ -23,6 +23,8 @@ def write_export(module: nn.Module, folder: Path, steps: int, kind: str) -> None
     arguments = {name: value for name, value in described["init_args"].items() if name not in _TRAINING}
     if "teacher" in arguments:
         arguments["teacher"] = "not exported"
+    if levels := getattr(module, "sampling_sigmas", None):
+        arguments["sampling_sigmas"] = levels  # those of the recipe, or those that a search found
     content = {KEY: {**described, "init_args": arguments}, "steps": steps, "weights": kind}
     state = {plain_name(name): tensor.contiguous() for name, tensor in backbone.state_dict().items()}
     with replacing(folder / WEIGHTS) as path:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -49,6 +50,17 @@ def ready(objective: _O, backbone: nn.Module) -> _O:
     if objective.forward_mode:
         set_forward_mode(backbone, True)
     return objective
+
+
+@contextmanager
+def evaluated(network: nn.Module) -> Iterator[None]:
+    """Have the network in eval mode within the context, and in its own mode after it."""
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)
 
 
 class GenerativeModule(TrainedModule):
@@ -169,20 +181,17 @@ class GenerativeModule(TrainedModule):
                 outside the range on which the network was trained.
         """
         COUNT.check(n=n)
-        self._check_guidance(guidance)
-        levels = self._levels(steps, sigmas)
+        self.check_guidance(guidance)
+        levels = self.sampling_levels(steps, sigmas)
         dtype = next(self.backbone.parameters()).dtype
         z = unit_noise([n, *self.image_shape], generator, self.device, dtype)
         classes = self.sample_labels(n, labels)
-        training = self.backbone.training
-        self.backbone.eval()
-        try:
+        with evaluated(self.backbone):
             x = self.generate(z, classes, levels, generator, guidance)
-            return x.clamp(-1, 1) if len(self.image_shape) == 3 else x
-        finally:
-            self.backbone.train(training)
+        return x.clamp(-1, 1) if len(self.image_shape) == 3 else x
 
-    def _check_guidance(self, guidance: float) -> None:
+    def check_guidance(self, guidance: float) -> None:
+        """Raise ConfigError unless the network can be guided so."""
         FINITE.check(guidance=guidance)
         if guidance and not self.num_classes:
             raise ConfigError("guidance needs a class-conditional network: leave it out")
@@ -193,7 +202,8 @@ class GenerativeModule(TrainedModule):
         """The lowest and the highest noise level at which the network was trained."""
         return 0.0, math.inf
 
-    def _levels(self, steps: int | None, sigmas: Sequence[float] | None) -> list[float]:
+    def sampling_levels(self, steps: int | None, sigmas: Sequence[float] | None) -> list[float]:
+        """The noise levels that ``sample`` takes for these arguments. Raises ConfigError as it does."""
         if sigmas is None:
             steps = self.default_steps if steps is None else steps
             COUNT.check(steps=steps)

@@ -16,6 +16,7 @@ from cm_lightning.interop.foreign import is_foreign
 from cm_lightning.interop.weights import read_tensors
 from cm_lightning.modules.base import GenerativeModule
 from cm_lightning.modules.foreign import foreign_module
+from cm_lightning.modules.found_levels import take_found_levels
 from cm_lightning.modules.trained import TrainedModule
 from cm_lightning.recording import UNRECORDED
 from cm_lightning.states import difference, renamed_like
@@ -29,6 +30,8 @@ def load_module(
 ) -> GenerativeModule:
     """Load a method on images with :func:`load_trained`, ready to ``sample``.
 
+    Noise levels that ``cm-lightning search`` found for the checkpoint are its ``sampling_sigmas``.
+
     Raises:
         CheckpointError: as for :func:`load_trained`, or the checkpoint is of another kind of module.
     """
@@ -37,6 +40,7 @@ def load_module(
         raise CheckpointError(
             f"{path} holds a {type(module).__name__}, which draws from prompts: give its export to sample --pipeline"
         )
+    take_found_levels(module, path)
     return module
 
 
@@ -63,6 +67,7 @@ def load_trained(path: str | Path, which: str | None = None, trust: Sequence[str
     if exported is not None:
         module = _module(exported.module, trust, path, given)
         _fill(module.backbone, read_tensors(exported.weights), path)
+        module.trained_steps = exported.steps
         return module.eval()
     checkpoint = read_checkpoint(path)
     config = checkpoint.get(CONFIG_KEY)
@@ -78,6 +83,7 @@ def load_trained(path: str | Path, which: str | None = None, trust: Sequence[str
             _fill(module.backbone, weights(checkpoint, "ema"), path)
     except CheckpointError as error:
         raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    module.trained_steps = int(checkpoint.get("trained_steps", checkpoint.get("global_step", 0)))
     return module.eval()
 
 

@@ -1,4 +1,4 @@
-"""What ``sample`` imports before it draws; the rest is there for code that uses it."""
+"""What ``sample`` and ``edit`` import before they draw; the rest is there for code that uses it."""
 
 import json
 
@@ -16,6 +16,7 @@ import json, sys
 from cm_lightning.__main__ import main
 sys.argv = ["cm-lightning", "sample", "--ckpt_path", "runs", "--num_samples", "1", "--output", "samples.npz"]
 main()
+import cm_lightning.commands.edit, cm_lightning.commands.pictures, cm_lightning.editing
 found = [name for name in {HEAVY} if name in sys.modules]
 import torchmetrics
 from torchmetrics import Accuracy, Metric
@@ -24,7 +25,7 @@ print(json.dumps([found, issubclass(Accuracy, Metric)]))
 """
 
 
-def test_sample_imports_nothing_heavy_that_it_need_not(tmp_path, monkeypatch):
+def test_drawing_imports_nothing_heavy_that_it_need_not(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["cm-lightning"])
     main(["fit", f"--config={CONF}/toy.yaml", "--trainer.max_steps=2", "--trainer.logger.init_args.save_dir=."])

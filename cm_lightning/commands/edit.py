@@ -1,0 +1,320 @@
+"""``cm-lightning edit``: inpaint, colour, enlarge, denoise images, with a model that was trained for none of it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cm_lightning.commands.parser import CommandParser
+from cm_lightning.commands.results import check_outputs, write_results
+from cm_lightning.domains import COUNT, FINITE, FRACTION, NATURAL, POSITIVE, SEED, at_least
+from cm_lightning.errors import ConfigError
+from cm_lightning.light import light_lightning
+from cm_lightning.viewer import show
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cm_lightning.core.editing import Known
+    from cm_lightning.editing import Editor
+    from cm_lightning.modules.base import GenerativeModule
+
+
+@dataclass(frozen=True)
+class _Edit:
+    """One way of editing: what it does, the options that it needs, those that it takes too, and how many images."""
+
+    what: str
+    needs: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
+    images: tuple[int, ...] = (1,)
+
+
+_LEVELS = ("steps", "sigmas")
+_EDITS = {
+    "inpaint": _Edit("draw anew what a mask covers", ("image", "mask"), (*_LEVELS, "resize")),
+    "outpaint": _Edit("draw what surrounds an image that is smaller than the model's", ("image",), (*_LEVELS, "at")),
+    "colourise": _Edit("colour an image, of which only the brightness is used", ("image",), (*_LEVELS, "resize")),
+    "super-resolution": _Edit(
+        "enlarge an image by a whole factor", ("image",), (*_LEVELS, "factor")
+    ),
+    "denoise": _Edit("remove noise of a known strength", ("image", "sigma"), ("resize",)),
+    "stroke": _Edit("make a picture from strokes", ("image",), ("sigmas", "resize")),
+    "variations": _Edit(
+        "draw images near an image, or near the sample of --seed", (), (*_LEVELS, "image", "amount", "resize"), (0, 1)
+    ),
+    "interpolate": _Edit(
+        "go from one image to another, or from the sample of a seed to that of another",
+        (), (*_LEVELS, "image", "seeds", "resize"), (0, 2),
+    ),
+}  # fmt: skip
+_AMOUNT = 0.3
+#: Options that belong to some of the edits only.
+_OF_SOME = ("image", "mask", "at", "factor", "sigma", "amount", "seeds", "steps", "sigmas", "resize")
+
+
+def _pair(text: str) -> tuple[int, int]:
+    values = NATURAL.parse_list(text)
+    if len(values) != 2:
+        raise argparse.ArgumentTypeError(f"must be two whole numbers, TOP,LEFT, got {text!r}")
+    return int(values[0]), int(values[1])
+
+
+def parser() -> CommandParser:
+    """The options of ``edit``."""
+    parser = CommandParser(
+        "edit",
+        "Edit images with a model that was trained for none of it. "
+        + "; ".join(f"{name}: {edit.what}" for name, edit in _EDITS.items())
+        + ".",
+    )
+    add = parser.add_argument
+    add("edit", choices=tuple(_EDITS), metavar="EDIT", help=", ".join(_EDITS))
+    add("--ckpt_path", help="a checkpoint, openai:FILE, edm:FILE or diffusers:FOLDER", required=True)
+    add("--image", type=Path, action="append", default=[], help="an image file; interpolate takes two")
+    add("--mask", type=Path, help="an image of the same size: what is white (or transparent) is drawn anew")
+    add("--at", type=_pair, metavar="TOP,LEFT", help="outpaint: place of the image, in pixels; default: the centre")
+    add("--factor", type=at_least(2).parse, help="super-resolution: take an image of the model's size, made smaller so")
+    add("--sigma", type=POSITIVE.parse, help="denoise: the noise's standard deviation where black is -1 and white 1")
+    add(
+        "--amount",
+        type=FRACTION.parse,
+        help=f"variations of --seed: how far the noise moves, 0 to 1; default: {_AMOUNT}",
+    )
+    add("--seeds", type=SEED.parse_list, help="interpolate: in place of images, two seeds or more: 0,1")
+    add("--steps", type=COUNT.parse, help="noise levels; default: 40, 18 for a diffusion model, 1 from seeds")
+    add("--sigmas", type=POSITIVE.parse_list, help="noise levels; the lower, the more of the image stays. default: 5.38,2.24")
+    add("--resize", action="store_true", help="resize and crop images to the model's size")
+    add("--num_samples", type=COUNT.parse, help="results, or frames; default: 10; of denoise: one for each label")
+    add(
+        "--labels",
+        type=NATURAL.parse_list,
+        help="classes, repeated in turn: 0,1,2; default: none, and all in turn for a model without label_dropout",
+    )
+    add("--guidance", type=FINITE.parse, default=0.0, help="as for sample; it doubles the evaluations. default: 0")
+    add("--seed", type=SEED.parse, default=0)
+    add(
+        "--output",
+        type=Path,
+        action="append",
+        help="a .png sheet of what was given and the results (default edited.png), a .gif or .npz or folder of the "
+        "results; may repeat",
+    )
+    add("--columns", type=COUNT.parse, default=11, help="images in a row of the sheet")
+    add("--scale", type=COUNT.parse, default=1, help="enlarge the pixels of a sheet or .gif by this factor")
+    add("--weights", choices=("ema", "raw"), help="default: the averaged ones if there are any")
+    add("--batch_size", type=COUNT.parse, default=256)
+    add("--device", default="auto", help="cpu, cuda, ...; auto takes an accelerator if there is one")
+    add("--open", action="store_true", help="show the pictures when they are drawn")
+    add("--trust", action="append", default=[], help="a package the checkpoint may take classes from")
+    return parser
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options, checked as far as possible before the checkpoint is read."""
+    options = parser()
+    args = options.parse_args(argv)
+    edit = _EDITS[args.edit]
+    given = [name for name in _OF_SOME if getattr(args, name) != options.get_default(name)]
+    if missing := [name for name in edit.needs if name not in given]:
+        options.error(f"{args.edit} needs --{missing[0]}")
+    if strange := [name for name in given if name not in edit.needs + edit.takes]:
+        others = [name for name, other in _EDITS.items() if strange[0] in other.needs + other.takes]
+        options.error(f"--{strange[0]} is not an option of {args.edit}, but of {', '.join(others)}: leave it out")
+    if len(args.image) not in edit.images:
+        options.error(f"{args.edit} takes {' or '.join(map(str, edit.images))} --image, got {len(args.image)}")
+    _check_pairs(options, args)
+    args.output = args.output or [Path("edited.png")]
+    check_outputs(options, args.output, (".png", ".gif", ".npz"))
+    return args
+
+
+def _check_pairs(options: CommandParser, args: argparse.Namespace) -> None:
+    """Refuse options that contradict each other."""
+    if args.sigmas and args.steps is not None:
+        options.error("--sigmas and --steps exclude each other: --sigmas has a noise level for each step")
+    if any(low >= high for high, low in pairwise(args.sigmas or [])):
+        options.error(f"--sigmas must descend, got {','.join(f'{sigma:g}' for sigma in args.sigmas)}")
+    from_noise = [f"--{name}" for name in ("seeds", "amount", "steps") if getattr(args, name) is not None]
+    if args.edit in ("variations", "interpolate") and args.image and from_noise:
+        options.error(f"{from_noise[0]} and --image exclude each other in {args.edit}: leave one of them out")
+    if args.edit == "interpolate" and not args.image and len(args.seeds or []) < 2:
+        options.error("interpolate needs two --image, or --seeds with at least two: --seeds 0,1")
+    if args.edit == "interpolate" and len(args.labels or []) > 1:
+        options.error(f"interpolate draws one class: give --labels {args.labels[0]}")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, read, draw, write."""
+    args = _parse(argv)
+
+    light_lightning()
+    from cm_lightning.device import chosen_device
+    from cm_lightning.editing import Editor
+    from cm_lightning.modules.loading import load_module
+
+    device = chosen_device(args.device)
+    module = load_module(args.ckpt_path, args.weights, args.trust)
+    if len(module.image_shape) != 3 or module.image_shape[0] not in (1, 3):
+        raise ConfigError(f"--ckpt_path {args.ckpt_path} does not draw grey or colour images: give another checkpoint")
+    editor = Editor(
+        module.to(device), _number(args), _labels(args, module),
+        args.steps, args.sigmas, args.guidance, args.seed, args.batch_size,
+    )  # fmt: skip
+    rows_seen: list[int] = []
+    module.backbone.register_forward_hook(lambda network, inputs, output: rows_seen.append(len(output)))
+    drawn = _DRAW[args.edit](args, editor)
+    classes = None if editor.labels is None else editor.labels.cpu()
+    for output in args.output:
+        write_results(output, drawn.images.cpu(), classes, args.columns, (drawn.before, drawn.after), args.scale)
+        print(f"{editor.n} results: {output}")
+    print(f"evaluations of the network for each: {sum(rows_seen) / editor.n:g}")
+    if args.open:
+        show([output for output in args.output if output.suffix != ".npz"])
+
+
+def _labels(args: argparse.Namespace, module: GenerativeModule) -> list[int] | None:
+    """The classes: that of the first sample of a seed, where samples are varied."""
+    unclear = module.num_classes and not module.label_dropout and not args.labels
+    if unclear and args.edit == "interpolate" and args.image:
+        raise ConfigError("interpolate draws images of one class: give --labels with its number")
+    return [0] if module.num_classes and not (args.labels or args.image) else args.labels
+
+
+def _number(args: argparse.Namespace) -> int:
+    """The number of results; noise is removed in the same way each time, except under another class."""
+    return int(args.num_samples or (len(args.labels or [0]) if args.edit == "denoise" else 10))
+
+
+@dataclass
+class _Drawn:
+    """The results (N, C, H, W), and images (C, H, W) that were given, to be shown before and after them."""
+
+    images: Tensor
+    before: Sequence[Tensor] = ()
+    after: Sequence[Tensor] = ()
+
+
+def _read(args: argparse.Namespace, editor: Editor) -> list[Tensor]:
+    """The images of --image, (C, H, W), of the model's size."""
+    from cm_lightning.commands.pictures import read_picture, require_size
+
+    shape = editor.module.image_shape
+    images = [read_picture(path, "--image", shape, args.resize) for path in args.image]
+    for image, path in zip(images, args.image, strict=True):
+        require_size(image, path, "--image", shape)
+    return [image.to(editor.device) for image in images]
+
+
+def _filled(editor: Editor, known: Known) -> _Drawn:
+    return _Drawn(editor.fill(known), list(known.start))
+
+
+def _inpaint(args: argparse.Namespace, editor: Editor) -> _Drawn:
+    from cm_lightning.commands.pictures import read_picture, require_size
+    from cm_lightning.core.editing import Pixels
+
+    (image,) = _read(args, editor)
+    shape = (1, *image.shape[1:])
+    brightness = read_picture(args.mask, "--mask", shape, args.resize)
+    require_size(brightness, args.mask, "--mask", shape)
+    mask = brightness.to(editor.device) > 0
+    if mask.all() or not mask.any():
+        colour = "white" if mask.all() else "black"
+        raise ConfigError(
+            f"--mask {args.mask} is {colour} everywhere: make white what is drawn anew, and the rest black"
+        )
+    return _filled(editor, Pixels(image[None], mask))
+
+
+def _outpaint(args: argparse.Namespace, editor: Editor) -> _Drawn:
+    import torch
+
+    from cm_lightning.commands.pictures import read_picture
+    from cm_lightning.core.editing import Pixels
+
+    (path,), shape = args.image, editor.module.image_shape
+    image = read_picture(path, "--image", shape)
+    (_, h, w), (_, height, width) = image.shape, shape
+    if h > height or w > width or (h, w) == (height, width):
+        raise ConfigError(
+            f"--image {path} has {w} x {h} pixels, the model {width} x {height}: outpaint takes a smaller image"
+        )
+    top, left = args.at or ((height - h) // 2, (width - w) // 2)
+    if top + h > height or left + w > width:
+        raise ConfigError(
+            f"--at {top},{left}: the image ends beyond {width} x {height}: give at most {height - h},{width - w}"
+        )
+    canvas = torch.zeros(1, *shape)
+    mask = torch.ones(height, width, dtype=torch.bool)
+    canvas[..., top : top + h, left : left + w] = image
+    mask[top : top + h, left : left + w] = False
+    return _filled(editor, Pixels(canvas.to(editor.device), mask.to(editor.device)))
+
+
+def _colourise(args: argparse.Namespace, editor: Editor) -> _Drawn:
+    from cm_lightning.core.editing import Brightness, brightness
+
+    if editor.module.image_shape[0] != 3:
+        raise ConfigError(f"--ckpt_path {args.ckpt_path} draws grey images: colourise needs a model of colour images")
+    (image,) = _read(args, editor)
+    return _filled(editor, Brightness(brightness(image[None])))
+
+
+def _super_resolution(args: argparse.Namespace, editor: Editor) -> _Drawn:
+    import torch.nn.functional as nnf
+
+    from cm_lightning.commands.pictures import read_picture
+    from cm_lightning.core.editing import PatchMeans
+
+    (path,), (channels, height, width) = args.image, editor.module.image_shape
+    small = read_picture(path, "--image", (channels, height, width)).to(editor.device)
+    if args.factor and small.shape[1:] == (height, width) and height % args.factor == 0 == width % args.factor:
+        small = nnf.avg_pool2d(small, args.factor)
+    _, h, w = small.shape
+    p = args.factor or max(height // h, 2)
+    if (h * p, w * p) != (height, width):
+        raise ConfigError(
+            f"--image {path} has {w} x {h} pixels, and the model draws {width} x {height}: its size must be that "
+            f"divided by {'--factor' if args.factor else 'a whole number from 2 up'}"
+        )
+    return _filled(editor, PatchMeans(small[None], p))
+
+
+def _denoise(args: argparse.Namespace, editor: Editor) -> _Drawn:
+    (image,) = _read(args, editor)
+    return _Drawn(editor.denoise(image, args.sigma), [image])
+
+
+def _stroke(args: argparse.Namespace, editor: Editor) -> _Drawn:
+    (image,) = _read(args, editor)
+    return _Drawn(editor.redraw(image), [image])
+
+
+def _variations(args: argparse.Namespace, editor: Editor) -> _Drawn:
+    if args.image:
+        return _stroke(args, editor)
+    return _Drawn(editor.vary(_AMOUNT if args.amount is None else args.amount))
+
+
+def _interpolate(args: argparse.Namespace, editor: Editor) -> _Drawn:
+    if args.image:
+        first, second = _read(args, editor)
+        return _Drawn(editor.between(first, second), [first], [second])
+    return _Drawn(editor.interpolate([int(seed) for seed in args.seeds]))
+
+
+_DRAW: dict[str, Callable[[argparse.Namespace, Editor], _Drawn]] = {
+    "inpaint": _inpaint,
+    "outpaint": _outpaint,
+    "colourise": _colourise,
+    "super-resolution": _super_resolution,
+    "denoise": _denoise,
+    "stroke": _stroke,
+    "variations": _variations,
+    "interpolate": _interpolate,
+}

@@ -1,0 +1,47 @@
+"""Image files that a command takes, as images of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cm_lightning.data.decode import Decoder, read_image
+from cm_lightning.errors import ConfigError, DataError
+from cm_lightning.images import to_unit_range
+
+
+def read_picture(path: Path, option: str, shape: Sequence[int], resize: bool = False) -> Tensor:
+    """Read an image for a model.
+
+    Args:
+        path: the image file, of any format that Pillow reads.
+        option: its option, such as "--image", for messages.
+        shape: (C, H, W) of the model, C 1 or 3; the file is converted to C channels.
+        resize: whether the image is resized and cropped to H x W.
+
+    Returns:
+        (C, H, W) in [-1, 1], or (C, h, w) of the file's own size.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    channels, height, width = shape
+    if not path.is_file():
+        raise DataError(f"{option} {path}: there is no such file")
+    if resize:
+        return Decoder((height, width), 1 if channels == 1 else 3)(path, f"{option} {path}")
+    pixels = np.array(read_image(path, f"{option} {path}").convert("L" if channels == 1 else "RGB"))
+    return to_unit_range(torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).permute(2, 0, 1))
+
+
+def require_size(image: Tensor, path: Path, option: str, shape: Sequence[int]) -> None:
+    """Raise ConfigError unless an image (C, h, w) has the size of the model's images (C, H, W)."""
+    if image.shape[1:] != torch.Size(shape[1:]):
+        (h, w), (height, width) = image.shape[1:], shape[1:]
+        raise ConfigError(
+            f"{option} {path} has {w} x {h} pixels, but the model draws {width} x {height}: scale it, or add --resize"
+        )

@@ -1,0 +1,55 @@
+"""The measure that gives a number by its name, such as ``frechet_mnist`` or ``kid``."""
+
+from __future__ import annotations
+
+from cm_lightning.errors import ConfigError
+from cm_lightning.metrics.comparison import Comparison
+from cm_lightning.metrics.extractor import Extractor, Inception, MnistJudge, SecondMnistJudge
+from cm_lightning.metrics.feature_scores import FeatureScores
+from cm_lightning.metrics.features import DINOv2, TorchvisionFeatures
+from cm_lightning.metrics.kernel import KernelDistance
+from cm_lightning.metrics.precision_recall import PrecisionRecall
+
+_COMPARISONS: dict[str, type[Comparison]] = {
+    "kid": KernelDistance, "precision": PrecisionRecall, "recall": PrecisionRecall,
+}  # fmt: skip
+_JUDGES: tuple[type[MnistJudge], ...] = (MnistJudge, SecondMnistJudge)
+
+
+def measure_named(name: str, weights: str | None = None) -> FeatureScores:
+    """The measure whose numbers have one of this name.
+
+    Args:
+        name: ``fid``, ``kid``, ``precision``, ``recall``: features of Inception; ``frechet_NETWORK``, ``kid_NETWORK``,
+            ``precision_NETWORK``, ``recall_NETWORK`` with mnist, mnist2, dinov2 or a classifier of torchvision;
+            ``accuracy``, ``accuracy2`` of digits.
+        weights: weights of that network; see its extractor.
+
+    Raises:
+        ConfigError: there is no such name, or the network needs weights.
+    """
+    kind, _, network = name.partition("_")
+    for judge in _JUDGES:
+        if name == judge.accuracy_name:
+            return FeatureScores(judge(weights), [])
+    known = (kind in ("frechet", *_COMPARISONS) and network) or name in ("fid", *_COMPARISONS)
+    if not known:
+        raise ConfigError(
+            f"there is no measure {name!r}: give fid, kid, precision, recall, frechet_mnist, kid_mnist, accuracy, "
+            "frechet_resnet50, frechet_dinov2, or such a name of another network"
+        )
+    comparisons = [_COMPARISONS[kind]()] if kind in _COMPARISONS else []
+    return FeatureScores(_extractor(network, weights), comparisons)
+
+
+def _extractor(network: str, weights: str | None) -> Extractor:
+    judges = {judge.name.partition("_")[2]: judge for judge in _JUDGES}
+    if not network:
+        return Inception(weights)
+    if network in judges:
+        return judges[network](weights)
+    if network == "dinov2":
+        if weights is None:
+            raise ConfigError("DINOv2 needs weights: give the folder or the hub name of facebook/dinov2-large")
+        return DINOv2(weights)
+    return TorchvisionFeatures(network, weights)
