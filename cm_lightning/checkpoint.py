@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from cm_lightning.errors import CheckpointError
-from cm_lightning.run import find_checkpoint
+from cm_lightning.run import find_checkpoint, say_once
 from cm_lightning.states import plain_name
 
 #: The key under which a module stores the configuration that the command line built it from.
@@ -49,13 +47,8 @@ def _noted(path: str | Path) -> Path:
     except CheckpointError as error:
         raise CheckpointError(f"{error}{_hint(path)}") from error
     if found != Path(path):
-        _say(f"{path}: {found}")
+        say_once(f"{path}: {found}")
     return found
-
-
-@cache
-def _say(line: str) -> None:
-    rank_zero_info(line)
 
 
 def _hint(path: str | Path) -> str:

@@ -16,8 +16,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from cm_lightning.checkpoint_io import write_atomically
 from cm_lightning.errors import ConfigError
-from cm_lightning.files import replacing
+from cm_lightning.files import remove_leftovers, replacing
 from cm_lightning.run import FINISHED, claim_version, holds_a_run, version_name, version_number
 from cm_lightning.steps import steps_taken
 
@@ -75,6 +76,7 @@ class RunDirectory(Callback):
         return self._named
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        write_atomically(trainer)
         self._unplaced = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and not c.dirpath]
         if not os.access(_existing(self.root), os.W_OK):
             raise ConfigError(f"{self.root} cannot be written: set save_dir of trainer.logger to another folder")
@@ -105,6 +107,9 @@ class RunDirectory(Callback):
         if self.path is not None:
             return
         made = str(self._make(trainer)) if trainer.is_global_zero else ""
+        if trainer.is_global_zero:
+            for root in self._roots:
+                remove_leftovers(root)
         self.path = Path(trainer.strategy.broadcast(made))
         for callback in self._unplaced:
             callback.dirpath = str(self.path / "checkpoints")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from cm_lightning.checkpoint_io import write_atomically
 from cm_lightning.domains import COUNT
 from cm_lightning.errors import CmError
+from cm_lightning.files import remove_leftovers
 from cm_lightning.interrupt import Deferred
 
 
@@ -31,11 +34,17 @@ class SaveLast(ModelCheckpoint):
         )
         self._step = Deferred()
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        write_atomically(trainer)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Do nothing: a resumed run writes into another folder."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        if trainer.is_global_zero and self.dirpath:
+            remove_leftovers(Path(self.dirpath))
         self._last_global_step_saved = trainer.global_step  # the resumed checkpoint is on disc
 
     def on_train_batch_start(
