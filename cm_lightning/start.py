@@ -17,14 +17,18 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 
 from cm_lightning.callbacks.resumed import Resumed
 from cm_lightning.callbacks.run_directory import RunDirectory
+from cm_lightning.callbacks.stopping import REQUEUE, exit_status
 from cm_lightning.checkpoint import read_checkpoint
 from cm_lightning.errors import CheckpointError, ConfigError
+from cm_lightning.failures import INTERRUPTED
 from cm_lightning.files import replacing
 from cm_lightning.interop.foreign import is_foreign
 from cm_lightning.modules.trained import TrainedModule
 from cm_lightning.resume import allowed_changes, at_its_end
 from cm_lightning.run import FINISHED, RunNote, find_checkpoint, last_checkpoint
+from cm_lightning.slurm import begun_by_this_job
 from cm_lightning.steps import steps_taken
+from cm_lightning.trainer_options import require_one_run
 
 _INSTEAD = {
     "fit": "leave the option out to start anew",
@@ -70,6 +74,7 @@ class Start:
 
     def __init__(self, subcommand: str, trainer: L.Trainer, run: RunDirectory, ckpt_path: str | None) -> None:
         self.trainer, self.run = trainer, run
+        require_one_run(trainer.world_size)
         run.prepare(trainer)
         #: The file, in the form that Lightning takes.
         self.checkpoint = _checkpoint(subcommand, run, ckpt_path)
@@ -94,14 +99,18 @@ class Start:
     def fit(self, **options: Any) -> None:
         """Train; afterwards mark the run as finished, or print how to resume it."""
         handler = signal.getsignal(signal.SIGINT)
+        if self.checkpoint is None:  # or Lightning takes any hpc_ckpt_*.ckpt that lies in the working folder
+            self.trainer._checkpoint_connector._user_managed = True
         try:
             self.trainer.fit(**options)
         except SystemExit as stop:
             if isinstance(stop.__context__, KeyboardInterrupt):
                 self._say_how_to_go_on()
-                raise SystemExit(130) from None
+                raise SystemExit(exit_status(self.trainer, INTERRUPTED)) from None
             if isinstance(stop, SIGTERMException):
                 self._say_how_to_go_on()
+                rank_zero_only(sys.stderr.write)(f"exit status {REQUEUE}: it is not finished, so queue it again\n")
+                raise SystemExit(exit_status(self.trainer, REQUEUE)) from None
             raise
         finally:
             if handler is not None:  # Lightning leaves Ctrl-C switched off
@@ -144,7 +153,10 @@ class Start:
 def _checkpoint(subcommand: str, run: RunDirectory, ckpt_path: str | None) -> str | None:
     if ckpt_path is None and subcommand != "fit":
         raise ConfigError(f"{subcommand} needs weights: give --ckpt_path FILE, the folder of a run, or last")
-    if ckpt_path in (None, "best", "hpc"):
+    if ckpt_path is None:
+        found = begun_by_this_job(run.root) if subcommand == "fit" else None
+        return str(found) if found else None
+    if ckpt_path in ("best", "hpc"):
         return ckpt_path
     if ckpt_path != "last":
         if is_foreign(str(ckpt_path)):

@@ -19,10 +19,12 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from cm_lightning.checkpoint_io import write_atomically
 from cm_lightning.errors import ConfigError
 from cm_lightning.files import remove_leftovers, replacing
+from cm_lightning.lock import Lock, require_unlocked
 from cm_lightning.run import FINISHED, claim_version, holds_a_run, version_name, version_number
 from cm_lightning.steps import steps_taken
 
 _FileLogger = CSVLogger | TensorBoardLogger
+_BUSY = ("another training", "name another version by trainer.logger.init_args.version")
 
 
 class RunDirectory(Callback):
@@ -44,6 +46,7 @@ class RunDirectory(Callback):
         self._roots: list[Path] = []
         self._unplaced: list[ModelCheckpoint] = []
         self._first_step = 0
+        self._lock = Lock()
 
     def prepare(self, trainer: L.Trainer) -> None:
         """Find the directory of the run before a logger takes a version, and hold the loggers back."""
@@ -57,6 +60,8 @@ class RunDirectory(Callback):
     def require_free(self, checkpoint: Path | None) -> None:
         """Raise ConfigError if training would overwrite a run that it does not resume."""
         path = self._named
+        if path is not None and self.fits:
+            require_unlocked(path, *_BUSY)
         if path is None or not self.fits or not holds_a_run(path):
             return
         if checkpoint is None or path.resolve() not in checkpoint.resolve().parents:
@@ -107,9 +112,6 @@ class RunDirectory(Callback):
         if self.path is not None:
             return
         made = str(self._make(trainer)) if trainer.is_global_zero else ""
-        if trainer.is_global_zero:
-            for root in self._roots:
-                remove_leftovers(root)
         self.path = Path(trainer.strategy.broadcast(made))
         for callback in self._unplaced:
             callback.dirpath = str(self.path / "checkpoints")
@@ -124,13 +126,18 @@ class RunDirectory(Callback):
     def _make(self, trainer: L.Trainer) -> Path:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return Path(tempfile.mkdtemp(prefix="fast_dev_run-"))
+        for root in self._roots:
+            remove_leftovers(root)
         if self._named and (self.fits or not holds_a_run(self._named)):
-            self._named.mkdir(parents=True, exist_ok=True)
+            self._lock.take(self._named, *_BUSY)
             (self._named / FINISHED).unlink(missing_ok=True)
             return self._named
-        return self.root / version_name(claim_version(self._roots))
+        made = self.root / version_name(claim_version(self._roots))
+        self._lock.take(made, *_BUSY)
+        return made
 
     def _forget(self, trainer: L.Trainer) -> None:
+        self._lock.release()
         if self.path is not None and trainer.fast_dev_run and trainer.is_global_zero:  # type: ignore[attr-defined]
             shutil.rmtree(self.path, ignore_errors=True)
             rank_zero_info("fast_dev_run: nothing was kept")

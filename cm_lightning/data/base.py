@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.seed import pl_worker_init_function
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -94,6 +97,14 @@ class ResumableLoader(DataLoader[Any]):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing to do."""
+
+
+def _begin_worker(number: int) -> None:
+    """Leave Ctrl-C and SIGTERM, which reach all processes of a run, to the training process, which ends the loaders."""
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, signal.SIG_IGN)
+    if int(os.environ.get("PL_SEED_WORKERS", "0")):
+        pl_worker_init_function(number)
 
 
 class GenerativeDataModule(L.LightningDataModule):
@@ -207,6 +218,7 @@ class GenerativeDataModule(L.LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=_already_a_batch if _comes_in_batches(dataset) else None,
+            worker_init_fn=_begin_worker,
             persistent_workers=self.num_workers > 0,  # short epochs must not start new processes each time
             # a separate generator: starting a loader must not advance the global one, or a resumed run would differ
             generator=torch.Generator().manual_seed(self.seed),
