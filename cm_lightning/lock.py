@@ -144,10 +144,10 @@ def _is_held(file: IO[str], owner: Owner | None) -> bool:
 
 
 def _refusal(folder: Path, owner: Owner | None, what: str, remedy: str) -> str:
-    by = f" ({owner})" if owner else ""
+    by = f"; it is held by {owner}" if owner else ""
     elsewhere = owner is not None and owner.host != platform.node()
-    stale = f"; if that process has ended, remove {folder / _FILE}" if elsewhere else ""
-    return f"{what} runs in {folder}{by}: wait for its end, or {remedy}{stale}"
+    stale = f": if that has ended, remove {folder / _FILE}" if elsewhere else ""
+    return f"{what} runs in {folder}: wait for its end, or {remedy}{by}{stale}"
 
 
 def _began(pid: int) -> str:

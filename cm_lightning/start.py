@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 
+from cm_lightning.callbacks.missed_validation import MissedValidation, is_missing
 from cm_lightning.callbacks.resumed import Resumed
 from cm_lightning.callbacks.run_directory import RunDirectory
 from cm_lightning.callbacks.stopping import REQUEUE, exit_status
@@ -80,6 +82,7 @@ class Start:
         self.checkpoint = _checkpoint(subcommand, run, ckpt_path)
         self._file = Path(self.checkpoint) if self.checkpoint and ckpt_path not in ("best", "hpc") else None
         self._content = read_checkpoint(self._file) if self._file else None  # reports a damaged file in one line
+        self._at_its_end = False
         run.require_free(self._file)
 
     def compare(self, config: Mapping[str, Any]) -> None:
@@ -91,9 +94,14 @@ class Start:
         if self._file is None or self._content is None:
             return
         changes = allowed_changes(self._content, self._file, config)
-        if line := at_its_end(self._content, self.trainer.max_steps, self.trainer.max_epochs):
+        missed = is_missing(self._content, self._file, self.trainer)
+        line = at_its_end(self._content, self.trainer.max_steps, self.trainer.max_epochs)
+        self._at_its_end = line is not None
+        if line and not missed:
             self._say_nothing_is_left(line)
         self.trainer.callbacks.insert(0, Resumed(changes))  # type: ignore[attr-defined]
+        if missed:
+            self.trainer.callbacks.append(MissedValidation())  # type: ignore[attr-defined]
         self._content = None
 
     def fit(self, **options: Any) -> None:
@@ -116,8 +124,17 @@ class Start:
             if handler is not None:  # Lightning leaves Ctrl-C switched off
                 signal.signal(signal.SIGINT, handler)
         if self.run.path and not (self.trainer.received_sigterm or self.trainer.fast_dev_run):  # type: ignore[attr-defined]
+            self._keep_checkpoint(self.run.path)
             _mark_as_finished(self.run.path, steps_taken(self.trainer))
             self._say_what_there_is(self.run.path)
+
+    @rank_zero_only  # type: ignore[untyped-decorator]
+    def _keep_checkpoint(self, run: Path) -> None:
+        """Copy the checkpoint into the directory of a run that has made up for the last validation alone."""
+        if self._file is None or not self._at_its_end or (run / "checkpoints").exists():
+            return
+        with replacing(run / "checkpoints/last.ckpt") as path:
+            shutil.copyfile(self._file, path)
 
     @rank_zero_only  # type: ignore[untyped-decorator]
     def _say_what_there_is(self, run: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 import tempfile
@@ -13,15 +12,14 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from cm_lightning.callbacks.rows import Rows
 from cm_lightning.checkpoint_io import write_atomically
 from cm_lightning.errors import ConfigError
-from cm_lightning.files import remove_leftovers, replacing
+from cm_lightning.files import remove_leftovers
 from cm_lightning.lock import Lock, require_unlocked
 from cm_lightning.run import FINISHED, claim_version, holds_a_run, version_name, version_number
-from cm_lightning.steps import steps_taken
 
 _FileLogger = CSVLogger | TensorBoardLogger
 _BUSY = ("another training", "name another version by trainer.logger.init_args.version")
@@ -86,8 +84,8 @@ class RunDirectory(Callback):
         if not os.access(_existing(self.root), os.W_OK):
             raise ConfigError(f"{self.root} cannot be written: set save_dir of trainer.logger to another folder")
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._first_step = steps_taken(trainer)
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._first_step = checkpoint.get("trained_steps", checkpoint.get("global_step", 0))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:  # type: ignore[override]
         self._open(trainer, pl_module)
@@ -167,25 +165,6 @@ class _Waiting:
         return lambda *args, **kwargs: self.told.append((name, args, kwargs))
 
 
-class _Appending(ExperimentWriter):
-    """Lightning's writer of metrics.csv, but for a resumed run it keeps the rows up to the step of the checkpoint."""
-
-    def __init__(self, log_dir: str, first_step: int) -> None:
-        super().__init__(log_dir)
-        if not Path(self.metrics_file_path).is_file():
-            return
-        with open(self.metrics_file_path, newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"] or 0) < first_step]
-        self.metrics_keys = sorted({name for row in rows for name in row})
-        with replacing(self.metrics_file_path) as path, open(path, "w", newline="") as file:
-            writer = csv.DictWriter(file, self.metrics_keys)
-            writer.writeheader()
-            writer.writerows(rows)
-
-    def _check_log_dir_exists(self) -> None:
-        """Do nothing: Lightning's own method deletes the former rows."""
-
-
 def _release(logger: _FileLogger, path: Path, first_step: int) -> None:
     """Let a logger write into a run's directory, beginning with the calls that were kept."""
     waiting, number = logger._experiment, version_number(path)
@@ -194,7 +173,7 @@ def _release(logger: _FileLogger, path: Path, first_step: int) -> None:
     if not isinstance(waiting, _Waiting):
         return  # the logger of another rank, which writes nothing
     if isinstance(logger, CSVLogger):
-        logger._experiment = _Appending(logger.log_dir, first_step)
+        logger._experiment = Rows(logger.log_dir, first_step)
     for name, args, kwargs in waiting.told:
         getattr(logger.experiment, name)(*args, **kwargs)
 

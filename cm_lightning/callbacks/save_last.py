@@ -10,6 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from cm_lightning.callbacks.rows import write_row
 from cm_lightning.callbacks.stopping import Stopping
 from cm_lightning.checkpoint_io import write_atomically
 from cm_lightning.domains import COUNT
@@ -64,6 +65,7 @@ class SaveLast(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        write_row(trainer)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._stopping.end_step(trainer)
 

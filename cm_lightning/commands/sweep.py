@@ -15,11 +15,10 @@ from cm_lightning.commands.parser import CommandParser
 from cm_lightning.domains import COUNT
 from cm_lightning.errors import ConfigError, near
 from cm_lightning.files import require_writable
-from cm_lightning.lock import alone
 from cm_lightning.sweep.definition import Sweep, read_sweep
 from cm_lightning.sweep.progress import failure_in, progress
 from cm_lightning.sweep.search import Search, make_search
-from cm_lightning.sweep.trials import Records, Trial, run_trial, search_path
+from cm_lightning.sweep.trials import Records, Trial, alone, run_trial, search_path
 
 _OVER = ("finished", "stopped", "failed")
 
@@ -59,8 +58,7 @@ def main(argv: Sequence[str]) -> None:
     _require_program(sweep, args.file)
     require_writable(records.folder / "results.csv", "--output")
     require_writable(records.path(1, ".log"), "--output")
-    held = alone(records.folder, "another sweep", "give another --output")
-    with held, _termination_as_interrupt(), _told_how_to_go_on(argv):
+    with alone(records.folder), _termination_as_interrupt(), _told_how_to_go_on(argv):
         trials = records.read()
         if trials and not (args.resume or args.retry_failed):
             raise ConfigError(

@@ -11,11 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cm_lightning import lock
 from cm_lightning.errors import DataError
 from cm_lightning.files import replacing
 from cm_lightning.run import RUN_FILE, RunNote
@@ -67,6 +68,15 @@ class Trial:
             return []
         with open(path, newline="", errors="replace") as file:
             return list(csv.DictReader(file, restkey=""))
+
+
+def alone(folder: Path) -> AbstractContextManager[None]:
+    """Make the folder and lock it; the lock of a process that has ended does not count.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    return lock.alone(folder, "another sweep", "give another --output")
 
 
 class Records:

@@ -45,3 +45,24 @@ class SwallowedAt(L.Callback):
         if trainer.global_step == self.step and not self.done:
             self.done = True
             Destroyed()
+
+
+class KillIn(L.Callback):
+    """Kills its process in a hook after a number of steps; ``saved`` is the moment after a checkpoint is written."""
+
+    def __init__(self, hook, step):
+        self.hook, self.step = hook, step
+        if hook != "saved":
+            setattr(self, hook, self._called)
+
+    def on_after_backward(self, trainer, pl_module):
+        if self.hook == "saved" and trainer.global_step == self.step - 1:
+            pl_module.on_train_batch_end = _kill  # Lightning calls it after the callbacks
+
+    def _called(self, trainer, *_):
+        if trainer.global_step == self.step:
+            _kill()
+
+
+def _kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
