@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -23,6 +24,13 @@ _SAID_BETTER = (
     (r"(`devices` selected with .*)", r"--trainer.devices: \1"),
     (r"(?:DistBackendError|DistNetworkError|[Cc]onnection closed by peer)", "another rank failed: see its line"),
 )
+
+#: What helps where the disc is the reason.
+_OF_DISCS = {
+    errno.ENOSPC: "free space there, or write to another disc (of fit: save_dir of trainer.logger)",
+    errno.EDQUOT: "free space there, or write to another disc (of fit: save_dir of trainer.logger)",
+    errno.EROFS: "write to another folder (of fit: save_dir of trainer.logger)",
+}
 
 
 @contextmanager
@@ -98,9 +106,12 @@ def _of_memory(error: BaseException) -> str | None:
 
 
 def _of_a_file(error: BaseException) -> str | None:
-    if not (isinstance(error, OSError) and error.strerror and error.filename is not None):
+    if not (isinstance(error, OSError) and error.strerror):
         return None
-    return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    reason, remedy = f"{error.strerror[0].lower()}{error.strerror[1:]}", _OF_DISCS.get(error.errno or 0)
+    if error.filename is None:
+        return f"{reason}: {remedy}" if remedy else None
+    return ": ".join([str(error.filename), reason, *([remedy] if remedy else [])])
 
 
 def _said_better(error: BaseException) -> str | None:
@@ -131,8 +142,11 @@ def _last_line(text: str) -> str:
 
 
 def _keep_traceback() -> str:
-    with tempfile.NamedTemporaryFile("w", prefix="cm-lightning-", suffix=".txt", delete=False) as file:
-        traceback.print_exc(file=file)
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="cm-lightning-", suffix=".txt", delete=False) as file:
+            traceback.print_exc(file=file)
+    except OSError:  # no folder for temporary files, or a full one
+        return "see it by --debug"
     return file.name
 
 

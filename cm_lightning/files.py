@@ -96,9 +96,3 @@ def require_writable(path: Path, option: str) -> None:
 
 def _temporary_name(path: Path) -> str:
     return f".{path.stem}.{platform.node()}.{os.getpid()}{path.suffix}"
-
-
-def cache_folder(folder: str | None = None) -> Path:
-    """The folder for reproducible files: ``folder``, or ``cm_lightning`` in ``$XDG_CACHE_HOME`` (``~/.cache``)."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(folder) if folder else Path(home) / "cm_lightning"

@@ -1,4 +1,4 @@
-"""Jobs of SLURM that are queued again: who asks for it, and the run that such a job goes on with."""
+"""Jobs of SLURM that are queued again: how a run asks to be, and the run that such a job resumes."""
 
 from __future__ import annotations
 

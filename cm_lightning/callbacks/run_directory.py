@@ -83,6 +83,8 @@ class RunDirectory(Callback):
         self._unplaced = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and not c.dirpath]
         if not os.access(_existing(self.root), os.W_OK):
             raise ConfigError(f"{self.root} cannot be written: set save_dir of trainer.logger to another folder")
+        if trainer.checkpoint_callbacks and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            _require_space(self.root, sum(tensor.nbytes for tensor in pl_module.state_dict().values()))
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._first_step = checkpoint.get("trained_steps", checkpoint.get("global_step", 0))
@@ -188,6 +190,16 @@ def _folder(trainer: L.Trainer) -> Path:
     """The directory of runs without such a logger."""
     folder = Path(trainer.default_root_dir)
     return Path("runs") if folder == Path.cwd() else folder
+
+
+def _require_space(root: Path, needed: int) -> None:
+    """Raise ConfigError if the disc has no room for a checkpoint, which takes at least the weights."""
+    free = shutil.disk_usage(_existing(root)).free
+    if free < needed:
+        raise ConfigError(
+            f"{root}: the disc has {free / 2**20:,.0f} MiB left, and the weights take {needed / 2**20:,.0f}: free "
+            "space there, or set save_dir of trainer.logger to another disc"
+        )
 
 
 def _existing(path: Path) -> Path:
