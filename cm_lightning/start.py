@@ -26,6 +26,7 @@ from cm_lightning.failures import INTERRUPTED
 from cm_lightning.files import replacing
 from cm_lightning.interop.foreign import is_foreign
 from cm_lightning.modules.trained import TrainedModule
+from cm_lightning.parts import begin_anew, require_parts
 from cm_lightning.resume import allowed_changes, at_its_end
 from cm_lightning.run import FINISHED, RunNote, find_checkpoint, last_checkpoint
 from cm_lightning.slurm import begun_by_this_job
@@ -94,11 +95,14 @@ class Start:
         if self._file is None or self._content is None:
             return
         changes = allowed_changes(self._content, self._file, config)
+        require_parts(self._content, self._file)
         missed = is_missing(self._content, self._file, self.trainer)
         line = at_its_end(self._content, self.trainer.max_steps, self.trainer.max_epochs)
         self._at_its_end = line is not None
         if line and not missed:
             self._say_nothing_is_left(line)
+        if anew := begin_anew(self._content, self.trainer.world_size):
+            rank_zero_info(f"{self._file} does not have all of a run, so these begin anew: {', '.join(anew)}")
         self.trainer.callbacks.insert(0, Resumed(changes))  # type: ignore[attr-defined]
         if missed:
             self.trainer.callbacks.append(MissedValidation())  # type: ignore[attr-defined]

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from cm_lightning.cache import is_kept, keep
 from cm_lightning.data.base import InMemory
+from cm_lightning.digest import load_tensors, save_tensors
 from cm_lightning.errors import CheckpointError
 from cm_lightning.latent.base import Conditioning, TextToImageBase
 
@@ -51,10 +51,10 @@ def encoded(dataset: Any, base: TextToImageBase, folder: Path, write: bool = Tru
         rank_zero_info(f"encoding {len(dataset)} images and captions, once: {path}")
         tensors = _encode(dataset, base, num_workers)
         if write:
-            keep(path, lambda temporary: save_file(tensors, temporary))
+            keep(path, lambda temporary: save_tensors(tensors, temporary))
         return _from(tensors)
     try:
-        return _from(load_file(path))
+        return _from(load_tensors(path))
     except Exception as error:
         raise CheckpointError(f"{path} holds no latents: remove it, and they are computed again") from error
 

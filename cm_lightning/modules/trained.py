@@ -26,8 +26,9 @@ from cm_lightning.modules.batch import number_of_samples
 from cm_lightning.modules.frozen import Frozen
 from cm_lightning.modules.starting import first_weights
 from cm_lightning.modules.target import TargetNetwork
+from cm_lightning.parts import FORMAT, FORMAT_KEY
 from cm_lightning.recording import Recorded, describe
-from cm_lightning.states import difference, renamed_like
+from cm_lightning.states import are_finite, difference, renamed_like
 
 _SCHEDULES_END = 1_000_000
 
@@ -229,12 +230,12 @@ class TrainedModule(Recorded, L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._stop_if_failed()
-        norms = torch._foreach_norm([p.detach() for p in self.backbone.parameters()])
-        if not bool(torch.stack(norms).isfinite().all()):
+        if not are_finite(self.backbone.parameters()):
             raise NonFiniteLossError(
                 f"the weights are not finite at step {self.trained_steps}, so no checkpoint of them is written: "
                 "lower the learning rate, or set --trainer.gradient_clip_val=1"
             )
+        checkpoint[FORMAT_KEY] = FORMAT
         checkpoint["trained_steps"] = self.trained_steps
         checkpoint["random_states"] = gather_states(self.device)
         checkpoint[CONFIG_KEY] = self.config or describe(self)
