@@ -22,6 +22,11 @@ _SAID_BETTER = (
     (r"No supported gpu backend found", "--trainer.accelerator gpu: there is no GPU here: give cpu, or auto"),
     (r"No API key configured", "--wandb online: there is no API key: run 'wandb login', or give --wandb offline"),
     (r"(`devices` selected with .*)", r"--trainer.devices: \1"),
+    (
+        r"DataLoader worker \(pid",
+        "a process of the data loader died: when memory is full the system kills one: lower "
+        "--data.num_workers (0 loads in the training process), or give the container more shared memory (/dev/shm)",
+    ),
     (r"(?:DistBackendError|DistNetworkError|[Cc]onnection closed by peer)", "another rank failed: see its line"),
 )
 
@@ -94,10 +99,15 @@ def _of_an_extra(error: BaseException) -> str | None:
     return advice(error) if isinstance(error, ModuleNotFoundError) else None
 
 
-def _of_memory(error: BaseException) -> str | None:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on the accelerator or not."""
     text = str(error).lower()
     full = "out of memory" in text or "can't allocate memory" in text
-    if not (isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and full)):
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and full)
+
+
+def _of_memory(error: BaseException) -> str | None:
+    if not is_out_of_memory(error):
         return None
     return (
         "out of memory: lower --data.batch_size and raise --trainer.accumulate_grad_batches as much (of other commands "

@@ -22,7 +22,7 @@ from cm_lightning.callbacks.run_directory import RunDirectory
 from cm_lightning.callbacks.stopping import REQUEUE, exit_status
 from cm_lightning.checkpoint import read_checkpoint
 from cm_lightning.errors import CheckpointError, ConfigError
-from cm_lightning.failures import INTERRUPTED
+from cm_lightning.failures import INTERRUPTED, is_out_of_memory
 from cm_lightning.files import replacing
 from cm_lightning.interop.foreign import is_foreign
 from cm_lightning.modules.trained import TrainedModule
@@ -124,6 +124,11 @@ class Start:
                 rank_zero_only(sys.stderr.write)(f"exit status {REQUEUE}: it is not finished, so queue it again\n")
                 raise SystemExit(exit_status(self.trainer, REQUEUE)) from None
             raise
+        except (RuntimeError, MemoryError) as error:
+            batch = getattr(self.trainer.datamodule, "batch_size", 0)  # type: ignore[attr-defined]
+            if is_out_of_memory(error) and batch // 2 >= self.trainer.world_size:
+                raise ConfigError(_smaller(batch, self.trainer)) from error
+            raise
         finally:
             if handler is not None:  # Lightning leaves Ctrl-C switched off
                 signal.signal(signal.SIGINT, handler)
@@ -169,6 +174,17 @@ class Start:
             _mark_as_finished(version, self._content["global_step"])
         rank_zero_only(print)(f"nothing to do: {self._file} {line}")
         raise SystemExit(0)
+
+
+def _smaller(batch: int, trainer: L.Trainer) -> str:
+    """The line for a batch that does not fit into memory: parts of it that make the same steps."""
+    accumulate = trainer.accumulate_grad_batches
+    part = next(size for size in range(batch // 2, 0, -1) if batch % size == 0 and size % trainer.world_size == 0)
+    return (
+        f"out of memory with --data.batch_size {batch}: try --data.batch_size {part} "
+        f"--trainer.accumulate_grad_batches {accumulate * (batch // part)}, which take the same images per step; "
+        "fit --dry_run tells what a recipe needs"
+    )
 
 
 def _checkpoint(subcommand: str, run: RunDirectory, ckpt_path: str | None) -> str | None:

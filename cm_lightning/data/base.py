@@ -6,6 +6,7 @@ import os
 import signal
 from abc import abstractmethod
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import lightning as L
@@ -184,6 +185,18 @@ class GenerativeDataModule(L.LightningDataModule):
         step, images = self._origin
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
         return images + (self._step() - step) * accumulate * self.batch_size
+
+    def images_of_step(self, step: int) -> list[int]:
+        """The numbers of the images, in the training set, that all ranks train on in a step (from 0)."""
+        trainer = self.trainer
+        ranks, accumulate = (trainer.world_size, trainer.accumulate_grad_batches) if trainer else (1, 1)
+        origin, images = self._origin
+        share, first, dataset = self.batch_size // ranks, (step - origin) * accumulate, self.training_set()
+        streams = [
+            Stream(dataset, share, self.seed, rank, ranks, lambda: first, accumulate, images)  # type: ignore[arg-type]
+            for rank in range(ranks)
+        ]
+        return [image for stream in streams for image in islice(stream, accumulate * share)]
 
     def _require_whole_steps(self, trainer: L.Trainer) -> None:
         """Refuse epochs of partial steps: Lightning steps after the last batch of an epoch whatever it accumulated."""
