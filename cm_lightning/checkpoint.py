@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
+from cm_lightning.digest import require_undamaged
 from cm_lightning.errors import CheckpointError
-from cm_lightning.run import find_checkpoint
+from cm_lightning.parts import require_known_format
+from cm_lightning.run import find_checkpoint, say_once
 from cm_lightning.states import plain_name
 
 #: The key under which a module stores the configuration that the command line built it from.
@@ -28,9 +28,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             (:func:`cm_lightning.run.find_checkpoint`).
 
     Raises:
-        CheckpointError: the file is missing, damaged, or not a Lightning checkpoint.
+        CheckpointError: the file is missing, damaged, of a later version, or not a Lightning checkpoint.
     """
     path = _noted(path)
+    require_undamaged(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -39,6 +40,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise CheckpointError(f"{path} is not a Lightning checkpoint: it has no state_dict{_hint(path)}")
+    require_known_format(checkpoint, path)
     return checkpoint
 
 
@@ -49,14 +51,8 @@ def _noted(path: str | Path) -> Path:
     except CheckpointError as error:
         raise CheckpointError(f"{error}{_hint(path)}") from error
     if found != Path(path):
-        say(f"{path}: {found}")
+        say_once(f"{path}: {found}")
     return found
-
-
-@cache
-def say(line: str) -> None:
-    """Print a line, once."""
-    rank_zero_info(line)
 
 
 def _hint(path: str | Path) -> str:

@@ -31,6 +31,7 @@ from cm_lightning.failures import error_of_the_suite, reported, take_debug
 from cm_lightning.files import replacing
 from cm_lightning.modules.trained import TrainedModule
 from cm_lightning.named_callbacks import forget_absent, in_order, named_class
+from cm_lightning.online import goes_offline
 from cm_lightning.plan import plan_of
 from cm_lightning.quiet import silence
 from cm_lightning.registry import make_known
@@ -159,9 +160,10 @@ class _CLI(LightningCLI):
         parser.add_class_arguments(self._named, "callbacks", fail_untyped=False, sub_configs=True)
         parser.add_argument(
             "--wandb",
-            type=Literal["off", "online", "offline"],
+            type=Literal["off", "online", "offline", "required"],
             default="off",
-            help="Also log to Weights & Biases; offline runs are uploaded later with 'wandb sync'.",
+            help="Also log to Weights & Biases; offline runs are uploaded later with 'wandb sync'. If the server "
+            "cannot be reached, online goes offline, and required ends.",
         )
 
         parser.add_argument(
@@ -213,7 +215,7 @@ class _CLI(LightningCLI):
             callbacks.append(RunProgress())
         if config.wandb != "off":
             present = loggers if isinstance(loggers, list) else [loggers] if isinstance(loggers, Logger) else []
-            kwargs["logger"] = [*present, _wandb_logger(present, offline=config.wandb == "offline")]
+            kwargs["logger"] = [*present, _wandb_logger(present, config.wandb)]
         self.run = RunDirectory(type(self.model).__name__, fits=self.subcommand == "fit")
         kwargs["callbacks"] = [self.run, *callbacks]
         return super().instantiate_trainer(**kwargs)
@@ -242,11 +244,11 @@ def _refusals() -> Iterator[None]:
         raise ConfigError(complaint(str(error), sys.argv[1:])) from error
 
 
-def _wandb_logger(loggers: list[Any], offline: bool) -> WandbLogger:
+def _wandb_logger(loggers: list[Any], mode: str) -> WandbLogger:
     csv = next((logger for logger in loggers if isinstance(logger, CSVLogger)), None)
     root = csv.root_dir if csv else "runs"
     Path(root).mkdir(parents=True, exist_ok=True)
-    return WandbLogger(project="cm_lightning", save_dir=root, offline=offline)
+    return WandbLogger(project="cm_lightning", save_dir=root, offline=goes_offline(mode, root))
 
 
 def _null(argument: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -21,8 +22,20 @@ _SAID_BETTER = (
     (r"No supported gpu backend found", "--trainer.accelerator gpu: there is no GPU here: give cpu, or auto"),
     (r"No API key configured", "--wandb online: there is no API key: run 'wandb login', or give --wandb offline"),
     (r"(`devices` selected with .*)", r"--trainer.devices: \1"),
+    (
+        r"DataLoader worker \(pid",
+        "a process of the data loader died: when memory is full the system kills one: lower "
+        "--data.num_workers (0 loads in the training process), or give the container more shared memory (/dev/shm)",
+    ),
     (r"(?:DistBackendError|DistNetworkError|[Cc]onnection closed by peer)", "another rank failed: see its line"),
 )
+
+#: What helps where the disc is the reason.
+_OF_DISCS = {
+    errno.ENOSPC: "free space there, or write to another disc (of fit: save_dir of trainer.logger)",
+    errno.EDQUOT: "free space there, or write to another disc (of fit: save_dir of trainer.logger)",
+    errno.EROFS: "write to another folder (of fit: save_dir of trainer.logger)",
+}
 
 
 @contextmanager
@@ -86,10 +99,15 @@ def _of_an_extra(error: BaseException) -> str | None:
     return advice(error) if isinstance(error, ModuleNotFoundError) else None
 
 
-def _of_memory(error: BaseException) -> str | None:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on the accelerator or not."""
     text = str(error).lower()
     full = "out of memory" in text or "can't allocate memory" in text
-    if not (isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and full)):
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and full)
+
+
+def _of_memory(error: BaseException) -> str | None:
+    if not is_out_of_memory(error):
         return None
     return (
         "out of memory: lower --data.batch_size and raise --trainer.accumulate_grad_batches as much (of other commands "
@@ -98,9 +116,12 @@ def _of_memory(error: BaseException) -> str | None:
 
 
 def _of_a_file(error: BaseException) -> str | None:
-    if not (isinstance(error, OSError) and error.strerror and error.filename is not None):
+    if not (isinstance(error, OSError) and error.strerror):
         return None
-    return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    reason, remedy = f"{error.strerror[0].lower()}{error.strerror[1:]}", _OF_DISCS.get(error.errno or 0)
+    if error.filename is None:
+        return f"{reason}: {remedy}" if remedy else None
+    return ": ".join([str(error.filename), reason, *([remedy] if remedy else [])])
 
 
 def _said_better(error: BaseException) -> str | None:
@@ -131,8 +152,11 @@ def _last_line(text: str) -> str:
 
 
 def _keep_traceback() -> str:
-    with tempfile.NamedTemporaryFile("w", prefix="cm-lightning-", suffix=".txt", delete=False) as file:
-        traceback.print_exc(file=file)
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="cm-lightning-", suffix=".txt", delete=False) as file:
+            traceback.print_exc(file=file)
+    except OSError:  # no folder for temporary files, or a full one
+        return "see it by --debug"
     return file.name
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from cm_lightning.errors import ConfigError
 
@@ -22,6 +25,46 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_durable(file: IO[bytes]) -> None:
+    """Wait until what was written to an open file is on the disc, so that it survives a failure of the machine."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed processes have left in a folder, and in the folders below it.
+
+    A file is left over if its process has ended; that of another machine, which cannot be asked, after a day.
+    """
+    for path in folder.rglob(".*"):
+        if (found := _TEMPORARY.fullmatch(path.name)) and path.is_file() and _is_left_over(path, found["rest"]):
+            with suppress(OSError):  # another process was faster
+                path.unlink()
+
+
+#: ``.last.HOST.PID.ckpt``, and other names of temporary files; the name before the host may have dots too.
+_TEMPORARY = re.compile(r"\.(?P<rest>[^.].*\.\d+)(\.\w+)?")
+_DAY_S = 86400.0
+
+
+def _is_left_over(path: Path, rest: str) -> bool:
+    name, _, process = rest.rpartition(".")
+    if name.endswith(f".{platform.node()}"):
+        return int(process) == os.getpid() or not is_alive(int(process))
+    return "." in name and time.time() - path.stat().st_mtime > _DAY_S
+
+
+def is_alive(process: int) -> bool:
+    """Whether there is a process of that number on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def require_writable(path: Path, option: str) -> None:
@@ -53,9 +96,3 @@ def require_writable(path: Path, option: str) -> None:
 
 def _temporary_name(path: Path) -> str:
     return f".{path.stem}.{platform.node()}.{os.getpid()}{path.suffix}"
-
-
-def cache_folder(folder: str | None = None) -> Path:
-    """The folder for reproducible files: ``folder``, or ``cm_lightning`` in ``$XDG_CACHE_HOME`` (``~/.cache``)."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(folder) if folder else Path(home) / "cm_lightning"

@@ -1,51 +1,58 @@
-"""Deferring Ctrl-C until work that must not be interrupted is done."""
+"""Ctrl-C, and the signals by which a scheduler ends a program: they wait for work that must not be interrupted."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+#: Ctrl-C, and what schedulers send some time before they kill.
+_END = (signal.SIGINT, signal.SIGTERM)
+#: The signals that wait, where Python handles them.
+_KINDS = (*_END, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
 
 class Deferred:
-    """Between ``start`` and ``end`` a first Ctrl-C is kept for ``end``, and a second one interrupts at once."""
+    """Between ``start`` and ``end`` the first signal is kept for ``end``; a second Ctrl-C interrupts at once."""
 
     def __init__(self) -> None:
-        self._former: Any = None
-        self._received = False
+        self._former: dict[int, Any] = {}
+        self._received: int | None = None
 
     def start(self) -> None:
-        """Make Ctrl-C wait from here on; only the main thread can, and not if Ctrl-C is switched off."""
-        hears = threading.current_thread() is threading.main_thread()
-        if self._former is None and hears and signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
-            self._received = False
-            self._former = signal.signal(signal.SIGINT, self._keep)
+        """Make signals wait from here on; only the main thread can, and not those that Python does not handle."""
+        if self._former or threading.current_thread() is not threading.main_thread():
+            return
+        self._received = None
+        for number in _KINDS:
+            if callable(signal.getsignal(number)):
+                self._former[number] = signal.signal(number, self._keep)
 
     def end(self) -> None:
-        """Raise KeyboardInterrupt if Ctrl-C was pressed since ``start``."""
-        received = self._received
+        """Hand a signal that was kept to its former handler, which raises KeyboardInterrupt for Ctrl-C."""
+        received, handler = self._received, self._former.get(self._received or 0)
         self.drop()
-        if received:
-            raise KeyboardInterrupt
+        if received is not None and handler is not None:
+            handler(received, None)
 
     def drop(self) -> None:
-        """Put the former handler back, without an exception."""
-        if self._former is not None:
-            signal.signal(signal.SIGINT, self._former)
-            self._former, self._received = None, False
+        """Put the former handlers back, without an exception."""
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._former, self._received = {}, None
 
-    def _keep(self, *_: Any) -> None:
-        if self._received:
+    def _keep(self, number: int, _: Any) -> None:
+        if number == signal.SIGINT == self._received:
             self.drop()
             raise KeyboardInterrupt
-        self._received = True
+        self._received = number
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let a first Ctrl-C wait for the end of the block."""
+    """Let a first signal wait for the end of the block."""
     deferred = Deferred()
     deferred.start()
     try:
@@ -54,3 +61,46 @@ def uninterrupted() -> Iterator[None]:
         deferred.drop()
         raise
     deferred.end()
+
+
+class Listener:
+    """Remembers a signal that asks a program to end, in the main thread, from ``listen`` to ``close``.
+
+    Python swallows what a handler raises within a destructor, such as that of a loader's processes, so what was
+    received must be asked for as well.
+
+    Args:
+        act: called with the signal's number when it comes; it may raise. A second Ctrl-C raises KeyboardInterrupt.
+    """
+
+    def __init__(self, act: Callable[[int], None]) -> None:
+        self.act = act
+        #: The number of the signal; None before there was any.
+        self.received: int | None = None
+        self._former: dict[int, Any] = {}
+
+    @property
+    def listens(self) -> bool:
+        """Whether signals are heard."""
+        return bool(self._former)
+
+    def listen(self, *further: int) -> None:
+        """Hear Ctrl-C, unless it is switched off, SIGTERM, and further signals."""
+        if self._former or threading.current_thread() is not threading.main_thread():
+            return
+        self.received = None
+        for number in (*_END, *further):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                self._former[number] = signal.signal(number, self._hear)
+
+    def close(self) -> None:
+        """Put the former handlers back."""
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._former = {}
+
+    def _hear(self, number: int, _: Any) -> None:
+        if number == signal.SIGINT == self.received:
+            raise KeyboardInterrupt
+        self.received = number
+        self.act(number)

@@ -9,9 +9,13 @@ import difflib
 import json
 import os
 import re
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
+
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 from cm_lightning.errors import CheckpointError
 from cm_lightning.files import replacing
@@ -55,7 +59,8 @@ def find_checkpoint(path: str | Path) -> Path:
 
     Args:
         path: a file refers to itself; a version's folder to its last checkpoint; a run's folder to the last
-            checkpoint of its newest finished version, or of its newest version if none is finished.
+            checkpoint of its newest finished version, or of its newest version if none is finished. In place of a file
+            that a killed process has left incomplete stands the newest whole one of that version, and a line says so.
 
     Raises:
         CheckpointError: there is none, or the choice between versions with names of their own is open.
@@ -74,9 +79,7 @@ def last_checkpoint(run: Path) -> Path:
     Raises:
         CheckpointError: there is none, or the choice between versions with names of their own is open.
     """
-    found = _last_of(run) or _last_of(_newest(run, _with_checkpoints(run)))
-    assert found is not None
-    return found
+    return _last_of(run) or _of_newest(run, _with_checkpoints(run))
 
 
 def find_export(path: str) -> str:
@@ -96,9 +99,18 @@ def find_export(path: str) -> str:
 def _last_of_run(run: Path) -> Path:
     versions = _with_checkpoints(run)
     finished = [version for version in versions if (version / FINISHED).is_file()]
-    found = _last_of(_newest(run, finished or versions))
-    assert found is not None
-    return found
+    return _of_newest(run, finished or versions)
+
+
+def _of_newest(run: Path, versions: list[Path]) -> Path:
+    """The last checkpoint of the newest version; if it is not complete, that of the version before."""
+    newest = _last_of(_newest(run, versions))
+    assert newest is not None
+    if zipfile.is_zipfile(newest):
+        return newest
+    numbered = {number: version for version in versions if (number := version_number(version)) is not None}
+    older = (_last_of(numbered[number]) for number in sorted(numbered, reverse=True))
+    return _first_whole([newest, *filter(None, older)])
 
 
 def _with_checkpoints(run: Path) -> list[Path]:
@@ -127,12 +139,29 @@ def _stopped_early(run: Path) -> str:
 def _last_of(version: Path) -> Path | None:
     """``last.ckpt`` of a version (or of its folder ``checkpoints``), else the checkpoint of the highest step."""
     for folder in (version / "checkpoints", version):
-        files = sorted(folder.glob("*.ckpt"), key=_step)
-        if (folder / "last.ckpt").is_file():
-            return folder / "last.ckpt"
-        if files and (folder.name == "checkpoints"):
-            return files[-1]
+        files = sorted((file for file in folder.glob("*.ckpt") if file.name[0] != "."), key=_order, reverse=True)
+        if files and (folder.name == "checkpoints" or files[0].name == "last.ckpt"):
+            return _first_whole(files)
     return None
+
+
+def _first_whole(files: Sequence[Path]) -> Path:
+    """The first file that is complete; if none is, the first, whose reader says what is wrong with it."""
+    found = next((file for file in files if zipfile.is_zipfile(file)), files[0])
+    if found != files[0]:
+        say_once(f"{files[0]} is not complete: {found} takes its place")
+    return found
+
+
+@cache
+def say_once(line: str) -> None:
+    """Print a line on the first rank, the first time that it is given."""
+    rank_zero_info(line)
+
+
+def _order(path: Path) -> tuple[bool, int, str]:
+    """A sort key: ``last.ckpt`` comes after the others, and they by their steps."""
+    return path.name == "last.ckpt", _step(path), path.name
 
 
 def _step(path: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,16 +16,22 @@ import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 
+from cm_lightning.callbacks.missed_validation import MissedValidation, is_missing
 from cm_lightning.callbacks.resumed import Resumed
 from cm_lightning.callbacks.run_directory import RunDirectory
+from cm_lightning.callbacks.stopping import REQUEUE, exit_status
 from cm_lightning.checkpoint import read_checkpoint
 from cm_lightning.errors import CheckpointError, ConfigError
+from cm_lightning.failures import INTERRUPTED, is_out_of_memory
 from cm_lightning.files import replacing
 from cm_lightning.interop.foreign import is_foreign
 from cm_lightning.modules.trained import TrainedModule
+from cm_lightning.parts import begin_anew, require_parts
 from cm_lightning.resume import allowed_changes, at_its_end
 from cm_lightning.run import FINISHED, RunNote, find_checkpoint, last_checkpoint
+from cm_lightning.slurm import begun_by_this_job
 from cm_lightning.steps import steps_taken
+from cm_lightning.trainer_options import require_one_run
 
 _INSTEAD = {
     "fit": "leave the option out to start anew",
@@ -70,11 +77,13 @@ class Start:
 
     def __init__(self, subcommand: str, trainer: L.Trainer, run: RunDirectory, ckpt_path: str | None) -> None:
         self.trainer, self.run = trainer, run
+        require_one_run(trainer.world_size)
         run.prepare(trainer)
         #: The file, in the form that Lightning takes.
         self.checkpoint = _checkpoint(subcommand, run, ckpt_path)
         self._file = Path(self.checkpoint) if self.checkpoint and ckpt_path not in ("best", "hpc") else None
         self._content = read_checkpoint(self._file) if self._file else None  # reports a damaged file in one line
+        self._at_its_end = False
         run.require_free(self._file)
 
     def compare(self, config: Mapping[str, Any]) -> None:
@@ -86,29 +95,55 @@ class Start:
         if self._file is None or self._content is None:
             return
         changes = allowed_changes(self._content, self._file, config)
-        if line := at_its_end(self._content, self.trainer.max_steps, self.trainer.max_epochs):
+        require_parts(self._content, self._file)
+        missed = is_missing(self._content, self._file, self.trainer)
+        line = at_its_end(self._content, self.trainer.max_steps, self.trainer.max_epochs)
+        self._at_its_end = line is not None
+        if line and not missed:
             self._say_nothing_is_left(line)
+        if anew := begin_anew(self._content, self.trainer.world_size):
+            rank_zero_info(f"{self._file} does not have all of a run, so these begin anew: {', '.join(anew)}")
         self.trainer.callbacks.insert(0, Resumed(changes))  # type: ignore[attr-defined]
+        if missed:
+            self.trainer.callbacks.append(MissedValidation())  # type: ignore[attr-defined]
         self._content = None
 
     def fit(self, **options: Any) -> None:
         """Train; afterwards mark the run as finished, or print how to resume it."""
         handler = signal.getsignal(signal.SIGINT)
+        if self.checkpoint is None:  # or Lightning takes any hpc_ckpt_*.ckpt that lies in the working folder
+            self.trainer._checkpoint_connector._user_managed = True
         try:
             self.trainer.fit(**options)
         except SystemExit as stop:
             if isinstance(stop.__context__, KeyboardInterrupt):
                 self._say_how_to_go_on()
-                raise SystemExit(130) from None
+                raise SystemExit(exit_status(self.trainer, INTERRUPTED)) from None
             if isinstance(stop, SIGTERMException):
                 self._say_how_to_go_on()
+                rank_zero_only(sys.stderr.write)(f"exit status {REQUEUE}: it is not finished, so queue it again\n")
+                raise SystemExit(exit_status(self.trainer, REQUEUE)) from None
+            raise
+        except (RuntimeError, MemoryError) as error:
+            batch = getattr(self.trainer.datamodule, "batch_size", 0)  # type: ignore[attr-defined]
+            if is_out_of_memory(error) and batch // 2 >= self.trainer.world_size:
+                raise ConfigError(_smaller(batch, self.trainer)) from error
             raise
         finally:
             if handler is not None:  # Lightning leaves Ctrl-C switched off
                 signal.signal(signal.SIGINT, handler)
         if self.run.path and not (self.trainer.received_sigterm or self.trainer.fast_dev_run):  # type: ignore[attr-defined]
+            self._keep_checkpoint(self.run.path)
             _mark_as_finished(self.run.path, steps_taken(self.trainer))
             self._say_what_there_is(self.run.path)
+
+    @rank_zero_only  # type: ignore[untyped-decorator]
+    def _keep_checkpoint(self, run: Path) -> None:
+        """Copy the checkpoint into the directory of a run that has made up for the last validation alone."""
+        if self._file is None or not self._at_its_end or (run / "checkpoints").exists():
+            return
+        with replacing(run / "checkpoints/last.ckpt") as path:
+            shutil.copyfile(self._file, path)
 
     @rank_zero_only  # type: ignore[untyped-decorator]
     def _say_what_there_is(self, run: Path) -> None:
@@ -141,10 +176,24 @@ class Start:
         raise SystemExit(0)
 
 
+def _smaller(batch: int, trainer: L.Trainer) -> str:
+    """The line for a batch that does not fit into memory: parts of it that make the same steps."""
+    accumulate = trainer.accumulate_grad_batches
+    part = next(size for size in range(batch // 2, 0, -1) if batch % size == 0 and size % trainer.world_size == 0)
+    return (
+        f"out of memory with --data.batch_size {batch}: try --data.batch_size {part} "
+        f"--trainer.accumulate_grad_batches {accumulate * (batch // part)}, which take the same images per step; "
+        "fit --dry_run tells what a recipe needs"
+    )
+
+
 def _checkpoint(subcommand: str, run: RunDirectory, ckpt_path: str | None) -> str | None:
     if ckpt_path is None and subcommand != "fit":
         raise ConfigError(f"{subcommand} needs weights: give --ckpt_path FILE, the folder of a run, or last")
-    if ckpt_path in (None, "best", "hpc"):
+    if ckpt_path is None:
+        found = begun_by_this_job(run.root) if subcommand == "fit" else None
+        return str(found) if found else None
+    if ckpt_path in ("best", "hpc"):
         return ckpt_path
     if ckpt_path != "last":
         if is_foreign(str(ckpt_path)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 
@@ -30,6 +31,14 @@ def difference(found: Mapping[str, Tensor], due: Mapping[str, Tensor]) -> str:
     groups = {"missing": missing, "left over": left}
     told += [f"{_count(names)} {what}, first {names[0]}" for what, names in groups.items() if names]
     return "; ".join(told)
+
+
+def are_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether all numbers in these tensors are finite; read from the device once."""
+    numbers = [tensor.detach() for tensor in tensors if tensor.is_floating_point()]
+    # a norm in 16 bits could overflow
+    norms = torch._foreach_norm(numbers, 2, dtype=torch.float32) if numbers else ()
+    return not norms or bool(torch.stack(norms).isfinite().all())
 
 
 def _count(names: list[str]) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from cm_lightning.domains import COUNT, NATURAL, NON_NEGATIVE, Domain
+from cm_lightning.errors import ConfigError
 
 _FROM_MINUS_ONE = Domain("-1 (no limit) or a whole number of at least 0", lambda value: value >= -1, whole=True)
 _LENGTH = Domain("-1 (no limit) or a whole number of at least 1", lambda value: value == -1 or value >= 1, whole=True)
@@ -42,3 +44,28 @@ def check_trainer(options: Mapping[str, Any], prefix: str = "trainer") -> None:
     devices = options.get("devices")
     if isinstance(devices, int) or (isinstance(devices, str) and devices.lstrip("-").isdigit()):
         _DEVICES.check(**{f"{prefix}.devices": int(devices)})
+
+
+#: What tells a process that it is one of several, by the program that starts them: how many, and how many of a machine.
+_STARTERS = {
+    "torchrun": ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    "srun": ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE"),
+    "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+}
+
+
+def require_one_run(ranks: int) -> None:
+    """Raise ConfigError if several processes were started for a Trainer that has fewer ranks: each would train alone.
+
+    Args:
+        ranks: the Trainer's ranks.
+    """
+    for program, (mark, all_processes, of_a_machine) in _STARTERS.items():
+        if mark not in os.environ or not (started := os.environ.get(all_processes, "")).isdigit():
+            continue
+        if int(started) > 1 and ranks == 1:
+            devices = os.environ.get(of_a_machine, started).partition("(")[0]
+            raise ConfigError(
+                f"{program} started {started} processes, and each would train alone: give --trainer.strategy ddp "
+                f"--trainer.devices {devices} --trainer.num_nodes {-(-int(started) // int(devices))}, or start one"
+            )

@@ -9,14 +9,15 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from cm_lightning.checkpoint import averages
 from cm_lightning.domains import BELOW_ONE
-from cm_lightning.errors import CheckpointError, ConfigError
+from cm_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
 from cm_lightning.interrupt import uninterrupted
-from cm_lightning.states import difference, renamed_like
+from cm_lightning.states import are_finite, difference, renamed_like
 from cm_lightning.steps import steps_taken
 
 
@@ -57,12 +58,22 @@ class EMA(Callback):
             "average": self.average or {},
         }
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse to save an average that is not finite; the module does so for its own weights, and says it better."""
+        if self.average and not are_finite(self.average.values()) and are_finite(self._live(pl_module).values()):
+            raise NonFiniteLossError(
+                f"the average of {self.attribute} is not finite at step {steps_taken(trainer)}, though the weights are"
+                ": no checkpoint of it is written: resume an earlier one by --ckpt_path"
+            )
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.average = {name: tensor.clone() for name, tensor in state_dict["average"].items()} or None
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Find the average even if its decay differs in the checkpoint: the nearest decay for the same use."""
         found = averages(checkpoint, self.attribute)
+        if not any(state["average"] for state in found) and trainer.state.fn == TrainerFn.FITTING:
+            rank_zero_info(f"EMA: the checkpoint has no average of {self.attribute}: it begins anew with the weights")
         if found and self.state_key not in checkpoint["callbacks"]:
             self.load_state_dict(
                 min(

@@ -13,12 +13,12 @@ from rich import get_console
 from rich.table import Table
 from torch import Tensor
 
+from cm_lightning.cache import cache_folder, is_kept
 from cm_lightning.callbacks.progress import tell
 from cm_lightning.core.noise import generators
 from cm_lightning.data.base import GenerativeDataModule
 from cm_lightning.domains import COUNT, SEED, at_least
 from cm_lightning.errors import ConfigError
-from cm_lightning.files import cache_folder
 from cm_lightning.metrics.extractor import Extractor
 from cm_lightning.metrics.measure import Measure
 from cm_lightning.metrics.names import decimals
@@ -161,7 +161,7 @@ class Quality(Callback):
             for measure, identity in compared.items()
         }
         # the first rank decides: nodes may have separate discs
-        known = trainer.strategy.broadcast([path.is_file() for path in paths.values()])
+        known = trainer.strategy.broadcast([is_kept(path) for path in paths.values()])
         new = {measure: path for (measure, path), found in zip(paths.items(), known, strict=True) if not found}
         for measure in paths.keys() - new.keys() if trainer.is_global_zero else ():
             load_reference(measure, paths[measure])
@@ -170,7 +170,8 @@ class Quality(Callback):
                 measure.add_reference(images)
         for measure, path in new.items():
             save_reference(measure, path, write=trainer.is_global_zero)
-            rank_zero_info(f"statistics of the training images: {path}")
+            if trainer.is_global_zero and is_kept(path):
+                rank_zero_info(f"statistics of the training images: {path}")
 
 
 class _Samples:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 import tempfile
@@ -13,15 +12,17 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from cm_lightning.callbacks.rows import Rows
+from cm_lightning.checkpoint_io import write_atomically
 from cm_lightning.errors import ConfigError
-from cm_lightning.files import replacing
+from cm_lightning.files import remove_leftovers
+from cm_lightning.lock import Lock, require_unlocked
 from cm_lightning.run import FINISHED, claim_version, holds_a_run, version_name, version_number
-from cm_lightning.steps import steps_taken
 
 _FileLogger = CSVLogger | TensorBoardLogger
+_BUSY = ("another training", "name another version by trainer.logger.init_args.version")
 
 
 class RunDirectory(Callback):
@@ -43,6 +44,7 @@ class RunDirectory(Callback):
         self._roots: list[Path] = []
         self._unplaced: list[ModelCheckpoint] = []
         self._first_step = 0
+        self._lock = Lock()
 
     def prepare(self, trainer: L.Trainer) -> None:
         """Find the directory of the run before a logger takes a version, and hold the loggers back."""
@@ -56,6 +58,8 @@ class RunDirectory(Callback):
     def require_free(self, checkpoint: Path | None) -> None:
         """Raise ConfigError if training would overwrite a run that it does not resume."""
         path = self._named
+        if path is not None and self.fits:
+            require_unlocked(path, *_BUSY)
         if path is None or not self.fits or not holds_a_run(path):
             return
         if checkpoint is None or path.resolve() not in checkpoint.resolve().parents:
@@ -75,12 +79,15 @@ class RunDirectory(Callback):
         return self._named
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        write_atomically(trainer)
         self._unplaced = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and not c.dirpath]
         if not os.access(_existing(self.root), os.W_OK):
             raise ConfigError(f"{self.root} cannot be written: set save_dir of trainer.logger to another folder")
+        if trainer.checkpoint_callbacks and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            _require_space(self.root, sum(tensor.nbytes for tensor in pl_module.state_dict().values()))
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._first_step = steps_taken(trainer)
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._first_step = checkpoint.get("trained_steps", checkpoint.get("global_step", 0))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:  # type: ignore[override]
         self._open(trainer, pl_module)
@@ -119,13 +126,18 @@ class RunDirectory(Callback):
     def _make(self, trainer: L.Trainer) -> Path:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return Path(tempfile.mkdtemp(prefix="fast_dev_run-"))
+        for root in self._roots:
+            remove_leftovers(root)
         if self._named and (self.fits or not holds_a_run(self._named)):
-            self._named.mkdir(parents=True, exist_ok=True)
+            self._lock.take(self._named, *_BUSY)
             (self._named / FINISHED).unlink(missing_ok=True)
             return self._named
-        return self.root / version_name(claim_version(self._roots))
+        made = self.root / version_name(claim_version(self._roots))
+        self._lock.take(made, *_BUSY)
+        return made
 
     def _forget(self, trainer: L.Trainer) -> None:
+        self._lock.release()
         if self.path is not None and trainer.fast_dev_run and trainer.is_global_zero:  # type: ignore[attr-defined]
             shutil.rmtree(self.path, ignore_errors=True)
             rank_zero_info("fast_dev_run: nothing was kept")
@@ -155,25 +167,6 @@ class _Waiting:
         return lambda *args, **kwargs: self.told.append((name, args, kwargs))
 
 
-class _Appending(ExperimentWriter):
-    """Lightning's writer of metrics.csv, but for a resumed run it keeps the rows up to the step of the checkpoint."""
-
-    def __init__(self, log_dir: str, first_step: int) -> None:
-        super().__init__(log_dir)
-        if not Path(self.metrics_file_path).is_file():
-            return
-        with open(self.metrics_file_path, newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"] or 0) < first_step]
-        self.metrics_keys = sorted({name for row in rows for name in row})
-        with replacing(self.metrics_file_path) as path, open(path, "w", newline="") as file:
-            writer = csv.DictWriter(file, self.metrics_keys)
-            writer.writeheader()
-            writer.writerows(rows)
-
-    def _check_log_dir_exists(self) -> None:
-        """Do nothing: Lightning's own method deletes the former rows."""
-
-
 def _release(logger: _FileLogger, path: Path, first_step: int) -> None:
     """Let a logger write into a run's directory, beginning with the calls that were kept."""
     waiting, number = logger._experiment, version_number(path)
@@ -182,7 +175,7 @@ def _release(logger: _FileLogger, path: Path, first_step: int) -> None:
     if not isinstance(waiting, _Waiting):
         return  # the logger of another rank, which writes nothing
     if isinstance(logger, CSVLogger):
-        logger._experiment = _Appending(logger.log_dir, first_step)
+        logger._experiment = Rows(logger.log_dir, first_step)
     for name, args, kwargs in waiting.told:
         getattr(logger.experiment, name)(*args, **kwargs)
 
@@ -197,6 +190,16 @@ def _folder(trainer: L.Trainer) -> Path:
     """The directory of runs without such a logger."""
     folder = Path(trainer.default_root_dir)
     return Path("runs") if folder == Path.cwd() else folder
+
+
+def _require_space(root: Path, needed: int) -> None:
+    """Raise ConfigError if the disc has no room for a checkpoint, which takes at least the weights."""
+    free = shutil.disk_usage(_existing(root)).free
+    if free < needed:
+        raise ConfigError(
+            f"{root}: the disc has {free / 2**20:,.0f} MiB left, and the weights take {needed / 2**20:,.0f}: free "
+            "space there, or set save_dir of trainer.logger to another disc"
+        )
 
 
 def _existing(path: Path) -> Path:

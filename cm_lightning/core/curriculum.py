@@ -250,7 +250,7 @@ class WarmUp(Curriculum):
     def progress(self, clock: Clock) -> dict[str, float]:
         if self.target_is_data(clock):
             return {"warm-up": 1.0}
-        return self.then.progress(self._since(clock))
+        return {"warm-up": 0.0, **self.then.progress(self._since(clock))}  # or a log would repeat the last value
 
     def phase(self, clock: Clock) -> str:
         return "warm-up" if self.target_is_data(clock) else self.then.phase(self._since(clock))

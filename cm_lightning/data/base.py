@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from abc import abstractmethod
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.seed import pl_worker_init_function
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -96,6 +100,14 @@ class ResumableLoader(DataLoader[Any]):
         """Nothing to do."""
 
 
+def _begin_worker(number: int) -> None:
+    """Leave Ctrl-C and SIGTERM, which reach all processes of a run, to the training process, which ends the loaders."""
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, signal.SIG_IGN)
+    if int(os.environ.get("PL_SEED_WORKERS", "0")):
+        pl_worker_init_function(number)
+
+
 class GenerativeDataModule(L.LightningDataModule):
     """Base of the data modules: batches are (samples in [-1, 1], labels or captions).
 
@@ -174,6 +186,18 @@ class GenerativeDataModule(L.LightningDataModule):
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
         return images + (self._step() - step) * accumulate * self.batch_size
 
+    def images_of_step(self, step: int) -> list[int]:
+        """The numbers of the images, in the training set, that all ranks train on in a step (from 0)."""
+        trainer = self.trainer
+        ranks, accumulate = (trainer.world_size, trainer.accumulate_grad_batches) if trainer else (1, 1)
+        origin, images = self._origin
+        share, first, dataset = self.batch_size // ranks, (step - origin) * accumulate, self.training_set()
+        streams = [
+            Stream(dataset, share, self.seed, rank, ranks, lambda: first, accumulate, images)  # type: ignore[arg-type]
+            for rank in range(ranks)
+        ]
+        return [image for stream in streams for image in islice(stream, accumulate * share)]
+
     def _require_whole_steps(self, trainer: L.Trainer) -> None:
         """Refuse epochs of partial steps: Lightning steps after the last batch of an epoch whatever it accumulated."""
         for option in ("overfit_batches", "limit_train_batches"):
@@ -207,6 +231,7 @@ class GenerativeDataModule(L.LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=_already_a_batch if _comes_in_batches(dataset) else None,
+            worker_init_fn=_begin_worker,
             persistent_workers=self.num_workers > 0,  # short epochs must not start new processes each time
             # a separate generator: starting a loader must not advance the global one, or a resumed run would differ
             generator=torch.Generator().manual_seed(self.seed),

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from cm_lightning.cache import cache_folder
 from cm_lightning.data.base import GenerativeDataModule, Mirrored
 from cm_lightning.data.decode import Decoder
 from cm_lightning.data.layout import members
 from cm_lightning.data.shards import BLOCK, find_shards, shard_index
 from cm_lightning.errors import DataError
-from cm_lightning.files import cache_folder
 
 
 class _Samples(Dataset[tuple[Tensor, str]]):

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cm_lightning.cache import is_kept, keep
 from cm_lightning.errors import DataError
-from cm_lightning.files import replacing
 
 BLOCK = 512  # of the tar format: the size of a header; files are padded to a multiple of it
 _IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -54,23 +54,16 @@ def shard_index(path: Path, cache: Path) -> Tensor:
     offsets in bytes from the start of the shard. Samples are in the shard's order; names without an image are ignored.
 
     Raises:
-        DataError: the shard is damaged, a sample in it does not have a caption, or ``cache`` cannot be written.
+        DataError: the shard is damaged, or a sample in it does not have a caption.
     """
     state = path.stat()
     identity = f"{_VERSION} {path.resolve()} {state.st_size} {state.st_mtime_ns}"
     kept = cache / f"{path.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
-    if not kept.is_file():
-        rows = np.array(_rows(path), dtype=np.int64).reshape(-1, 5)
-        _keep(rows, kept)
-    return torch.from_numpy(np.load(kept, allow_pickle=False))
-
-
-def _keep(rows: np.ndarray, path: Path) -> None:  # type: ignore[type-arg]
-    try:
-        with replacing(path) as temporary:
-            np.save(temporary, rows)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written ({error.strerror}): set --data.cache to another folder") from error
+    if is_kept(kept):
+        return torch.from_numpy(np.load(kept, allow_pickle=False))
+    rows = np.array(_rows(path), dtype=np.int64).reshape(-1, 5)
+    keep(kept, lambda temporary: np.save(temporary, rows))
+    return torch.from_numpy(rows)
 
 
 def _rows(path: Path) -> list[tuple[int, ...]]:

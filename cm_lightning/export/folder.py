@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import nn
 
+from cm_lightning.digest import save_tensors
 from cm_lightning.files import replacing
 from cm_lightning.interop.folder import CONFIG, KEY, WEIGHTS
 from cm_lightning.recording import describe
@@ -28,6 +28,6 @@ def write_export(module: nn.Module, folder: Path, steps: int, kind: str) -> None
     content = {KEY: {**described, "init_args": arguments}, "steps": steps, "weights": kind}
     state = {plain_name(name): tensor.contiguous() for name, tensor in backbone.state_dict().items()}
     with replacing(folder / WEIGHTS) as path:
-        save_file(state, path, {"format": "pt", "network": type(backbone).__name__})
+        save_tensors(state, path, {"format": "pt", "network": type(backbone).__name__})
     with replacing(folder / CONFIG) as path:
         path.write_text(json.dumps(content, indent=2) + "\n")

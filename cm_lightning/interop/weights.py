@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from cm_lightning.digest import load_tensors, require_undamaged
 from cm_lightning.errors import CheckpointError
 from cm_lightning.interop.pickles import read_pickle
 from cm_lightning.states import plain_name
@@ -32,7 +32,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     try:
         state = unwrapped(_read(path))
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     except Exception as error:  # parsers raise many kinds for a damaged file
         raise CheckpointError(f"{path} cannot be read as plain tensors: is it complete?") from error
     if not isinstance(state, dict) or not state or not all(_is_weight(*item) for item in state.items()):
@@ -42,9 +42,10 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 def _read(path: Path) -> object:
     if path.suffix == ".safetensors":
-        return load_file(path)
+        return load_tensors(path)
     if path.suffix == ".pkl":
         return read_pickle(path)
+    require_undamaged(path)
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

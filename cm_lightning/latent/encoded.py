@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from cm_lightning.cache import is_kept, keep
 from cm_lightning.data.base import InMemory
+from cm_lightning.digest import load_tensors, save_tensors
 from cm_lightning.errors import CheckpointError
-from cm_lightning.files import replacing
 from cm_lightning.latent.base import Conditioning, TextToImageBase
 
 _BATCH = 64  # images of 256 x 256
@@ -47,15 +47,14 @@ def encoded(dataset: Any, base: TextToImageBase, folder: Path, write: bool = Tru
         CheckpointError: the file is damaged.
     """
     path = folder / f"latents-{fingerprint(base)}-{_data_fingerprint(dataset)}.safetensors"
-    if not path.is_file():
+    if not is_kept(path):
         rank_zero_info(f"encoding {len(dataset)} images and captions, once: {path}")
         tensors = _encode(dataset, base, num_workers)
-        if not write:
-            return _from(tensors)
-        with replacing(path) as temporary:
-            save_file(tensors, temporary)
+        if write:
+            keep(path, lambda temporary: save_tensors(tensors, temporary))
+        return _from(tensors)
     try:
-        return _from(load_file(path))
+        return _from(load_tensors(path))
     except Exception as error:
         raise CheckpointError(f"{path} holds no latents: remove it, and they are computed again") from error
 

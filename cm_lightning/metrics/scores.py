@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cm_lightning.cache import keep
+from cm_lightning.digest import load_tensors, save_tensors
 from cm_lightning.errors import CheckpointError
-from cm_lightning.files import replacing
 from cm_lightning.metrics.extractor import Extractor, MnistJudge, SecondMnistJudge
 from cm_lightning.metrics.feature_scores import FeatureScores
 from cm_lightning.metrics.kernel import KernelDistance
@@ -69,11 +69,10 @@ def usual_measures(extractor: Extractor | None = None, kernel: bool = True) -> l
 
 
 def save_reference(measure: Measure, path: Path, write: bool) -> None:
-    """Write the reference of the real images of all ranks; all must call it, and one writes."""
+    """Write the reference of the real images of all ranks, if the path can be written; all must call it, one writes."""
     state = measure.reference()
     if write:
-        with replacing(path) as temporary:
-            save_file(state, temporary)
+        keep(path, lambda temporary: save_tensors(state, temporary))
 
 
 def load_reference(measure: Measure, path: Path) -> None:
@@ -83,7 +82,7 @@ def load_reference(measure: Measure, path: Path) -> None:
         CheckpointError: the file is damaged, or belongs to another measure.
     """
     try:
-        measure.load_reference(load_file(path))
+        measure.load_reference(load_tensors(path))
     except Exception as error:
         raise CheckpointError(
             f"{path} holds no reference statistics: remove it, and they are computed again"

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import yaml
 
-from cm_lightning.checkpoint import say
 from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.files import replacing
 from cm_lightning.interop.folder import find_export
 from cm_lightning.interop.foreign import is_foreign
 from cm_lightning.modules.base import GenerativeModule
 from cm_lightning.modules.consistency import checked_levels
-from cm_lightning.run import find_checkpoint
+from cm_lightning.run import find_checkpoint, say_once
 
 _KEY = "sampling_sigmas"
 
@@ -63,7 +62,7 @@ def take_found_levels(module: GenerativeModule, path: str | Path) -> None:
         return
     found = _read(file, module.trained_steps)
     if not found:
-        say(f"{file} is of other weights, and not used: search again")
+        say_once(f"{file} is of other weights, and not used: search again")
         return
     try:
         for levels in found.values():
@@ -71,7 +70,7 @@ def take_found_levels(module: GenerativeModule, path: str | Path) -> None:
     except ConfigError as error:
         raise CheckpointError(f"{file}: {error}; remove it, or search again") from error
     own.update(found)
-    say(f"levels of {', '.join(map(str, sorted(found)))} steps: {file}")
+    say_once(f"levels of {', '.join(map(str, sorted(found)))} steps: {file}")
 
 
 def _read(file: Path, trained_steps: int) -> dict[int, list[float]]:

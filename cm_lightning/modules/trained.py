@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,12 +23,14 @@ from cm_lightning.core.noise import derived_seed
 from cm_lightning.core.random import gather_states, set_state
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
+from cm_lightning.modules import faults
 from cm_lightning.modules.batch import number_of_samples
 from cm_lightning.modules.frozen import Frozen
 from cm_lightning.modules.starting import first_weights
 from cm_lightning.modules.target import Follower
+from cm_lightning.parts import FORMAT, FORMAT_KEY
 from cm_lightning.recording import Recorded, describe
-from cm_lightning.states import difference, renamed_like
+from cm_lightning.states import are_finite, difference, renamed_like
 
 _SCHEDULES_END = 1_000_000
 
@@ -67,6 +70,8 @@ class TrainedModule(Recorded, L.LightningModule):
         self._random_states: list[dict[str, Tensor]] | None = None
         self._start_failure: CheckpointError | None = None
         self._failed_step: Tensor | None = None
+        self._failed_batch: Tensor | None = None
+        self._batch_samples = 1
 
     @abstractmethod
     def batch_loss(self, batch: Any, batch_idx: int, generator: torch.Generator | None = None) -> Tensor:
@@ -184,7 +189,17 @@ class TrainedModule(Recorded, L.LightningModule):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         generator = torch.Generator(self.device).manual_seed(self._number(batch_idx))
         loss = self.batch_loss(batch, batch_idx, generator)
+        self._note_failure_of(batch_idx, loss, number_of_samples(batch))
         self.log("val/loss", loss, batch_size=number_of_samples(batch), sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        if (
+            self._failed_batch is not None
+            and (batch := int(self._failed_batch)) >= 0
+            and not self.trainer.sanity_checking
+        ):
+            warnings.warn(faults.of_a_validation(self.trainer, batch, self._batch_samples), stacklevel=1)
+        self._failed_batch = None
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Do nothing: callbacks measure samples."""
@@ -211,16 +226,20 @@ class TrainedModule(Recorded, L.LightningModule):
         first = (self._failed_step < 0) & ~torch.isfinite(loss)
         self._failed_step = torch.where(first, self.trained_steps, self._failed_step)
 
+    def _note_failure_of(self, number: int, loss: Tensor, samples: int) -> None:
+        """The same for the batches of a validation."""
+        if self._failed_batch is None:
+            self._failed_batch, self._batch_samples = torch.full((), -1, device=loss.device), samples
+        first = (self._failed_batch < 0) & ~torch.isfinite(loss.detach())
+        self._failed_batch = torch.where(first, number, self._failed_batch)
+
     def _stop_if_failed(self) -> None:
         """Raise on all ranks if the loss has failed on any."""
         if self._failed_step is None:
             return
         step = int(self.trainer.strategy.reduce(self._failed_step, reduce_op="max"))
         if step >= 0:
-            raise NonFiniteLossError(
-                f"the loss is not finite since step {step}: lower the learning rate, or set "
-                "--trainer.gradient_clip_val=1; the last checkpoint is from before that step"
-            )
+            raise NonFiniteLossError(faults.of_the_loss(self.trainer, step))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         state_dict = renamed_like(state_dict, own := self.state_dict())
@@ -233,12 +252,9 @@ class TrainedModule(Recorded, L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._stop_if_failed()
-        norms = torch._foreach_norm([p.detach() for p in self.backbone.parameters()])
-        if not bool(torch.stack(norms).isfinite().all()):
-            raise NonFiniteLossError(
-                f"the weights are not finite at step {self.trained_steps}, so no checkpoint of them is written: "
-                "lower the learning rate, or set --trainer.gradient_clip_val=1"
-            )
+        if not are_finite(self.backbone.parameters()):
+            raise NonFiniteLossError(faults.of_the_weights(self.trainer, self.trained_steps))
+        checkpoint[FORMAT_KEY] = FORMAT
         checkpoint["trained_steps"] = self.trained_steps
         checkpoint["random_states"] = gather_states(self.device)
         checkpoint[CONFIG_KEY] = self.config or describe(self)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
 import math
 import os
@@ -11,13 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cm_lightning.errors import ConfigError, DataError
+from cm_lightning import lock
+from cm_lightning.errors import DataError
 from cm_lightning.files import replacing
 from cm_lightning.run import RUN_FILE, RunNote
 from cm_lightning.sweep.command import Values
@@ -70,22 +70,13 @@ class Trial:
             return list(csv.DictReader(file, restkey=""))
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Make the folder and lock it. The system releases the lock when the process ends, however it ends.
+def alone(folder: Path) -> AbstractContextManager[None]:
+    """Make the folder and lock it; the lock of a process that has ended does not count.
 
     Raises:
         ConfigError: another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"another sweep runs in {folder}: wait for its end, or give another --output") from error
-        except OSError:  # some network file systems do not have locks
-            pass
-        yield
+    return lock.alone(folder, "another sweep", "give another --output")
 
 
 class Records:

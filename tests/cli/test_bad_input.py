@@ -71,7 +71,7 @@ def toy(*options):
         ("--trainer.max_steps=many", "--trainer.max_steps must be a whole number, got many"),
         ("--trainer.max_steps=1.5", "--trainer.max_steps must be a whole number, got 1.5"),
         ("--seed_everything=x", "--seed_everything must be true or false or a whole number, got x"),
-        ("--wandb=maybe", "--wandb must be one of off, online, offline, got maybe"),
+        ("--wandb=maybe", "--wandb must be one of off, online, offline, required, got maybe"),
         ("--trainer.max_stepss=2", "no option --trainer.max_stepss; perhaps --trainer.max_steps is meant"),
         ("--max_steps=2", "no option --max_steps"),
         ("--lr=3", "no option --lr. See"),

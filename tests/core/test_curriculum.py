@@ -149,7 +149,7 @@ def test_warm_ups_within_each_other_shift_the_clock_once_each():
     inner = WarmUp(ContinuousCurriculum(stages=4), fraction=0.5)
     outer = WarmUp(inner, fraction=0.2)
     shown = [outer.progress(Clock(step, 1000)) for step in (100, 300, 600, 999)]
-    assert shown == [{"warm-up": 1.0}, {"warm-up": 1.0}, {"stage": 0}, {"stage": 3}]
+    assert shown == [{"warm-up": 1.0}, {"warm-up": 1.0}, {"warm-up": 0.0, "stage": 0}, {"warm-up": 0.0, "stage": 3}]
     assert outer.own_clock(Clock(700, 1000)) == Clock(100, 400)
     q = outer.draw(1000, Clock(999, 1000), generator=torch.Generator().manual_seed(0)).q
     t = inner.then.draw(1000, Clock(399, 400), generator=torch.Generator().manual_seed(0))

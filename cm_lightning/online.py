@@ -1,0 +1,72 @@
+"""Whether W&B's server can be reached, found before a run depends on it."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from threading import Thread
+from typing import Any
+
+from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
+
+from cm_lightning.errors import ConfigError
+
+_ADDRESS = "https://api.wandb.ai"
+#: Seconds after which a server counts as out of reach.
+TIMEOUT_S = 10.0
+
+
+def goes_offline(mode: str, folder: str) -> bool:
+    """Whether a run logs to files alone: because it was asked to, or because the server cannot be reached.
+
+    Args:
+        mode: ``offline``; ``online``, which goes offline with a warning; or ``required``.
+        folder: folder of the files, for the warning.
+
+    Raises:
+        ConfigError: W&B is required, and cannot be reached.
+    """
+    if mode == "offline" or getattr(rank_zero_only, "rank", 0):  # other ranks do not log
+        return True
+    reason = why_unreachable()
+    if reason and mode == "required":
+        raise ConfigError(f"--wandb required: {reason}: give --wandb online, which goes offline then")
+    if reason:
+        rank_zero_warn(f"{reason}, so the run is logged offline; to upload it: wandb sync {folder}/wandb/offline-run-*")
+    return reason is not None
+
+
+def why_unreachable(timeout_s: float = TIMEOUT_S) -> str | None:
+    """Why W&B cannot be used, in a few words; None if it can."""
+    if not _key():
+        return "there is no API key of W&B (run 'wandb login')"
+    address = os.environ.get("WANDB_BASE_URL") or _ADDRESS
+    problem = _within(timeout_s, lambda: _problem(address, timeout_s))
+    return f"W&B at {address} cannot be reached ({problem})" if problem else None
+
+
+def _key() -> str | None:
+    import wandb
+
+    return os.environ.get("WANDB_API_KEY") or wandb.api.api_key
+
+
+def _problem(address: str, timeout_s: float) -> str | None:
+    try:
+        urllib.request.urlopen(address, timeout=timeout_s).close()
+    except urllib.error.HTTPError as error:  # it answers
+        return f"it answers {error.code}" if error.code >= 500 else None
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "reason", error))
+    return None
+
+
+def _within(seconds: float, ask: Callable[[], Any]) -> Any:
+    """What a function returns, unless it takes too long: the look-up of a name has no timeout of its own."""
+    answers = ["there was no answer"]
+    thread = Thread(target=lambda: answers.append(ask()), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answers[-1]
