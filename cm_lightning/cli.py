@@ -244,6 +244,27 @@ def _refusals() -> Iterator[None]:
         raise ConfigError(complaint(str(error), sys.argv[1:])) from error
 
 
+@contextmanager
+def _wandb_run_ends() -> Iterator[None]:
+    """End the W&B run that the block begins, or a second run in this process would be logged as a part of it."""
+    before, status = _wandb_run(), 1
+    try:
+        yield
+        status = 0
+    except SystemExit as stop:
+        status = int(bool(stop.code))
+        raise
+    finally:
+        run = _wandb_run()
+        if run is not None and run is not before:
+            run.finish(exit_code=status)
+
+
+def _wandb_run() -> Any:
+    """The W&B run of this process, which is asked for without an import."""
+    return getattr(sys.modules.get("wandb"), "run", None)
+
+
 def _wandb_logger(loggers: list[Any], mode: str) -> WandbLogger:
     csv = next((logger for logger in loggers if isinstance(logger, CSVLogger)), None)
     root = csv.root_dir if csv else "runs"
@@ -287,7 +308,7 @@ def main(args: Sequence[str] | None = None) -> None:
     make_known()
     make_known(" ".join(arguments))
     sys.argv[1:] = _files_first(arguments)  # DDP starts its other ranks with this command
-    with reported():
+    with reported(), _wandb_run_ends():
         _CLI(
             TrainedModule,
             L.LightningDataModule,

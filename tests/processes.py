@@ -12,12 +12,15 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 CONF = Path(__file__).parent / "conf"
@@ -55,6 +58,34 @@ def forked(*arguments: str, cwd: Any, said: list[Path], env: Mapping[str, str] |
     process = context.Process(target=_run, args=(arguments, str(cwd), {**os.environ, **_OURS, **(env or {})}, where))
     process.start()
     return process
+
+
+class ForkedTrial:
+    """In place of ``subprocess.Popen`` for a sweep's trial: the same command in a fork of the warm interpreter."""
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], stdout: Any, **_: Any) -> None:
+        assert command[:2] == ["/usr/bin/env", "python"], command
+        self._process = forked(*command[2:], cwd=os.getcwd(), said=[Path(stdout.name)], env=env)
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        code: int | None = self._process.exitcode
+        return code
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, seconds: float | None = None) -> None:
+        self._process.join(seconds)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired("a trial", seconds or 0.0)
+
+
+def fork_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the trials of a sweep be forks."""
+    processes = SimpleNamespace(Popen=ForkedTrial, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr("cm_lightning.sweep.trials.subprocess", processes)
 
 
 def _run(arguments: tuple[str, ...], cwd: str, env: dict[str, str], said: list[str]) -> None:

@@ -85,6 +85,14 @@ def test_a_start_that_fails_leaves_nothing(options):
         fit(*options)
     assert stop.value.code == 2
     assert files() == []
+    assert not list(Path().rglob("version_*"))
+
+
+def test_the_first_run_after_starts_that_failed_is_the_first():
+    late = ["--trainer.callbacks+=tests.helpers.FailAt", "--trainer.callbacks.hook=on_before_optimizer_step"]
+    for options in (["--trainer.max_steps=many"], ["--ckpt_path=last"], late):
+        with pytest.raises(SystemExit):
+            fit(*options)
     fit(*SHORT)
     assert os.listdir("runs/toy") == ["version_0"]
 

@@ -7,15 +7,23 @@ import sys
 import time
 from pathlib import Path
 
+
+def put(path, text):
+    """Write a file that another process never sees half of."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
 options = dict(argument.removeprefix("--").split("=") for argument in sys.argv[1:])
 if options["x"] == "9":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 directory = Path(f"runs/fake/{options['x']}")
 directory.mkdir(parents=True, exist_ok=True)
-(directory / "process").write_text(str(os.getpid()))
+put(directory / "process", str(os.getpid()))
 note = Path(os.environ["CM_LIGHTNING_RUN_FILE"])
-note.write_text(json.dumps({"directory": str(directory), "finished": False}))
-with open(directory / "metrics.csv", "w", buffering=1) as log:
+put(note, json.dumps({"directory": str(directory), "finished": False}))
+with open(directory / "metrics.csv", "w", buffering=1) as log:  # by lines, as a run's own log
     log.write("step,val/loss\n")
     for step in range(int(options.get("steps", 3))):
         log.write(f"{step},{(float(options['x']) - 2) ** 2 + 1 / (step + 1)}\n")
@@ -25,4 +33,4 @@ with open(directory / "metrics.csv", "w", buffering=1) as log:
 if options["x"] == "7":
     sys.exit("seven does not work")
 if options["x"] != "8":  # eight ends as a run does that was asked to stop: with status 0, and not finished
-    note.write_text(json.dumps({"directory": str(directory), "finished": True}))
+    put(note, json.dumps({"directory": str(directory), "finished": True}))

@@ -17,7 +17,7 @@ from cm_lightning.errors import ConfigError
 from cm_lightning.sweep.definition import read_sweep
 from cm_lightning.sweep.search import Grid, make_search
 from cm_lightning.sweep.trials import Records, Trial, run_trial
-from tests.processes import CONF, ROOT
+from tests.processes import CONF, ROOT, fork_trials
 
 SHIPPED = sorted((ROOT / "sweeps").glob("*.yaml"))
 FAKE = Path(__file__).with_name("fake_run.py")
@@ -75,7 +75,7 @@ def test_every_trial_of_every_shipped_sweep_parses_and_is_the_agent_s(path, monk
     monkeypatch.setattr(cli._CLI, "after_instantiate_classes", lambda self: None)
     monkeypatch.setattr(cli._CLI, "_run_subcommand", lambda self, _: seen.append(self.config["fit"]))
     monkeypatch.chdir(ROOT)
-    combinations, parsed = Grid(definition).combinations, []
+    combinations, parsed = Grid(definition).combinations, set()
     for values in combinations:
         line = definition.command_line(values)
         assert line == agent_s_command(raw, values)
@@ -84,12 +84,12 @@ def test_every_trial_of_every_shipped_sweep_parses_and_is_the_agent_s(path, monk
             seen.append(vars(evaluate_parser().parse_args(line[5:])))
             assert seen[-1]["model"] == [values["model"]]
         else:
-            seed, rest = values["seed_everything"], {**values, "seed_everything": None}
-            if rest in parsed and seed in parsed:  # parsing takes long
+            new = {(name, str(value)) for name, value in values.items()} - parsed
+            if not new:  # parsing takes long: each value of each parameter is parsed once
                 continue
-            parsed += [rest, seed]
+            parsed |= new
             cli.main(line[4:])
-            assert seen[-1]["seed_everything"] == seed
+            assert seen[-1]["seed_everything"] == values["seed_everything"]
         assert seen[-1]["wandb"] == "online"
     assert len(combinations) >= 12
     assert seen
@@ -232,7 +232,8 @@ def test_bayes_and_hyperband_by_w_and_b_s_engine():
     assert "stopped" in states.values()
 
 
-def test_a_real_trial(capsys):
+def test_a_real_trial(monkeypatch):
+    fork_trials(monkeypatch)
     parameters = {"config": {"value": f"{CONF}/toy.yaml"}, "seed_everything": {"values": [1]}}
     command = ["${env}", "${interpreter}", "-m", "cm_lightning", "fit", "--wandb=online", "${args}"]
     sweep([write(command=command, parameters=parameters)])
