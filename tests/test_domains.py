@@ -47,6 +47,7 @@ from cm_lightning.core.objective import Tangent
 from cm_lightning.core.residual import Adaptive, Learned
 from cm_lightning.core.sampler import spread_sigmas
 from cm_lightning.core.schedule import HoldThenCosine, Ramp
+from cm_lightning.core.stages import Stage
 from cm_lightning.core.trajectory import SameNoise
 from cm_lightning.data.mnist import MNIST
 from cm_lightning.data.toy import Toy
@@ -90,6 +91,9 @@ GIVEN: dict[str, Any] = {
     "first": Tangent(limit_times.OneTime(), SameNoise()),
     "rest": Tangent(limit_times.OneTime(), SameNoise()),
     "start_from": "first.ckpt",
+    "teacher_steps": 2,
+    "student_steps": 1,
+    "stages": [Stage(2, 1)],
 }
 
 

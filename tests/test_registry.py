@@ -29,7 +29,8 @@ TYPES = (L.LightningModule, L.LightningDataModule, Callback, Extractor, Recorded
 #: Classes of those types that the suite itself makes, or that others build on.
 OF_THE_SUITE = {
     "PyramidNet", "TrainedModule", "GenerativeModule", "ConsistencyModule", "LatentModule", "GenerativeDataModule",
-    "CaptionedDataModule", "Resumed", "RunDirectory", "Distilled", "FlowMapModule",
+    "CaptionedDataModule", "Resumed", "RunDirectory", "Distilled", "FlowMapModule", "MissedValidation", "WithCritic",
+    "StudentModule", "FewStepModule", "StagedDistillation", "DistributionMatching", "StageRates",
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def check_outputs(options: CommandParser, outputs: Sequence[Path], endings: Sequence[str] = (".png", ".npz")) -> None:
     """End the program with a line unless each output is a folder, or a file with one of the endings, and writable."""
     if wrong := [output for output in outputs if output.suffix not in ("", *endings)]:
-        options.error(f"--output {wrong[0]}: give a {', an '.join(endings)}, or a folder")
+        options.error(f"--output {wrong[0]}: give a {', '.join(endings)}, or a folder")
     for output in outputs:
         require_writable(output if output.suffix else output / "000000.png", "--output")
 

@@ -64,6 +64,8 @@ class AdversarialDistillation(StagedDistillation, Distilled):
         start_from: str | None = None,
     ) -> None:
         POSITIVE.check(self, sigma_max=sigma_max)
+        if critic_lr is not None:
+            POSITIVE.check(self, critic_lr=critic_lr)
         POSITIVE.check_each(self, discriminator_levels=discriminator_levels)
         super().__init__(backbone, image_shape, label_dropout, optimizer, lr_scheduler, start_from)
         self.parameterization, self.sigma_max = parameterization or EDM(), sigma_max

@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 
 from cm_lightning.core.adversarial import accuracy
 from cm_lightning.core.turns import Turn, Turns
-from cm_lightning.domains import POSITIVE
 from cm_lightning.modules.trained import TrainedModule
 
 #: The share of the last step in the running means that are watched.
@@ -53,8 +52,6 @@ class WithCritic(TrainedModule):
             turns: which network trains at a step; both at every step if None.
             critic_lr: its learning rate; that of the generator if None.
         """
-        if critic_lr is not None:
-            POSITIVE.check(self, critic_lr=critic_lr)
         self.critic, self.turns, self.critic_lr = critic, turns or Turns(), critic_lr
         self._shown: dict[str, Tensor] = {}
         self._watched: dict[str, Tensor] = {}

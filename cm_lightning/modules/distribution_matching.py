@@ -17,7 +17,7 @@ from cm_lightning.core.path import VE
 from cm_lightning.core.sampler import multistep
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.core.turns import Turns
-from cm_lightning.domains import NON_NEGATIVE
+from cm_lightning.domains import NON_NEGATIVE, POSITIVE
 from cm_lightning.errors import ConfigError
 from cm_lightning.modules.base import Generators, check_descending
 from cm_lightning.modules.diffusion import DiffusionModule
@@ -63,7 +63,9 @@ class DistributionMatchingDistillation(DistributionMatching, Distilled):
         start_from: str | None = None,
     ) -> None:
         check_descending(levels, "levels")
-        NON_NEGATIVE.check(self, guidance=guidance)
+        NON_NEGATIVE.check(self, guidance=guidance, gan_weight=gan_weight, critic_gan_weight=critic_gan_weight)
+        if critic_lr is not None:
+            POSITIVE.check(self, critic_lr=critic_lr)
         super().__init__(backbone, image_shape, label_dropout, optimizer, lr_scheduler, start_from)
         self.parameterization, self.levels, self.guidance = parameterization or EDM(), list(levels), guidance
         critic = FakeScore(copy.deepcopy(backbone), bottleneck_width(backbone))

@@ -14,6 +14,7 @@ from cm_lightning.core.few_step import trailing_timesteps
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.core.stages import Ladder, Stage, Stages
 from cm_lightning.core.turns import Turns
+from cm_lightning.domains import POSITIVE
 from cm_lightning.errors import ConfigError
 from cm_lightning.latent.base import TextToImageBase
 from cm_lightning.latent.encoder import encoder_of, features_width
@@ -58,6 +59,8 @@ class LatentAdversarialDistillation(StagedDistillation, FewStepModule):
         lr_scheduler: RateSchedule | LRSchedulerCallable | None = None,
         start_from: str | None = None,
     ) -> None:
+        if critic_lr is not None:
+            POSITIVE.check(self, critic_lr=critic_lr)
         in_turn, total = Stages(stages), len(base.schedule)
         if any(level not in range(total) for level in discriminator_levels):
             raise ConfigError(

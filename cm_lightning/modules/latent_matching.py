@@ -16,7 +16,7 @@ from cm_lightning.core.latent import lcm_sample
 from cm_lightning.core.noise import unit_noise
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.core.turns import Turns
-from cm_lightning.domains import NON_NEGATIVE
+from cm_lightning.domains import NON_NEGATIVE, POSITIVE
 from cm_lightning.errors import ConfigError
 from cm_lightning.latent.base import TextToImageBase
 from cm_lightning.latent.encoder import encoder_of, features_width
@@ -58,11 +58,13 @@ class LatentDistributionMatching(DistributionMatching, FewStepModule):
         lr_scheduler: RateSchedule | LRSchedulerCallable | None = None,
         start_from: str | None = None,
     ) -> None:
+        NON_NEGATIVE.check(self, guidance=guidance, gan_weight=gan_weight, critic_gan_weight=critic_gan_weight)
+        if critic_lr is not None:
+            POSITIVE.check(self, critic_lr=critic_lr)
         total = len(base.schedule)
         descend = all(high > low for high, low in pairwise(timesteps))
         if not timesteps or not descend or any(t not in range(total) for t in timesteps):
             raise ConfigError(f"timesteps must descend within 0 ... {total - 1}, got {list(timesteps)}")
-        NON_NEGATIVE.check(self, guidance=guidance)
         critic = FakeScore(copy.deepcopy(base.unet).float().train(), features_width(base.unet))
         super().__init__(
             base, student, gradient_checkpointing, cache, offload_encoders, optimizer, lr_scheduler, start_from

@@ -14,7 +14,6 @@ from cm_lightning.core.noise import expand, unit_noise
 from cm_lightning.core.path import Path
 from cm_lightning.core.turns import Turns
 from cm_lightning.core.weighting import edm_weight
-from cm_lightning.domains import NON_NEGATIVE
 from cm_lightning.modules.critic import Losses, WithCritic
 from cm_lightning.modules.discriminator import Head
 
@@ -76,7 +75,6 @@ class DistributionMatching(WithCritic):
             turns: which network trains at a step; the generator at every fifth if None.
             critic_lr: see :class:`WithCritic`.
         """
-        NON_NEGATIVE.check(self, gan_weight=gan_weight, critic_gan_weight=critic_gan_weight)
         self.path, self.grid, self.sigma_data = path, grid, sigma_data
         self.gan_weight, self.critic_gan_weight = gan_weight, critic_gan_weight
         self.hold_critic(critic, turns or Turns(5), critic_lr)

@@ -205,7 +205,7 @@ def test_models_of_other_programs(origin, tmp_path, capsys):
         (f"outpaint {GREY} --image=half.png --sigmas=1,2", "--sigmas must descend, got 1,2"),
         (f"outpaint {GREY} --image=half.png --sigmas=2,1 --steps=2", "--sigmas and --steps exclude each other"),
         (f"super-resolution {GREY} --image=small.png --factor=1", "--factor: must be a whole number of at least 2"),
-        (f"variations {GREY} --output=a.jpg", "--output a.jpg: give a .png, an .gif, an .npz, or a folder"),
+        (f"variations {GREY} --output=a.jpg", "--output a.jpg: give a .png, .gif, .npz, or a folder"),
         (f"variations {GREY} --output=/dev/null/x", "--output /dev/null/x"),
         (f"variations {GREY} --scale=0", "--scale"),
         (f"variations {GREY} --device=nonsense", "--device nonsense"),
