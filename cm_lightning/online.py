@@ -28,7 +28,7 @@ def goes_offline(mode: str, folder: str) -> bool:
     Raises:
         ConfigError: W&B is required, and cannot be reached.
     """
-    if mode == "offline" or getattr(rank_zero_only, "rank", 0):  # other ranks do not log
+    if mode == "offline" or rank_zero_only.rank:  # type: ignore[attr-defined]  # other ranks do not log
         return True
     reason = why_unreachable()
     if reason and mode == "required":

@@ -180,7 +180,7 @@ def _nearest(path: Path) -> str:
 
 @dataclass(frozen=True)
 class RunNote:
-    """The directory of a run, and whether it was finished; the exit status does not show it, being 0 after SIGTERM."""
+    """The directory of a run, and whether it was finished."""
 
     directory: str | None = None
     finished: bool = False

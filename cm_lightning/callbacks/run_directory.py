@@ -83,7 +83,7 @@ class RunDirectory(Callback):
         self._unplaced = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and not c.dirpath]
         if not os.access(_existing(self.root), os.W_OK):
             raise ConfigError(f"{self.root} cannot be written: set save_dir of trainer.logger to another folder")
-        if trainer.checkpoint_callbacks and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if stage == "fit" and trainer.checkpoint_callbacks and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             _require_space(self.root, sum(tensor.nbytes for tensor in pl_module.state_dict().values()))
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -92,6 +92,10 @@ class SaveLast(ModelCheckpoint):
         if self._stopping.wants_requeue:
             requeue()
 
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        self._stopping.close()
+
     def _save(self, trainer: L.Trainer) -> None:
         if trainer.global_step > self._last_global_step_saved and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

@@ -205,7 +205,7 @@ def run_trial(
             trial.state = "interrupted"
             raise
         else:
-            finished = process.returncode == 0 and RunNote.read(note).finished  # a terminated run exits with 0 too
+            finished = process.returncode == 0 and RunNote.read(note).finished  # status 0 alone may come too early
             trial.state = "stopped" if stopped else "finished" if finished else "failed"
             if trial.state == "failed":
                 log.write(_ending(process.returncode).encode())
