@@ -138,24 +138,13 @@ def test_a_checkpoint_is_a_module_again():
 
 
 def test_a_checkpoint_is_exported_again(tmp_path, capsys):
-    export(
-        [
-            "--ckpt_path=runs/lcm-sd15-lora/version_0/checkpoints/last.ckpt",
-            "--format=diffusers",
-            f"--output={tmp_path}/again",
-        ]
-    )
+    checkpoint = "--ckpt_path=runs/lcm-sd15-lora/version_0/checkpoints/last.ckpt"
+    export([checkpoint, "--format=diffusers", f"--output={tmp_path}/again"])
     assert capsys.readouterr().out == f"diffusers: {tmp_path}/again\n"
     for name in ("lcm_kohya.safetensors", "scheduler/scheduler_config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (Path(LORA) / name).read_bytes()
     with pytest.raises(ConfigError, match="--format onnx: a LatentConsistencyDistillation has only one format"):
-        export(
-            [
-                "--ckpt_path=runs/lcm-sd15-lora/version_0/checkpoints/last.ckpt",
-                "--format=onnx",
-                f"--output={tmp_path}/onnx",
-            ]
-        )
+        export([checkpoint, "--format=onnx", f"--output={tmp_path}/onnx"])
 
 
 def pixels(path):
