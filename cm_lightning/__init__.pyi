@@ -53,6 +53,8 @@ from .core.latent import LatentSchedule as LatentSchedule
 from .core.latent import Timesteps as Timesteps
 from .core.limit_times import OneTime as OneTime
 from .core.limit_times import TwoTimes as TwoTimes
+from .core.moment_matching import GroupTimes as GroupTimes
+from .core.moment_matching import MomentMatching as MomentMatching
 from .core.noise import LogitNormal as LogitNormal
 from .core.noise import LogNormal as LogNormal
 from .core.noise import LogNormalIntervals as LogNormalIntervals
@@ -140,6 +142,7 @@ from .modules.loading import load_module as load_module
 from .modules.loading import load_trained as load_trained
 from .modules.lpips import LPIPS as LPIPS
 from .modules.mean_flow import MeanFlow as MeanFlow
+from .modules.moment_matching import InductiveMomentMatching as InductiveMomentMatching
 from .modules.progressive import ProgressiveDistillation as ProgressiveDistillation
 from .modules.self_distillation import LagrangianSelfDistillation as LagrangianSelfDistillation
 from .modules.self_distillation import ProgressiveSelfDistillation as ProgressiveSelfDistillation

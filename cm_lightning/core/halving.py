@@ -38,7 +38,7 @@ class HalvingLevels(Levels):
         return min(step * self.stages // total, self.stages - 1)
 
     def __call__(self, step: int, total: int) -> int:
-        return self.steps // 2 ** self.stage(step, total) + 1
+        return (self.steps >> self.stage(step, total)) + 1
 
 
 class WholeSteps(GridCurriculum):

@@ -34,8 +34,8 @@ class TruncatedStudent(Recorded):
         check_levels(self, low, high)
         self.width, self.low, self.high = scale * math.sqrt(df), low, high
         # ln t = width sinh(y), under which the density becomes cosh(y)^-df: smooth, so a table of its integral is exact
-        ends = [math.asinh(math.log(level) / self.width) for level in (low, high)]
-        self.y = torch.linspace(*ends, _POINTS, dtype=torch.float64)
+        start, end = (math.asinh(math.log(level) / self.width) for level in (low, high))
+        self.y = torch.linspace(start, end, _POINTS, dtype=torch.float64)
         self.mass = torch.cumulative_trapezoid(self.y.cosh() ** -df, self.y)
         self.mass = torch.cat([torch.zeros(1, dtype=torch.float64), self.mass / self.mass[-1]])
 
@@ -125,7 +125,7 @@ class TruncatedTarget:
 
     def __call__(self, x: Tensor, t: Tensor, r: Tensor, c: Any = None) -> Tensor:
         same_dropout = Replay(x.device)
-        # both networks take the whole batch: of a part of it, the masks would be others
+        # both networks take the whole batch, because the masks of a part of it would be others
         above = self.above(x, t, r, c)
         with same_dropout:
             below = self.below(x, t, r, c)

@@ -63,6 +63,8 @@ class TruncatedConsistencyTraining(ConsistencyModule):
         ConfigError: there is no first stage.
     """
 
+    objective: Chord
+
     def __init__(
         self,
         backbone: nn.Module,

@@ -14,6 +14,7 @@ from cm_lightning.core.target_rate import ConstantRate
 from cm_lightning.errors import ConfigError
 from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.improved_mean_flow import ImprovedMeanFlow
+from cm_lightning.modules.moment_matching import InductiveMomentMatching
 from cm_lightning.modules.progressive import ProgressiveDistillation
 from cm_lightning.modules.self_distillation import LagrangianSelfDistillation, ProgressiveSelfDistillation
 from cm_lightning.modules.shortcut import ShortcutModel
@@ -55,6 +56,7 @@ METHODS = {
     "iMF, differences": lambda first: ImprovedMeanFlow(**options(derivative="difference")),
     "alpha-Flow": lambda first: AlphaFlow(**options()),
     "SoFlow": lambda first: SoFlow(**options()),
+    "IMM": lambda first: InductiveMomentMatching(**options()),
     "TCM": lambda first: TruncatedConsistencyTraining(**options(None, start_from=first)),
     "progressive": lambda first: ProgressiveDistillation(**options(None, start_from=first, steps=4, stages=3)),
 }
@@ -178,3 +180,14 @@ def test_the_student_of_a_stage_is_the_teacher_of_the_next(first, tmp_path):
     assert not m.stage_teacher.training
     with pytest.raises(ConfigError, match="set start_from to a DiffusionModule's checkpoint"):
         ProgressiveDistillation(**options(None, start_from=""))
+
+
+def test_imm_starts_at_its_highest_level():
+    m = InductiveMomentMatching(**options(sampling_sigmas={4: [0.9, 0.6, 0.4, 0.2]}))
+    assert m.default_sigmas(2) == [0.994, 0.497]
+    assert m.default_sigmas(4) == [0.9, 0.6, 0.4, 0.2]
+    z, labels = torch.randn(3, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0])
+    sampled = m.sample(3, 1, labels=labels, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(m.one_step(z, labels), sampled)
+    with pytest.raises(ConfigError, match=r"sigmas must lie in 0 \.\.\. 0.994"):
+        m.sample(1, sigmas=[1.0])
