@@ -17,10 +17,12 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup has it ignore the end 
 
 
 SLOWEST = [
-    "cli/test_latent_cli.py", "story/test_readme.py", "cli/test_run_directories.py", "cli/test_cli.py",
-    "cli/test_resume.py", "latent/test_lora.py", "cli/test_ddp.py", "cli/test_latent_ranks.py", "cli/test_processes.py",
-    "sweep/test_agent.py", "cli/test_bad_input.py", "sweep/test_sweep.py", "modules/test_latent.py",
-    "interop/test_export.py", "modules/test_lpips.py", "metrics/test_features.py",
+    "cli/test_cli.py", "cli/test_latent_cli.py", "cli/test_bad_input.py", "cli/test_resume.py", "story/test_readme.py",
+    "cli/test_run_directories.py", "latent/test_lora.py", "sweep/test_agent.py", "cli/test_latent_ranks.py",
+    "cli/test_processes.py", "cli/test_ddp.py", "sweep/test_sweep.py", "callbacks/test_quality.py",
+    "core/test_objectives.py", "modules/test_latent.py", "modules/test_encoders.py", "cli/test_tangent_ranks.py",
+    "self_consistency/test_command.py", "modules/test_lpips.py", "metrics/test_features.py", "test_registry.py",
+    "interop/test_damaged.py", "export/test_export.py",
 ]  # fmt: skip
 
 

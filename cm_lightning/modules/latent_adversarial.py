@@ -43,6 +43,8 @@ class LatentAdversarialDistillation(StagedDistillation, FewStepModule):
             rate starts anew with each stage.
     """
 
+    method = "SDXL-Lightning"
+
     def __init__(
         self,
         base: TextToImageBase,

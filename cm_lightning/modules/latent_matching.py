@@ -41,6 +41,8 @@ class LatentDistributionMatching(DistributionMatching, FewStepModule):
             cache, offload_encoders, optimizer, lr_scheduler, start_from: see its bases.
     """
 
+    method = "DMD2"
+
     def __init__(
         self,
         base: TextToImageBase,

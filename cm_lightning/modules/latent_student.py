@@ -14,6 +14,7 @@ from torch import Tensor
 from cm_lightning.core.guidance import guided
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.latent.base import Conditioning, TextToImageBase
+from cm_lightning.latent.exported import Part, export_student
 from cm_lightning.latent.few_step import FewStep
 from cm_lightning.latent.schedulers import few_step_scheduler
 from cm_lightning.latent.student import LoRA, Student
@@ -82,6 +83,9 @@ class StudentModule(LatentModule):
 class FewStepModule(StudentModule):
     """Base of the students of a fixed number of steps, drawn without guidance."""
 
+    #: The name of the method on the card of an export.
+    method: str
+
     @abstractmethod
     def few_step(self) -> FewStep:
         """How the student is drawn at this point of its training."""
@@ -90,8 +94,9 @@ class FewStepModule(StudentModule):
         return few_step_scheduler(self.few_step(), self.base.pipe.scheduler.config)
 
     def export(self, directory: Path) -> None:
-        super().export(directory)
-        self.few_step().write(directory)
+        part: Part = "lora" if isinstance(self.student, LoRA) else "pipeline"
+        base, adapter = getattr(self.base, "path", "BASE"), getattr(self.student, "name", "lcm")
+        export_student(directory, self.pipeline(), self.few_step(), part, self.method, base, adapter)
 
 
 def _flags(pipe: DiffusionPipeline) -> dict[str, Any]:

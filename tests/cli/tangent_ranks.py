@@ -67,16 +67,14 @@ def randint_of_the_whole_batch(low, high, size=None, **options):
 
 
 if __name__ == "__main__":
-    ranks.RANKS, folder = int(sys.argv[1]), Path(sys.argv[2])
+    number, folder = int(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
     for place in (objective, staged, matching, distribution_matching):
         place.unit_noise = ranks.noise_of_the_whole_batch
     randint = torch.randint
-    options = {"strategy": "ddp", "devices": ranks.RANKS} if ranks.RANKS > 1 else {}
     for name, module in modules():
-        t = trainer(".", max_steps=3, max_epochs=-1, limit_val_batches=0, **options)
-        ranks.RANK = t.global_rank
+        keep = ranks.Keep(folder / f"{name}{number}.ckpt")
+        run = trainer(".", max_steps=3, max_epochs=-1, limit_val_batches=0, callbacks=[keep], **ranks.on_ranks(number))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch, "randint", randint_of_the_whole_batch)
-            t.fit(module, MNIST(batch_size=ranks.BATCH))
-        t.save_checkpoint(folder / f"{name}{ranks.RANKS}.ckpt")
+            run.fit(module, MNIST(batch_size=ranks.BATCH))

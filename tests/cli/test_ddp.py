@@ -1,6 +1,5 @@
 """Several ranks, as real processes over gloo on the loopback address."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -56,23 +55,13 @@ def test_the_log_says_what_a_rank_does(one_and_two_ranks):
 def test_two_nodes_by_torchrun(tmp_path):
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # where the nodes meet
     ddp = ["--trainer.strategy=ddp", "--trainer.devices=1", "--trainer.num_nodes=2", "--trainer.max_steps=6"]
-    torchrun = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d",
-                f"--rdzv-endpoint=127.0.0.1:{store.port}", "--rdzv-conf=is_host=0",
-                "-m", "cm_lightning", "fit", f"--config={CONF}/toy.yaml", *ddp]  # fmt: skip
-    said = [tmp_path / f"node{node}.txt" for node in (0, 1)]
-    nodes = [forked(*torchrun, cwd=tmp_path, said=[file]) for file in said]
-    for node in nodes:
-        node.join()
-    assert [node.exitcode for node in nodes] == [0, 0], "\n".join(file.read_text() for file in said)[-3000:]
+    node = [str(Path(__file__).with_name("node.py")), str(store.port), "fit", f"--config={CONF}/toy.yaml", *ddp]
+    said = [tmp_path / f"node{number}.txt" for number in (0, 1)]
+    nodes = [forked(*node, cwd=tmp_path, said=[file]) for file in said]
+    for process in nodes:
+        process.join()
+    assert [process.exitcode for process in nodes] == [0, 0], "\n".join(file.read_text() for file in said)[-3000:]
     (version,) = (tmp_path / "runs/toy").iterdir()  # one run, not one a node
     assert read_checkpoint(version / "checkpoints/last.ckpt")["global_step"] == 6
     assert len(read_checkpoint(version / "checkpoints/last.ckpt")["random_states"]) == 2
     assert yaml.safe_load((version / "config.yaml").read_text())["trainer"]["num_nodes"] == 2
-
-
-def test_the_command_line_trains_on_two_ranks_and_notes_its_run(tmp_path):
-    note = tmp_path / "run.json"
-    fit = ["-m", "cm_lightning", "fit", f"--config={CONF}/toy.yaml", "--trainer.strategy=ddp", "--trainer.devices=2"]
-    fork(*fit, cwd=tmp_path, env={"CM_LIGHTNING_RUN_FILE": str(note)})
-    assert json.loads(note.read_text()) == {"directory": "runs/toy/version_0", "finished": True}
-    assert read_checkpoint(tmp_path / "runs/toy/version_0/checkpoints/last.ckpt")["global_step"] == 12

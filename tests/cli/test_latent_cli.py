@@ -34,7 +34,7 @@ from cm_lightning.modules.latent_consistency import LatentConsistencyDistillatio
 from cm_lightning.modules.loading import load_module, load_trained
 from tests.cli.test_cli import failure
 from tests.helpers import few_digits
-from tests.processes import ROOT, start
+from tests.processes import ROOT, fork_trials
 
 RECIPES = ROOT / "experiments/lcm_lora"
 CALLBACKS = "{ema: {decay: 0.5}, throughput: null, prompts: {steps: [1], num_samples: 2}, progress: null}"
@@ -253,7 +253,8 @@ def test_a_folder_of_captioned_images_is_measured_by_inception(tmp_path, incepti
     assert CaptionedFolder(str(tmp_path / "set")).split("val")[0][1] == "the digit one"
 
 
-def test_the_sweep_measures_a_cell_a_trial(tmp_path, capsys):
+def test_the_sweep_measures_a_cell_a_trial(tmp_path, monkeypatch):
+    fork_trials(monkeypatch)
     content = yaml.safe_load((ROOT / "sweeps/lcm_lora.yaml").read_text())
     content["parameters"] = {"model": {"value": f"l={BASE}+{LORA}"}, "steps": {"values": [1, 2]},
                              "guidance": {"value": 1.0}, "num_samples": {"value": 10}}  # fmt: skip
@@ -324,18 +325,3 @@ def test_wrong_options_get_a_line(capsys, tmp_path):
     path = "--model.base.init_args.path=./nowhere"
     line = failure(capsys, "fit", f"--config={RECIPES}/digits/lora.yaml", path).splitlines()[-1]
     assert line == "error: no model_index.json in ./nowhere: give a folder of diffusers, or a name on the hub"
-
-
-def test_without_the_extra_a_line_says_how_to_get_it(tmp_path):
-    code = (
-        "import sys; sys.modules['diffusers'] = None\n"
-        "from cm_lightning.__main__ import main\n"
-        f"for command in (['fit', '--config={RECIPES}/digits/lora.yaml'], ['sample', '--pipeline=x', '--prompt=x']):\n"
-        "    sys.argv = ['cm-lightning', *command]\n"
-        "    try: main()\n"
-        "    except SystemExit as stop: assert stop.code == 2\n"
-        "    else: raise AssertionError"
-    )
-    said = start("-c", code, cwd=tmp_path).stderr
-    assert said.count("pip install 'cm-lightning[lcm]'") == 2
-    assert "Traceback" not in said

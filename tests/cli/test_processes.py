@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cm_lightning.checkpoint import read_checkpoint
-from tests.processes import CONF, fork, start
+from tests.processes import CONF, ROOT, fork, start
 
 
 def test_light_commands_do_not_import_torch(tmp_path):
@@ -54,8 +54,10 @@ def test_a_killed_run_resumes_to_the_bit_equal_weights(tmp_path, config):
     torch.testing.assert_close(again, average, rtol=0, atol=0)
 
 
-def test_someone_elses_trainer_network_and_data(tmp_path):
+def test_without_the_extra_someone_elses_trainer_network_and_data_work_and_a_line_says_how_to_get_the_rest(tmp_path):
     (tmp_path / "theirs.py").write_text(
+        "import sys\n"
+        "sys.modules['diffusers'] = None\n"
         "import lightning as L, torch\n"
         "from torch import nn\n"
         "from cm_lightning import EMA, ConsistencyTraining\n"
@@ -74,5 +76,15 @@ def test_someone_elses_trainer_network_and_data(tmp_path):
         "trainer.fit(module, MyData())\n"
         "assert trainer.global_step == 8\n"
         "print('sampled', tuple(module.sample(16, steps=1).shape))\n"
+        "from cm_lightning.__main__ import main\n"
+        f"recipe = '{ROOT}/experiments/lcm_lora/digits/lora.yaml'\n"
+        "for command in (['fit', '--config', recipe], ['sample', '--pipeline=x', '--prompt=x']):\n"
+        "    sys.argv = ['cm-lightning', *command]\n"
+        "    try: main()\n"
+        "    except SystemExit as stop: assert stop.code == 2\n"
+        "    else: raise AssertionError\n"
     )
-    assert "sampled (16, 3, 8, 8)" in start("theirs.py", cwd=tmp_path).stdout
+    done = start("theirs.py", cwd=tmp_path)
+    assert "sampled (16, 3, 8, 8)" in done.stdout
+    assert done.stderr.count("pip install 'cm-lightning[lcm]'") == 2
+    assert "Traceback" not in done.stderr

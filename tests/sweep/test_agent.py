@@ -68,7 +68,9 @@ def server():
         server.shutdown()
 
 
-def test_an_agent_s_trial_runs_on_two_ranks(server, tmp_path):
+def test_an_agent_s_trial_runs_on_two_ranks_and_notes_its_run(server, tmp_path):
+    """The ranks are started as Lightning starts them where nothing else is said, by the command of the first."""
+    note = tmp_path / "run.json"
     command = ["${env}", "${interpreter}", "-m", "cm_lightning", "fit", "--wandb=offline", "${args}"]
     values = {"config": f"{CONF}/toy.yaml", "seed_everything": 1, "trainer.devices": 2, "trainer.strategy": "ddp"}
     parameters = {name: {"value": value} for name, value in values.items()}
@@ -78,10 +80,12 @@ def test_an_agent_s_trial_runs_on_two_ranks(server, tmp_path):
     env = {
         **os.environ, "PATH": f"{python}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
         "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}", "WANDB_API_KEY": "a" * 40,
+        "CM_LIGHTNING_RUN_FILE": str(note),
     }  # fmt: skip
     agent = [sys.executable, "-m", "wandb", "agent", "me/project/sweep"]
-    done = subprocess.run(agent, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(agent, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(note.read_text()) == {"directory": "runs/toy/version_0", "finished": True}
     run = tmp_path / "runs/toy/version_0"
     checkpoint = read_checkpoint(run / "checkpoints/last.ckpt")
     assert checkpoint["global_step"] == 12

@@ -139,7 +139,7 @@ def test_no_finished_trial_is_lost(how):
         assert runner.poll() is None
         time.sleep(0.05)
     runner.send_signal(how)
-    assert runner.wait(30) == (-signal.SIGKILL if how == signal.SIGKILL else 130)
+    assert runner.wait(120) == (-signal.SIGKILL if how == signal.SIGKILL else 130)
     first = records.path(1, ".json").read_text()
     assert [trial.state for trial in records.read()] == ["finished", "interrupted"]
     if how == signal.SIGKILL:  # it had no time to end its trial
