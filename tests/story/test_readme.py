@@ -27,7 +27,7 @@ pytest.importorskip("transformers")
 
 from cm_lightning.__main__ import _HELP
 from cm_lightning.__main__ import main as cm_lightning
-from cm_lightning.commands import compare, export, prompt, sample, sweep
+from cm_lightning.commands import compare, edit, export, prompt, sample, search, sweep
 from tests.helpers import few_digits
 from tests.latent.test_lora import write as write_lora
 from tests.latent.tiny import tiny_sd
@@ -78,7 +78,11 @@ SHORTER = {
     "cm-lightning fit --config experiments/mnist/compare/ect.yaml": Short(_DIGITS, f"runs/mnist-ect/{_LAST}"),
     "cm-lightning compare": Short(leaves="compare/compare.html"),
     "cm-lightning sweep": Short("--count 1", "runs/sweeps/mnist-cd-vs-ct/results.csv"),  # Trial shortens it
-    "cm-lightning sample --ckpt_path": Short(leaves="grid.png"),
+    "cm-lightning sample --ckpt_path runs/mnist-ct --num_samples 64": Short(leaves="grid.png"),
+    "cm-lightning sample --ckpt_path runs/mnist-ct --num_samples 1": Short(leaves="digits/000000_class3.png"),
+    "cm-lightning edit inpaint": Short(leaves="inpainted.png"),
+    "cm-lightning edit interpolate": Short("--num_samples 3", "moving.gif"),
+    "cm-lightning search": Short("--num_samples 20 --tolerance 1", "search.png"),
     "cm-lightning sample --pipeline": Short(leaves="samples.png"),
     "cm-lightning fit --config experiments/lcm_lora/sd15.yaml": Short(
         _IMAGES, "runs/lcm-lora-sd15/version_0/export/pytorch_lora_weights.safetensors"
@@ -110,7 +114,7 @@ def options_in(page: str) -> list[tuple[str, str]]:
 
 
 def options_of_commands() -> set[str]:
-    parsers = (sample.parser(), prompt.parser(), *(c._parser() for c in (compare, export, sweep)))
+    parsers = (sample.parser(), prompt.parser(), edit.parser(), search.parser(), *(c._parser() for c in (compare, export, sweep)))
     return {*re.findall(r"--\w+", _HELP), *(name for parser in parsers for name in parser._option_string_actions)}
 
 
@@ -176,6 +180,9 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     for name in ("experiments", "sweeps"):
         (folder / name).symlink_to(ROOT / name)
     write_images(folder / "path/to/images")
+    half = np.zeros((28, 28), np.uint8)
+    half[:, 14:] = 255
+    Image.fromarray(half).save(folder / "mask.png")
     for model in ("path/to/model", "stable-diffusion-v1-5/stable-diffusion-v1-5"):
         tiny_sd().save_pretrained(folder / model)
     lora = folder / "latent-consistency/lcm-lora-sdv1-5/pytorch_lora_weights.safetensors"
