@@ -36,9 +36,11 @@ def difference(found: Mapping[str, Tensor], due: Mapping[str, Tensor]) -> str:
 def are_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether all numbers in these tensors are finite; read from the device once."""
     numbers = [tensor.detach() for tensor in tensors if tensor.is_floating_point()]
-    # a norm in 16 bits could overflow
-    norms = torch._foreach_norm(numbers, 2, dtype=torch.float32) if numbers else ()
-    return not norms or bool(torch.stack(norms).isfinite().all())
+    short, wide = [t for t in numbers if t.element_size() < 4], [t for t in numbers if t.element_size() >= 4]
+    norms = [*torch._foreach_norm(wide)] if wide else []
+    if short:  # a norm in 16 bits could overflow
+        norms += torch._foreach_norm(short, 2, dtype=torch.float32)
+    return not norms or bool(torch.stack([norm.isfinite() for norm in norms]).all())
 
 
 def _count(names: list[str]) -> str:

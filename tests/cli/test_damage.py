@@ -210,6 +210,8 @@ def test_an_average_that_is_not_finite_is_not_saved(tmp_path):
         ([torch.tensor([1, 2])], True),
         ([torch.full((100,), 60000.0, dtype=torch.float16)], True),
         ([torch.ones(2), torch.tensor([1.0, float("nan")])], False),
+        ([torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.float16), torch.ones(2)], True),
+        ([torch.ones(2), torch.tensor([float("inf")], dtype=torch.float64)], False),
         ([torch.ones(2, dtype=torch.bfloat16), torch.tensor(float("-inf"))], False),
     ],
 )
