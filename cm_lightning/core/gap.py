@@ -50,15 +50,34 @@ class UniformGap(Gap):
         return torch.rand(n, dtype=torch.float32, device=device, generator=generator)
 
 
-class SigmoidGap(Gap):
+class ScheduledGap(Gap):
+    """p is the same for all samples, and a function of the clock."""
+
+    #: The paper's name of p.
+    symbol: str
+
+    @abstractmethod
+    def p(self, clock: Clock) -> float:
+        """The part at a step."""
+
+    def draw(self, n: int, clock: Clock, device: Device = "cpu", generator: Generator | None = None) -> Tensor:
+        return torch.full((n,), self.p(clock), device=device)
+
+    def progress(self, clock: Clock) -> dict[str, float]:
+        return {self.symbol: self.p(clock)}
+
+
+class SigmoidGap(ScheduledGap):
     """p falls from 1 to ``lowest`` as a sigmoid of the run (alpha-Flow, Zhang et al. 2025, where p is alpha).
 
     Args:
         begin: fraction of the run at which the sigmoid begins, in [0, 1].
-        end: fraction of the run at which it ends, in [begin, 1].
+        end: fraction of the run at which it ends, in (begin, 1].
         gamma: its steepness.
         lowest: p is at least this, and 1 where it is above 1 - lowest; in (0, 1).
     """
+
+    symbol = "alpha"
 
     def __init__(self, begin: float = 0.0, end: float = 1.0, gamma: float = 25.0, lowest: float = 0.005) -> None:
         FRACTION.check(self, begin=begin, end=end)
@@ -68,19 +87,12 @@ class SigmoidGap(Gap):
         self.begin, self.end, self.gamma, self.lowest = begin, end, gamma, lowest
 
     def p(self, clock: Clock) -> float:
-        """The part at a step."""
         done = (clock.step / clock.total - self.begin) / (self.end - self.begin)
         p = 1 / (1 + math.exp(self.gamma * (min(max(done, 0.0), 1.0) - 0.5)))
         return 1.0 if p > 1 - self.lowest else max(p, self.lowest)
 
-    def draw(self, n: int, clock: Clock, device: Device = "cpu", generator: Generator | None = None) -> Tensor:
-        return torch.full((n,), self.p(clock), device=device)
 
-    def progress(self, clock: Clock) -> dict[str, float]:
-        return {"alpha": self.p(clock)}
-
-
-class ExponentialGap(Gap):
+class ExponentialGap(ScheduledGap):
     """p falls from ``first`` to ``last`` by the same factor in each step (SoFlow, Luo et al. 2025).
 
     Args:
@@ -88,19 +100,14 @@ class ExponentialGap(Gap):
         last: p at the end, in (0, 1].
     """
 
+    symbol = "ratio"
+
     def __init__(self, first: float = 1.0, last: float = 0.0003125) -> None:
         SHARE.check(self, first=first, last=last)
         self.first, self.last = first, last
 
     def p(self, clock: Clock) -> float:
-        """The part at a step."""
         return float(self.first * (self.last / self.first) ** (clock.step / clock.total))
-
-    def draw(self, n: int, clock: Clock, device: Device = "cpu", generator: Generator | None = None) -> Tensor:
-        return torch.full((n,), self.p(clock), device=device)
-
-    def progress(self, clock: Clock) -> dict[str, float]:
-        return {"ratio": self.p(clock)}
 
 
 class Through(Curriculum):
