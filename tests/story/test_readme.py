@@ -114,7 +114,10 @@ def options_in(page: str) -> list[tuple[str, str]]:
 
 
 def options_of_commands() -> set[str]:
-    parsers = (sample.parser(), prompt.parser(), edit.parser(), search.parser(), *(c._parser() for c in (compare, export, sweep)))
+    parsers = (
+        *(command.parser() for command in (sample, prompt, edit, search)),
+        *(command._parser() for command in (compare, export, sweep)),
+    )
     return {*re.findall(r"--\w+", _HELP), *(name for parser in parsers for name in parser._option_string_actions)}
 
 
