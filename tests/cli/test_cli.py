@@ -2,9 +2,13 @@
 
 import contextlib
 import csv
+import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -18,6 +22,8 @@ from cm_lightning.cli import main
 from cm_lightning.commands.sample import main as sample
 from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.modules.loading import load_module
+from cm_lightning.start import Start
+from cm_lightning.steps import steps_taken
 from tests.data.files import write_cifar10, write_imagenet64
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -34,9 +40,9 @@ def in_a_fresh_folder(tmp_path, monkeypatch):
 def toy_run(tmp_path_factory):
     """The folder of a finished toy run."""
     folder = tmp_path_factory.mktemp("toy")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", ["cm-lightning"])
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["cm-lightning"])
         main(["fit", f"--config={CONF}/toy.yaml"])
     return folder / "runs/toy/version_0"
 
@@ -208,17 +214,37 @@ def test_digits_are_measured_drawn_and_tested(capsys):
     assert np.array_equal(pixels, a["images"][1, :, :, 0])
 
 
-def test_wandb_offline_holds_the_configuration_under_one_key():
-    short = ["--trainer.max_steps=2", "--trainer.val_check_interval=2"]
-    main(["fit", f"--config={CONF}/toy.yaml", "--wandb=offline", *short])
-    assert wandb.run is not None
-    assert wandb.run.offline
-    assert wandb.run.config["cli"]["model"]["class_path"].endswith("ConsistencyTraining")
-    wandb.finish()
-    wandb.teardown()  # which waits until the process that writes the file has ended
-    (file,) = Path("runs/toy").glob("wandb/offline-run-*/*.wandb")
-    assert b"train/loss" in file.read_bytes()
-    assert Path("runs/toy/version_0/metrics.csv").exists()
+def test_each_wandb_run_is_offline_in_its_own_folder_and_holds_the_configuration_under_one_key(monkeypatch):
+    short, loggers, make = ["--trainer.max_steps=2", "--trainer.val_check_interval=2"], [], cli._wandb_logger
+    monkeypatch.setattr(cli, "_wandb_logger", lambda *args, **kw: loggers.append(make(*args, **kw)) or loggers[-1])
+    for name in ("one", "two"):
+        main(["fit", f"--config={CONF}/toy.yaml", "--wandb=offline", f"--trainer.logger.init_args.name={name}", *short])
+        assert wandb.run is None
+    wandb.teardown()  # which waits until the process that writes the files has ended
+    for name, logger in zip(("one", "two"), loggers, strict=True):
+        assert logger.experiment.offline
+        config = logger.experiment.config["cli"]
+        assert config["model"]["class_path"].endswith("ConsistencyTraining")
+        assert config["trainer"]["logger"]["init_args"]["name"] == name
+        (file,) = Path(f"runs/{name}").glob("wandb/offline-run-*/*.wandb")
+        assert b"train/loss" in file.read_bytes()
+        assert Path(f"runs/{name}/version_0/metrics.csv").exists()
+
+
+def test_a_wandb_run_that_is_there_already_goes_on(monkeypatch):
+    ended = []
+    theirs, ours = (SimpleNamespace(finish=lambda exit_code, who=who: ended.append((who, exit_code))) for who in "ab")
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=theirs))
+    with cli._wandb_run_ends():
+        pass
+    assert ended == []
+    for stop, status in ((None, 0), (SystemExit(0), 0), (SystemExit(2), 1), (KeyboardInterrupt(), 1)):
+        sys.modules["wandb"].run = None
+        with contextlib.suppress(BaseException), cli._wandb_run_ends():
+            sys.modules["wandb"].run = ours
+            if stop:
+                raise stop
+        assert ended.pop() == ("b", status)
 
 
 def test_errors_are_a_line_that_names_the_option(toy_run, capsys):
@@ -350,37 +376,79 @@ def write_images(folder):
         Image.new("RGB", (70 + i, 90), (8 * i, 0, 200)).save(path)
 
 
-def tiny_data(path, monkeypatch):
-    """Options that replace a data set by a little data in the real format."""
+class Watch(L.Callback):
+    """Notes how a training went."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.before = [parameter.detach().clone() for parameter in pl_module.parameters()]
+
+    def on_train_end(self, trainer, pl_module):
+        self.steps, self.loss = steps_taken(trainer), float(trainer.callback_metrics["train/loss"])
+        after = pl_module.parameters()
+        self.moved = any(not torch.equal(a, b) for a, b in zip(self.before, after, strict=True))
+        del self.before
+
+
+class Recipes:
+    """The shipped recipes, each run once, with little data in the real formats, where its teacher has left its run."""
+
+    def __init__(self, monkeypatch):
+        write_cifar10(Path("data"), monkeypatch)
+        write_imagenet64(Path("data/imagenet64"))
+        write_images("images")
+        self.runs = {}
+
+    def run(self, path):
+        recipe = path.read_text()
+        if path.stem == "cd_euler" or "runs/" in recipe:
+            self.run(path.with_name("teacher.yaml"))
+        if path not in self.runs:
+            self.runs[path] = fit_two_steps(path, *tiny_data(path), *tiny_parts(recipe))
+        return self.runs[path]
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(tmp_path_factory.mktemp("recipes"))
+        yield Recipes(monkeypatch), Path.cwd()
+
+
+def tiny_data(path):
+    """Options that replace a data set by a little data."""
     if "mnist" in path.parts:
         return ["--data.source=embedded"]
-    if "cifar10" in path.parts:
-        write_cifar10(Path("data"), monkeypatch)
-        return []
-    if "imagenet64" in path.parts:
-        write_imagenet64(Path("data/imagenet64"))
-        return []
-    write_images("images")
-    return ["--data.root=images", "--data.num_workers=0"]
+    return ["--data.root=images", "--data.num_workers=0"] if "folder" in path.parts else []
+
+
+def tiny_parts(recipe):
+    """Options that replace the parts of a model that are large, or that have files."""
+    embedding = ["--model.backbone.noise_embedding.init_args.width=8"] if "noise_embedding" in recipe else []
+    return embedding + (["--model.distance=L2"] if "LPIPS" in recipe else [])  # its networks have a test of their own
 
 
 def fit_two_steps(path, *options):
-    one = "--trainer.accumulate_grad_batches=1"
-    short = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1", one]
+    watch, fit = Watch(), Start.fit
+    short = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1",
+             "--trainer.accumulate_grad_batches=1", "--trainer.log_every_n_steps=1"]  # fmt: skip
     here = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"]
     tiny = ["--model.backbone.channels=8", "--data.batch_size=2"]
     callbacks = "--callbacks={throughput: null, samples: null, quality: null, progress: null}"
-    main(["fit", f"--config={path}", *short, *here, *tiny, callbacks, *options])
+
+    def watched(start, **given):
+        start.trainer.callbacks.append(watch)
+        fit(start, **given)
+
+    with patch.object(Start, "fit", watched):
+        main(["fit", f"--config={path}", *short, *here, *tiny, callbacks, *options])
+    return watch
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: "/".join(path.parts[-2:]))
-def test_every_shipped_experiment_runs_two_steps(path, monkeypatch):
-    options = tiny_data(path, monkeypatch)
-    recipe = path.read_text()
-    if path.stem == "cd_euler" or "runs/" in recipe:  # its teacher is looked for where teacher.yaml leaves it
-        fit_two_steps(path.with_name("teacher.yaml"), *options)
-    if "noise_embedding" in recipe:
-        options.append("--model.backbone.noise_embedding.init_args.width=8")
-    if "LPIPS" in recipe:  # its networks have a test of their own
-        options.append("--model.distance=L2")
-    fit_two_steps(path, *options)
+def test_every_shipped_experiment_runs_two_steps(path, recipes, monkeypatch):
+    shipped, folder = recipes
+    monkeypatch.chdir(folder)
+    run = shipped.run(path)
+    assert run.steps == 2
+    assert math.isfinite(run.loss)
+    assert run.moved

@@ -3,10 +3,14 @@
 import contextlib
 import csv
 import json
+import os
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -19,6 +23,7 @@ pytest.importorskip("diffusers")
 
 from diffusers import DiffusionPipeline, LCMScheduler
 
+from cm_lightning.__main__ import main as cm_lightning
 from cm_lightning.checkpoint import read_checkpoint
 from cm_lightning.cli import main
 from cm_lightning.commands.evaluate import main as evaluate
@@ -34,7 +39,7 @@ from cm_lightning.modules.latent_consistency import LatentConsistencyDistillatio
 from cm_lightning.modules.loading import load_module, load_trained
 from tests.cli.test_cli import failure
 from tests.helpers import few_digits
-from tests.processes import ROOT, fork_trials
+from tests.processes import ROOT
 
 RECIPES = ROOT / "experiments/lcm_lora"
 CALLBACKS = "{ema: {decay: 0.5}, throughput: null, prompts: {steps: [1], num_samples: 2}, progress: null}"
@@ -253,8 +258,23 @@ def test_a_folder_of_captioned_images_is_measured_by_inception(tmp_path, incepti
     assert CaptionedFolder(str(tmp_path / "set")).split("val")[0][1] == "the digit one"
 
 
+class Trial:
+    """In place of the process of a trial: its command in this process, which has few digits to measure against."""
+
+    pid, returncode = 0, 0
+
+    def __init__(self, command, env, **_):
+        assert command[:4] == ["/usr/bin/env", "python", "-m", "cm_lightning"]
+        with patch.dict(os.environ, env), patch.object(sys, "argv", ["cm-lightning", *command[4:]]):
+            cm_lightning()
+
+    def poll(self):
+        return self.returncode
+
+
 def test_the_sweep_measures_a_cell_a_trial(tmp_path, monkeypatch):
-    fork_trials(monkeypatch)
+    processes = SimpleNamespace(Popen=Trial, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr("cm_lightning.sweep.trials.subprocess", processes)
     content = yaml.safe_load((ROOT / "sweeps/lcm_lora.yaml").read_text())
     content["parameters"] = {"model": {"value": f"l={BASE}+{LORA}"}, "steps": {"values": [1, 2]},
                              "guidance": {"value": 1.0}, "num_samples": {"value": 10}}  # fmt: skip

@@ -59,7 +59,10 @@ class Short(NamedTuple):
 
 
 _STEPS = "--trainer.accelerator cpu --trainer.max_steps 2 --trainer.val_check_interval 2 --trainer.limit_val_batches 1"
-_DIGITS = f"{_STEPS} --data.batch_size 8 --callbacks.samples.num_samples 4 --callbacks.quality.num_samples 10"
+_DIGITS = (
+    f"{_STEPS} --model.backbone.channels 8 --data.batch_size 8 --callbacks.samples.num_samples 4 "
+    "--callbacks.quality.num_samples 10"
+)
 _IMAGES = f"{_STEPS} --data.size 16 --data.batch_size 4 --data.num_workers 0 --callbacks.throughput null"
 _LAST = "version_0/checkpoints/last.ckpt"
 
@@ -67,7 +70,9 @@ _LAST = "version_0/checkpoints/last.ckpt"
 SHORTER = {
     "pip install": Short(),  # it needs a network
     "pytest": Short(),  # it runs this suite
-    "python -m cm_lightning fit --config experiments/mnist/ct.yaml": Short(_DIGITS, f"runs/mnist-ct/{_LAST}"),
+    "python -m cm_lightning fit --config experiments/mnist/ct.yaml": Short(
+        f"{_DIGITS} --model.backbone.noise_embedding.init_args.width 8", f"runs/mnist-ct/{_LAST}"
+    ),
     "cm-lightning fit --config experiments/folder/ct.yaml": Short(
         f"{_IMAGES} --model.backbone.channels 32 --model.backbone.norm_groups 32 --model.backbone.blocks 1 "
         "--callbacks.samples.num_samples 4",
