@@ -29,7 +29,7 @@ TYPES = (L.LightningModule, L.LightningDataModule, Callback, Extractor, Recorded
 #: Classes of those types that the suite itself makes, or that others build on.
 OF_THE_SUITE = {
     "PyramidNet", "TrainedModule", "GenerativeModule", "ConsistencyModule", "LatentModule", "GenerativeDataModule",
-    "CaptionedDataModule", "Resumed", "RunDirectory", "Distilled", "FlowMapModule",
+    "CaptionedDataModule", "MissedValidation", "Resumed", "RunDirectory", "Distilled", "FlowMapModule",
 }  # fmt: skip
 
 
