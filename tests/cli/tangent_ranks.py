@@ -63,7 +63,7 @@ def randint_of_the_whole_batch(low, high, size=None, **options):
     generator = torch.Generator().manual_seed(78)
     if size == (1,):
         return randint(low, high, size, generator=generator)
-    return randint(low, high, (ranks.BATCH,), generator=generator)[ranks.RANK * size[0] :][: size[0]]
+    return ranks.part_of_rank(randint(low, high, (ranks.BATCH,), generator=generator), size[0])
 
 
 if __name__ == "__main__":
