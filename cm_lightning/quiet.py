@@ -46,6 +46,18 @@ def silence() -> None:
         logging.getLogger(name).addFilter(_tells_something)
 
 
+@contextmanager
+def errors_only(logger: str) -> Iterator[None]:
+    """Suppress what a logger reports, except errors, within the block."""
+    log = logging.getLogger(logger)
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
 def _tells_something(record: logging.LogRecord) -> bool:
     return not any(re.match(line, record.getMessage(), re.DOTALL) for line in LINES)
 

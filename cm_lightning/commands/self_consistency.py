@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from cm_lightning.commands.parser import CommandParser
 from cm_lightning.domains import NATURAL, SEED, at_least
 from cm_lightning.errors import ConfigError
 from cm_lightning.files import require_writable
+from cm_lightning.quiet import errors_only
 
 _STAGES = 6
 
@@ -48,18 +48,18 @@ def main(argv: Sequence[str]) -> None:
     from cm_lightning.self_consistency.right_side import right_side_claims
     from cm_lightning.self_consistency.theory_figures import draw_steepness, draw_trajectories
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    generator = torch.Generator().manual_seed(args.seed)
-    claims = right_side_claims()
-    claims += flow_claims(args.trajectories, generator)
-    claims += randomness_claims(args.trajectories, generator)
-    draw_trajectories(args.output / "trajectories.png", generator)
-    draw_steepness(args.output / "steepness.png")
-    if args.steps:
-        comparisons = [compare(method, args.steps, args.trajectories, args.seed) for method in ("CD", "CT")]
-        claims += [claim for comparison in comparisons for claim in comparison.claims()]
-        draw_regions(args.output / "regions.png", comparisons, args.resolution)
-        draw_errors(args.output / "errors.png", comparisons, args.resolution)
+    with errors_only("lightning.pytorch"):
+        generator = torch.Generator().manual_seed(args.seed)
+        claims = right_side_claims()
+        claims += flow_claims(args.trajectories, generator)
+        claims += randomness_claims(args.trajectories, generator)
+        draw_trajectories(args.output / "trajectories.png", generator)
+        draw_steepness(args.output / "steepness.png")
+        if args.steps:
+            comparisons = [compare(method, args.steps, args.trajectories, args.seed) for method in ("CD", "CT")]
+            claims += [claim for comparison in comparisons for claim in comparison.claims()]
+            draw_regions(args.output / "regions.png", comparisons, args.resolution)
+            draw_errors(args.output / "errors.png", comparisons, args.resolution)
     print(table(claims).markdown())
     print(f"figures: {args.output}")
     failed = sum(not claim.holds for claim in claims)

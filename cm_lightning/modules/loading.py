@@ -30,8 +30,6 @@ def load_module(
 ) -> GenerativeModule:
     """Load a method on images with :func:`load_trained`, ready to ``sample``.
 
-    Noise levels that ``cm-lightning search`` found for the checkpoint are its ``sampling_sigmas``.
-
     Raises:
         CheckpointError: as for :func:`load_trained`, or the checkpoint is of another kind of module.
     """
@@ -40,12 +38,13 @@ def load_module(
         raise CheckpointError(
             f"{path} holds a {type(module).__name__}, which draws from prompts: give its export to sample --pipeline"
         )
-    take_found_levels(module, path)
     return module
 
 
 def load_trained(path: str | Path, which: str | None = None, trust: Sequence[str] = (), **given: Any) -> TrainedModule:
     """The module of a checkpoint, on the CPU, in eval mode.
+
+    Noise levels that ``cm-lightning search`` found for the checkpoint are its ``sampling_sigmas``.
 
     Args:
         path: path of the checkpoint; a folder that ``cm-lightning export --format safetensors`` wrote, or the weights
@@ -59,6 +58,13 @@ def load_trained(path: str | Path, which: str | None = None, trust: Sequence[str
     Raises:
         CheckpointError: the file is missing or damaged, names classes that are not trusted, or does not fit its module.
     """
+    module = _trained(path, which, trust, given)
+    if isinstance(module, GenerativeModule):
+        take_found_levels(module, path)
+    return module
+
+
+def _trained(path: str | Path, which: str | None, trust: Sequence[str], given: Mapping[str, Any]) -> TrainedModule:
     exported = None if is_foreign(path) else find_export(path)
     if which is not None and (is_foreign(path) or exported):
         raise ConfigError(f"--weights {which}: {path} holds one kind of weights: leave the option out")

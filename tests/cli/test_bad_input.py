@@ -112,7 +112,7 @@ def toy(*options):
         ("--model.sigma_mxa=1", "no option --model.sigma_mxa of ConsistencyTraining; perhaps sigma_max is meant"),
         ("--model.teacher=x", "no option --model.teacher of ConsistencyTraining"),
         ("--model.curriculum=DoublingLevels", "--model.curriculum: no class 'DoublingLevels'; choose one of Contin"),
-        ("--model.curriculum.stages=2", "--model.curriculum: name its class first, one of ContinuousCurriculum, Grid"),
+        ("--model.curriculum.stages=2", "--model.curriculum: name its class first, one of ContinuousCurriculum, "),
         ("--model.optimizer=AdamZ", "--model.optimizer: no class 'AdamZ'; perhaps Adam is meant"),
         ("--model.optimizer.lr=fast", "--model.optimizer.lr must be a number or null, got fast"),
         ("--model.optimizer.init_args.lr=-0.1", "model.optimizer: Invalid learning rate: -0.1"),

@@ -399,8 +399,8 @@ class Recipes:
         self.runs = {}
 
     def run(self, path):
-        recipe = path.read_text()
-        if path.stem == "cd_euler" or "runs/" in recipe:
+        recipe = "".join(file.read_text() for file in cli._lineage(path))
+        if "runs/" in recipe:
             self.run(path.with_name("teacher.yaml"))
         if path not in self.runs:
             self.runs[path] = fit_two_steps(path, *tiny_data(path), *tiny_parts(recipe))

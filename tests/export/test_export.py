@@ -35,7 +35,7 @@ def module(backbone, scale=250.0):
 
 def write(monkeypatch, m, kind, folder):
     """Write by the function of the command, without a checkpoint."""
-    monkeypatch.setattr("cm_lightning.modules.loading.load_module", lambda *_: m)
+    monkeypatch.setattr("cm_lightning.modules.loading.load_trained", lambda *_: m)
     monkeypatch.setattr(export, "_origin", lambda *_: (7, "averaged"))
     export.main(
         [f"--ckpt_path={folder}/x.ckpt", f"--format={kind}", f"--output={folder}", "--license=mit", "--overwrite"]
