@@ -59,7 +59,8 @@ class WithCritic(TrainedModule):
 
     def trained_parameters(self) -> list[Any]:
         critic = [p for p in self.critic.parameters() if p.requires_grad]
-        generator = [p for p in self.parameters() if p.requires_grad and not any(p is other for other in critic)]
+        of_critic = set(critic)  # parameters are compared by identity
+        generator = [p for p in self.parameters() if p.requires_grad and p not in of_critic]
         rate = {} if self.critic_lr is None else {"lr": self.critic_lr}
         return [{"params": generator}, {"params": critic, **rate}]
 
