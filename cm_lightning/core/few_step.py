@@ -31,7 +31,7 @@ def trailing_timesteps(steps: int, total: int = 1000) -> list[int]:
 
 def ddim_step(schedule: LatentSchedule, z_t: Tensor, clean: Tensor, t: Tensor, q: Tensor) -> Tensor:
     """Step from t to q (B,), holding the estimate of z_0 (B, ...) and the noise that it implies at z_t."""
-    return schedule.point(clean, schedule.noise(z_t, clean, t), q)
+    return schedule.step(z_t, schedule.noise(z_t, clean, t), t, q)
 
 
 def few_step_sample(

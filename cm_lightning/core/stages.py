@@ -184,11 +184,6 @@ class Ladder:
             i = i + stride
         return x_t
 
-    def sample(self, denoiser: Denoiser, z: Tensor, steps: int) -> Tensor:
-        """Draw from unit noise z (B, ...) in ``steps`` evaluations."""
-        i = torch.zeros(len(z), dtype=torch.long, device=z.device)
-        return self.advance(denoiser, self.point(torch.zeros_like(z), z, i), i, steps, steps)
-
     def weight(self, i: Tensor, sigma_data: float) -> Tensor:
         """EDM's weight of a squared error of the clean image at i (B,)."""
         alpha, sigma = self.path.scales(self.level(i))

@@ -178,7 +178,8 @@ class TestLadder:
             seen.append(float(t[0]))
             return oracle.denoiser(x, t)
 
-        ladder.sample(denoiser, torch.randn(2, 2).double(), 4)
+        z, i = torch.randn(2, 2).double(), torch.zeros(2, dtype=torch.long)
+        ladder.advance(denoiser, ladder.point(torch.zeros_like(z), z, i), i, 4, 4)
         assert seen == ladder.levels[::2].tolist()
 
     def test_the_weight_is_edms_in_units_of_ve(self):
