@@ -18,7 +18,7 @@ import yaml
 from jsonargparse import ActionConfigFile, set_parsing_settings  # type: ignore[attr-defined]
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 
 from cm_lightning.adapt import adapt_to_data
 from cm_lightning.callbacks.progress import RunProgress
@@ -31,7 +31,7 @@ from cm_lightning.failures import error_of_the_suite, reported, take_debug
 from cm_lightning.files import replacing
 from cm_lightning.modules.trained import TrainedModule
 from cm_lightning.named_callbacks import forget_absent, in_order, named_class
-from cm_lightning.online import goes_offline
+from cm_lightning.online import wandb_logger, wandb_run_ends
 from cm_lightning.plan import plan_of
 from cm_lightning.quiet import silence
 from cm_lightning.registry import make_known
@@ -215,7 +215,7 @@ class _CLI(LightningCLI):
             callbacks.append(RunProgress())
         if config.wandb != "off":
             present = loggers if isinstance(loggers, list) else [loggers] if isinstance(loggers, Logger) else []
-            kwargs["logger"] = [*present, _wandb_logger(present, config.wandb)]
+            kwargs["logger"] = [*present, wandb_logger(present, config.wandb)]
         self.run = RunDirectory(type(self.model).__name__, fits=self.subcommand == "fit")
         kwargs["callbacks"] = [self.run, *callbacks]
         return super().instantiate_trainer(**kwargs)
@@ -242,34 +242,6 @@ def _refusals() -> Iterator[None]:
         if error_of_the_suite(error) or "class_path" not in str(error):
             raise
         raise ConfigError(complaint(str(error), sys.argv[1:])) from error
-
-
-@contextmanager
-def _wandb_run_ends() -> Iterator[None]:
-    """End the W&B run that the block begins, or a second run in this process would be logged as a part of it."""
-    before, status = _wandb_run(), 1
-    try:
-        yield
-        status = 0
-    except SystemExit as stop:
-        status = int(bool(stop.code))
-        raise
-    finally:
-        run = _wandb_run()
-        if run is not None and run is not before:
-            run.finish(exit_code=status)
-
-
-def _wandb_run() -> Any:
-    """The W&B run of this process, which is asked for without an import."""
-    return getattr(sys.modules.get("wandb"), "run", None)
-
-
-def _wandb_logger(loggers: list[Any], mode: str) -> WandbLogger:
-    csv = next((logger for logger in loggers if isinstance(logger, CSVLogger)), None)
-    root = csv.root_dir if csv else "runs"
-    Path(root).mkdir(parents=True, exist_ok=True)
-    return WandbLogger(project="cm_lightning", save_dir=root, offline=goes_offline(mode, root))
 
 
 def _null(argument: str) -> str:
@@ -308,7 +280,7 @@ def main(args: Sequence[str] | None = None) -> None:
     make_known()
     make_known(" ".join(arguments))
     sys.argv[1:] = _files_first(arguments)  # DDP starts its other ranks with this command
-    with reported(), _wandb_run_ends():
+    with reported(), wandb_run_ends():
         _CLI(
             TrainedModule,
             L.LightningDataModule,

@@ -1,14 +1,18 @@
-"""Whether W&B's server can be reached, found before a run depends on it."""
+"""Runs of Weights & Biases: where they are logged, found before a run depends on it, and when they end."""
 
 from __future__ import annotations
 
 import os
+import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
 
 from cm_lightning.errors import ConfigError
@@ -16,6 +20,35 @@ from cm_lightning.errors import ConfigError
 _ADDRESS = "https://api.wandb.ai"
 #: Seconds after which a server counts as out of reach.
 TIMEOUT_S = 10.0
+
+
+def wandb_logger(loggers: Sequence[Logger], mode: str) -> WandbLogger:
+    """A logger whose files are beside those of a run's CSV log. See :func:`goes_offline` for the mode."""
+    csv = next((logger for logger in loggers if isinstance(logger, CSVLogger)), None)
+    root = csv.root_dir if csv else "runs"
+    Path(root).mkdir(parents=True, exist_ok=True)
+    return WandbLogger(project="cm_lightning", save_dir=root, offline=goes_offline(mode, root))
+
+
+@contextmanager
+def wandb_run_ends() -> Iterator[None]:
+    """End the W&B run that the block begins, or a second run in this process would be logged as a part of it."""
+    before, status = _wandb_run(), 1
+    try:
+        yield
+        status = 0
+    except SystemExit as stop:
+        status = int(bool(stop.code))
+        raise
+    finally:
+        run = _wandb_run()
+        if run is not None and run is not before:
+            run.finish(exit_code=status)
+
+
+def _wandb_run() -> Any:
+    """The W&B run of this process, which is asked for without an import."""
+    return getattr(sys.modules.get("wandb"), "run", None)
 
 
 def goes_offline(mode: str, folder: str) -> bool:

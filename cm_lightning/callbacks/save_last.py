@@ -55,7 +55,7 @@ class SaveLast(ModelCheckpoint):
         self._stopping.listen(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._stopping.check(trainer)
+        self._stopping.check()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -67,14 +67,14 @@ class SaveLast(ModelCheckpoint):
     ) -> None:
         write_row(trainer)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        self._stopping.end_step(trainer)
+        self._stopping.end_step()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._stopping.check(trainer)
+        self._stopping.check()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
-        self._stopping.check(trainer)
+        self._stopping.check()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._stopping.close()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -19,34 +21,36 @@ REQUEUE = 75
 class Stopping:
     """Ends training on all ranks after the same step, whichever of them received a signal.
 
-    On one rank a signal outside a step acts at once. Several ranks agree after each batch, by one number that they
-    reduce, because a rank that left alone would keep the others waiting for ever.
+    On one rank a signal outside a step acts at once. Several ranks agree after each batch, by :class:`Agreement`,
+    because a rank that left alone would keep the others waiting for ever.
     """
 
     def __init__(self) -> None:
         self._step = Deferred()
         self._listener = Listener(self._act)
-        self._alone = True
+        self._agreement: Agreement | None = None
         #: Whether all ranks left training together, so that they can save together.
         self.agreed = False
 
     def listen(self, trainer: L.Trainer) -> None:
         """Take signals over from Lightning, whose handler makes the ranks of a SIGTERM wait for one another."""
-        self._alone, self.agreed = trainer.world_size == 1, False
+        if self._agreement is None and trainer.world_size > 1:
+            self._agreement = Agreement()
+        self.agreed = False
         self._listener.listen(*requeue_signals(trainer))
 
     def begin_step(self) -> None:
         """Let signals wait from here to :meth:`end_step`."""
-        if self._alone:
+        if self._agreement is None:
             self._step.start()
 
-    def end_step(self, trainer: L.Trainer) -> None:
+    def end_step(self) -> None:
         """Act on what came within the step."""
         self._step.end()
-        self.check(trainer)
+        self.check()
 
-    def check(self, trainer: L.Trainer) -> None:
-        """Leave training if any rank received a signal; all must call it.
+    def check(self) -> None:
+        """Leave training if any rank had received a signal when it called this before; all must call it.
 
         Raises:
             KeyboardInterrupt: it was Ctrl-C.
@@ -55,14 +59,15 @@ class Stopping:
         if not self._listener.listens:
             return
         received = self._listener.received or 0
-        if not self._alone:
-            received = int(trainer.strategy.reduce(_number(trainer, received), reduce_op="max"))
+        if self._agreement is not None:
+            received = self._agreement(received)
         if received:
             self._leave(received)
 
     def close(self) -> None:
         """Hand signals back."""
         self._step.drop()
+        self._agreement = None
         self._listener.close()
 
     @property
@@ -71,7 +76,7 @@ class Stopping:
         return self._listener.received not in (None, signal.SIGINT, signal.SIGTERM)
 
     def _act(self, number: int) -> None:
-        if self._alone:
+        if self._agreement is None:
             self._leave(number)
 
     def _leave(self, number: int) -> None:
@@ -82,8 +87,24 @@ class Stopping:
         raise SIGTERMException(REQUEUE)
 
 
-def _number(trainer: L.Trainer, value: int) -> torch.Tensor:
-    return torch.tensor(value, device=trainer.strategy.root_device)
+class Agreement:
+    """The greatest number that any rank gave one call ago; all ranks must call it, and make it, together.
+
+    It is exchanged on the host while the next step runs, so that no rank waits for its device or for another rank.
+    """
+
+    def __init__(self) -> None:
+        self._group: Any = dist.new_group(backend="gloo")
+        self._before: tuple[torch.Tensor, Any] | None = None
+
+    def __call__(self, number: int) -> int:
+        before, given = self._before, torch.tensor(number)
+        self._before = given, dist.all_reduce(given, dist.ReduceOp.MAX, self._group, async_op=True)
+        if before is None:
+            return 0
+        greatest, exchange = before
+        exchange.wait()
+        return int(greatest)
 
 
 def exit_status(trainer: L.Trainer, status: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,10 +17,6 @@ from cm_lightning.light import light_lightning
 from cm_lightning.viewer import show
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from cm_lightning.core.editing import Known
-    from cm_lightning.editing import Editor
     from cm_lightning.modules.base import GenerativeModule
 
 
@@ -128,6 +124,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if len(args.image) not in edit.images:
         options.error(f"{args.edit} takes {' or '.join(map(str, edit.images))} --image, got {len(args.image)}")
     _check_pairs(options, args)
+    args.amount = _AMOUNT if args.amount is None else args.amount
     args.output = args.output or [Path("edited.png")]
     check_outputs(options, args.output, (".png", ".gif", ".npz"))
     return args
@@ -153,6 +150,7 @@ def main(argv: Sequence[str]) -> None:
     args = _parse(argv)
 
     light_lightning()
+    from cm_lightning.commands.edits import DRAW
     from cm_lightning.device import chosen_device
     from cm_lightning.editing import Editor
     from cm_lightning.modules.loading import load_module
@@ -167,7 +165,7 @@ def main(argv: Sequence[str]) -> None:
     )  # fmt: skip
     rows_seen: list[int] = []
     module.backbone.register_forward_hook(lambda network, inputs, output: rows_seen.append(len(output)))
-    drawn = _DRAW[args.edit](args, editor)
+    drawn = DRAW[args.edit](args, editor)
     classes = None if editor.labels is None else editor.labels.cpu()
     for output in args.output:
         write_results(output, drawn.images.cpu(), classes, args.columns, (drawn.before, drawn.after), args.scale)
@@ -188,133 +186,3 @@ def _labels(args: argparse.Namespace, module: GenerativeModule) -> list[int] | N
 def _number(args: argparse.Namespace) -> int:
     """The number of results; noise is removed in the same way each time, except under another class."""
     return int(args.num_samples or (len(args.labels or [0]) if args.edit == "denoise" else 10))
-
-
-@dataclass
-class _Drawn:
-    """The results (N, C, H, W), and images (C, H, W) that were given, to be shown before and after them."""
-
-    images: Tensor
-    before: Sequence[Tensor] = ()
-    after: Sequence[Tensor] = ()
-
-
-def _read(args: argparse.Namespace, editor: Editor) -> list[Tensor]:
-    """The images of --image, (C, H, W), of the model's size."""
-    from cm_lightning.commands.pictures import read_picture, require_size
-
-    shape = editor.module.image_shape
-    images = [read_picture(path, "--image", shape, args.resize) for path in args.image]
-    for image, path in zip(images, args.image, strict=True):
-        require_size(image, path, "--image", shape)
-    return [image.to(editor.device) for image in images]
-
-
-def _filled(editor: Editor, known: Known) -> _Drawn:
-    return _Drawn(editor.fill(known), list(known.start))
-
-
-def _inpaint(args: argparse.Namespace, editor: Editor) -> _Drawn:
-    from cm_lightning.commands.pictures import read_picture, require_size
-    from cm_lightning.core.editing import Pixels
-
-    (image,) = _read(args, editor)
-    shape = (1, *image.shape[1:])
-    brightness = read_picture(args.mask, "--mask", shape, args.resize)
-    require_size(brightness, args.mask, "--mask", shape)
-    mask = brightness.to(editor.device) > 0
-    if mask.all() or not mask.any():
-        colour = "white" if mask.all() else "black"
-        raise ConfigError(
-            f"--mask {args.mask} is {colour} everywhere: make white what is drawn anew, and the rest black"
-        )
-    return _filled(editor, Pixels(image[None], mask))
-
-
-def _outpaint(args: argparse.Namespace, editor: Editor) -> _Drawn:
-    import torch
-
-    from cm_lightning.commands.pictures import read_picture
-    from cm_lightning.core.editing import Pixels
-
-    (path,), shape = args.image, editor.module.image_shape
-    image = read_picture(path, "--image", shape)
-    (_, h, w), (_, height, width) = image.shape, shape
-    if h > height or w > width or (h, w) == (height, width):
-        raise ConfigError(
-            f"--image {path} has {w} x {h} pixels, the model {width} x {height}: outpaint takes a smaller image"
-        )
-    top, left = args.at or ((height - h) // 2, (width - w) // 2)
-    if top + h > height or left + w > width:
-        raise ConfigError(
-            f"--at {top},{left}: the image ends beyond {width} x {height}: give at most {height - h},{width - w}"
-        )
-    canvas = torch.zeros(1, *shape)
-    mask = torch.ones(height, width, dtype=torch.bool)
-    canvas[..., top : top + h, left : left + w] = image
-    mask[top : top + h, left : left + w] = False
-    return _filled(editor, Pixels(canvas.to(editor.device), mask.to(editor.device)))
-
-
-def _colourise(args: argparse.Namespace, editor: Editor) -> _Drawn:
-    from cm_lightning.core.editing import Brightness, brightness
-
-    if editor.module.image_shape[0] != 3:
-        raise ConfigError(f"--ckpt_path {args.ckpt_path} draws grey images: colourise needs a model of colour images")
-    (image,) = _read(args, editor)
-    return _filled(editor, Brightness(brightness(image[None])))
-
-
-def _super_resolution(args: argparse.Namespace, editor: Editor) -> _Drawn:
-    import torch.nn.functional as nnf
-
-    from cm_lightning.commands.pictures import read_picture
-    from cm_lightning.core.editing import PatchMeans
-
-    (path,), (channels, height, width) = args.image, editor.module.image_shape
-    small = read_picture(path, "--image", (channels, height, width)).to(editor.device)
-    if args.factor and small.shape[1:] == (height, width) and height % args.factor == 0 == width % args.factor:
-        small = nnf.avg_pool2d(small, args.factor)
-    _, h, w = small.shape
-    p = args.factor or max(height // h, 2)
-    if (h * p, w * p) != (height, width):
-        raise ConfigError(
-            f"--image {path} has {w} x {h} pixels, and the model draws {width} x {height}: its size must be that "
-            f"divided by {'--factor' if args.factor else 'a whole number from 2 up'}"
-        )
-    return _filled(editor, PatchMeans(small[None], p))
-
-
-def _denoise(args: argparse.Namespace, editor: Editor) -> _Drawn:
-    (image,) = _read(args, editor)
-    return _Drawn(editor.denoise(image, args.sigma), [image])
-
-
-def _stroke(args: argparse.Namespace, editor: Editor) -> _Drawn:
-    (image,) = _read(args, editor)
-    return _Drawn(editor.redraw(image), [image])
-
-
-def _variations(args: argparse.Namespace, editor: Editor) -> _Drawn:
-    if args.image:
-        return _stroke(args, editor)
-    return _Drawn(editor.vary(_AMOUNT if args.amount is None else args.amount))
-
-
-def _interpolate(args: argparse.Namespace, editor: Editor) -> _Drawn:
-    if args.image:
-        first, second = _read(args, editor)
-        return _Drawn(editor.between(first, second), [first], [second])
-    return _Drawn(editor.interpolate([int(seed) for seed in args.seeds]))
-
-
-_DRAW: dict[str, Callable[[argparse.Namespace, Editor], _Drawn]] = {
-    "inpaint": _inpaint,
-    "outpaint": _outpaint,
-    "colourise": _colourise,
-    "super-resolution": _super_resolution,
-    "denoise": _denoise,
-    "stroke": _stroke,
-    "variations": _variations,
-    "interpolate": _interpolate,
-}

@@ -5,32 +5,24 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
-import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cm_lightning.commands.named_model import NamedModel
 from cm_lightning.commands.parser import CommandParser
 from cm_lightning.domains import COUNT, NON_NEGATIVE, POSITIVE, SEED, at_least
 from cm_lightning.errors import ConfigError
 from cm_lightning.files import replacing, require_writable
-from cm_lightning.latent.few_step import FewStep, compare, only_one, unsaid
-from cm_lightning.run import RunNote, find_export
+from cm_lightning.run import RunNote
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from cm_lightning.metrics.prompts import PromptScores
     from cm_lightning.report.cells import Cell
-
-_STEPS = [1, 2, 4, 8]
-_GUIDANCE = [1.0, 1.5, 2.0, 4.0]
-_END = 2**20  # bytes of a file's beginning and end that identify it
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -78,87 +70,10 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@dataclass(frozen=True)
-class _Model:
-    """A name, and the files of one of its seeds."""
-
-    name: str
-    pipeline: str
-    parts: tuple[str, ...]
-
-    @classmethod
-    def parse(cls, text: str) -> _Model:
-        name, equals, weights = text.partition("=")
-        pipeline, *parts = weights.split("+")
-        if not equals or not name.strip() or "/" in name or not all(part.strip() for part in (pipeline, *parts)):
-            raise ConfigError(f"--model {text}: give NAME=PIPELINE or NAME=PIPELINE+LORA")
-        return cls(name, find_export(pipeline), tuple(find_export(part) for part in parts))
-
-    def require_files(self) -> None:
-        """Raise ConfigError if a local path does not exist; names on the hub are not checked."""
-        from cm_lightning.hub import file_on_hub
-
-        for path in (self.pipeline, *self.parts):
-            looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
-            if looks_local and file_on_hub(path) is None and not Path(path).exists():
-                raise ConfigError(
-                    f"--model {self.name}: there is nothing at {path}: name a folder, or a model on the hub"
-                )
-
-    @property
-    def weights(self) -> str:
-        """The files and a digest of their contents, so that retrained weights are measured again."""
-        digest = hashlib.sha256("".join(_digest(path) for path in (self.pipeline, *self.parts)).encode())
-        return "+".join([self.pipeline, *self.parts]) + f" {digest.hexdigest()[:8]}"
-
-    @cached_property
-    def told(self) -> tuple[str, FewStep] | None:
-        """Which of its files says how it is drawn, and what that says."""
-        return only_one(self.pipeline, self.parts)
-
-    def settings(
-        self, steps: Sequence[int] | None, guidance: Sequence[float] | None, scheduler: str | None
-    ) -> list[tuple[int, float]]:
-        """The steps and guidance scales to measure, with a note on those that a student was not distilled for.
-
-        Raises:
-            ConfigError: it was distilled for none of those that the user gave.
-        """
-        if not self.told:
-            self._note(None if scheduler else unsaid(self.parts, None, "lcm"))
-            return list(product(steps or _STEPS, guidance or _GUIDANCE))
-        source, how = self.told
-        wanted = list(product(steps or [how.steps], guidance or [1.0]))
-        others = [setting for setting in wanted if how.departures(*setting, scheduler)]
-        if others and (scheduler or others == wanted):
-            self._note(compare(source, how, *others[0], scheduler))
-            return wanted
-        if others:
-            rest = f"the other cells are left out, and --scheduler {how.scheduler} measures them all the same"
-            self._note(f"{source} was distilled for {how}: {rest}")
-        return [setting for setting in wanted if setting not in others]
-
-    def _note(self, line: str | None) -> None:
-        if line:
-            sys.stderr.write(f"note: --model {self.name}: {line}\n")
-
-
-def _digest(path: str) -> str:
-    """A digest of the ends of the weights' files; for a name on the hub, of the name alone."""
-    root, digest = Path(path), hashlib.sha256()
-    files = sorted(root.rglob("*.safetensors")) if root.is_dir() else [root] if root.is_file() else []
-    for file in files:
-        with open(file, "rb") as opened:
-            digest.update(opened.read(_END))
-            opened.seek(-min(_END, file.stat().st_size), os.SEEK_END)
-            digest.update(opened.read())
-    return digest.hexdigest()
-
-
 def main(argv: Sequence[str]) -> None:
     """Measure the missing cells, then report on all."""
     args = make_parser().parse_args(argv)
-    models = [_Model.parse(text) for text in args.model]
+    models = [NamedModel.parse(text) for text in args.model]
     for model in models:
         model.require_files()
     require_writable(args.output / "grid.md", "--output")
@@ -171,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
     RunNote(str(trial), finished=True).leave()
 
 
-def _measure(args: argparse.Namespace, models: Sequence[_Model]) -> list[Cell]:
+def _measure(args: argparse.Namespace, models: Sequence[NamedModel]) -> list[Cell]:
     """The requested cells: those measured before, and the missing ones."""
     from cm_lightning.report.cells import cell_path, read_cells, require_same_way
 
@@ -231,7 +146,7 @@ class _Subject:
 
 
 def _measure_model(
-    args: argparse.Namespace, model: _Model, settings: Sequence[tuple[int, float]], subject: _Subject
+    args: argparse.Namespace, model: NamedModel, settings: Sequence[tuple[int, float]], subject: _Subject
 ) -> list[Cell]:
     from cm_lightning.device import chosen_device
     from cm_lightning.latent.draw import draw
@@ -257,7 +172,7 @@ def _measure_model(
 
 def _measure_cell(
     args: argparse.Namespace,
-    model: _Model,
+    model: NamedModel,
     pipe: Any,
     steps: int,
     guidance: float,

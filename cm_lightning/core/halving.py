@@ -48,6 +48,11 @@ class WholeSteps(GridCurriculum):
         t, q, _ = super().draw(n, clock, device, generator)
         return Times(t, q, q)
 
+    def begins(self, clock: Clock) -> bool:
+        """Whether another number of steps begins at a step of the run, other than the first."""
+        step, total = clock
+        return step > 0 and self.levels(step, total) != self.levels(step - 1, total)
+
     def phase(self, clock: Clock) -> str:
         steps = self.levels(*clock) - 1
         return f"{2 * steps} -> {steps} steps"

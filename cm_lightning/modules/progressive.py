@@ -18,31 +18,12 @@ from cm_lightning.core.ode_sampler import Euler
 from cm_lightning.core.parameterization import EDM
 from cm_lightning.core.sampler import spread_sigmas
 from cm_lightning.core.schedule import RateSchedule
-from cm_lightning.core.target_rate import ConstantRate
 from cm_lightning.core.trajectory import Teacher
 from cm_lightning.core.weighting import Weighting
 from cm_lightning.domains import COUNT
 from cm_lightning.errors import ConfigError
 from cm_lightning.modules.diffusion import DiffusionModule
-from cm_lightning.modules.target import TargetNetwork
-
-
-class StageTeacher(TargetNetwork):
-    """The student as it was when its stage began.
-
-    Args:
-        student: the network that is trained.
-        curriculum: the curriculum, whose levels have stages.
-    """
-
-    def __init__(self, student: nn.Module, curriculum: WholeSteps) -> None:
-        super().__init__(student, ConstantRate(0.0), curriculum)
-
-    def follow(self, clock: Clock) -> None:
-        """Copy the student where the step after this one begins a stage."""
-        levels, after = self.curriculum.levels, Clock(clock.step + 1, clock.total)
-        if levels and levels(*after) != levels(*clock):
-            self.restart()
+from cm_lightning.modules.target import StudentOfBefore
 
 
 class ProgressiveDistillation(DiffusionModule):
@@ -96,8 +77,8 @@ class ProgressiveDistillation(DiffusionModule):
         self.objective = Chord(curriculum, teacher, distance or L2(), weighting or TruncatedSNR())
         self.default_steps = steps // 2 ** (stages - 1)
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
-        stage_teacher = StageTeacher(backbone, curriculum)
-        self.stage_teacher, self.followers = stage_teacher.network.eval(), (stage_teacher,)
+        before = StudentOfBefore(backbone, curriculum.begins)
+        self.stage_teacher, self.followers = before.network.eval(), (before,)
 
     def taught(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         """The estimate of the clean image by the teacher of the stage, at x (B, ...), sigma (B,)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,6 +19,7 @@ from cm_lightning.core.turns import Turn, Turns
 from cm_lightning.errors import ConfigError
 from cm_lightning.modules.critic import Losses, WithCritic
 from cm_lightning.modules.discriminator import Discriminator
+from cm_lightning.modules.target import StudentOfBefore
 
 #: x_q (B, ...) -> logits (B,).
 _Judge: TypeAlias = Callable[[Tensor], Tensor]
@@ -27,29 +27,6 @@ _Judge: TypeAlias = Callable[[Tensor], Tensor]
 
 def _under(denoiser: Callable[..., Tensor], c: Any, index: int, x: Tensor, t: Tensor) -> Tensor:
     return denoiser(x, t, c, index)
-
-
-class StudentOfBefore:
-    """The student of the stage before, which teaches the next one: its weights, copied where stages meet.
-
-    Args:
-        student: the network that is trained.
-        stages: the stages.
-    """
-
-    def __init__(self, student: nn.Module, stages: Stages) -> None:
-        with torch.no_grad():
-            self.network = copy.deepcopy(student).requires_grad_(False)
-        self.student, self.stages = student, stages
-
-    def follow(self, clock: Clock) -> None:
-        """Copy the student after the last step of a stage, if it is the next one's teacher."""
-        if self.stages.takes_student(Clock(clock.step + 1, clock.total)):
-            self.restart()
-
-    def restart(self) -> None:
-        """Copy the student."""
-        self.network.load_state_dict(self.student.state_dict())
 
 
 class StagedDistillation(WithCritic):
@@ -99,7 +76,7 @@ class StagedDistillation(WithCritic):
         if not levels:
             raise ConfigError("discriminator_levels must be given: noise levels for the discriminator's clean images")
         self.discriminator_levels = list(levels)
-        follower = StudentOfBefore(self.backbone, self.stages)
+        follower = StudentOfBefore(self.backbone, self.stages.takes_student)
         self.before, self.followers = follower.network, (follower,)
 
     @abstractmethod

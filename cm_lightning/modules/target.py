@@ -1,8 +1,9 @@
-"""The target network of consistency methods: a running average of the student."""
+"""Networks that follow the student: the target network of consistency methods, and the teachers of stages."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -33,8 +34,7 @@ class TargetNetwork:
 
     def __init__(self, student: nn.Module, rate: TargetRate, curriculum: Curriculum) -> None:
         rate.check(curriculum)
-        with torch.no_grad():
-            self.network = copy.deepcopy(student).requires_grad_(False)
+        self.network = _copied(student)
         self.student, self.rate, self.curriculum = student, rate, curriculum
 
     def mu(self, clock: Clock) -> float:
@@ -51,3 +51,30 @@ class TargetNetwork:
     def restart(self) -> None:
         """Copy the student again."""
         self.network.load_state_dict(self.student.state_dict())
+
+
+class StudentOfBefore:
+    """The student as it was when its stage began, which teaches it in that stage.
+
+    Args:
+        student: the network that is trained.
+        begins: whether a stage with a teacher of its own begins at a step.
+    """
+
+    def __init__(self, student: nn.Module, begins: Callable[[Clock], bool]) -> None:
+        self.network = _copied(student)
+        self.student, self.begins = student, begins
+
+    def follow(self, clock: Clock) -> None:
+        """Copy the student if the next step begins a stage."""
+        if self.begins(Clock(clock.step + 1, clock.total)):
+            self.restart()
+
+    def restart(self) -> None:
+        """Copy the student."""
+        self.network.load_state_dict(self.student.state_dict())
+
+
+@torch.no_grad()
+def _copied(student: nn.Module) -> nn.Module:
+    return copy.deepcopy(student).requires_grad_(False)

@@ -22,6 +22,7 @@ from cm_lightning.cli import main
 from cm_lightning.commands.sample import main as sample
 from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.modules.loading import load_module
+from cm_lightning.online import wandb_run_ends
 from cm_lightning.start import Start
 from cm_lightning.steps import steps_taken
 from tests.data.files import write_cifar10, write_imagenet64
@@ -215,8 +216,8 @@ def test_digits_are_measured_drawn_and_tested(capsys):
 
 
 def test_each_wandb_run_is_offline_in_its_own_folder_and_holds_the_configuration_under_one_key(monkeypatch):
-    short, loggers, make = ["--trainer.max_steps=2", "--trainer.val_check_interval=2"], [], cli._wandb_logger
-    monkeypatch.setattr(cli, "_wandb_logger", lambda *args, **kw: loggers.append(make(*args, **kw)) or loggers[-1])
+    short, loggers, make = ["--trainer.max_steps=2", "--trainer.val_check_interval=2"], [], cli.wandb_logger
+    monkeypatch.setattr(cli, "wandb_logger", lambda *args, **kw: loggers.append(make(*args, **kw)) or loggers[-1])
     for name in ("one", "two"):
         main(["fit", f"--config={CONF}/toy.yaml", "--wandb=offline", f"--trainer.logger.init_args.name={name}", *short])
         assert wandb.run is None
@@ -235,12 +236,12 @@ def test_a_wandb_run_that_is_there_already_goes_on(monkeypatch):
     ended = []
     theirs, ours = (SimpleNamespace(finish=lambda exit_code, who=who: ended.append((who, exit_code))) for who in "ab")
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=theirs))
-    with cli._wandb_run_ends():
+    with wandb_run_ends():
         pass
     assert ended == []
     for stop, status in ((None, 0), (SystemExit(0), 0), (SystemExit(2), 1), (KeyboardInterrupt(), 1)):
         sys.modules["wandb"].run = None
-        with contextlib.suppress(BaseException), cli._wandb_run_ends():
+        with contextlib.suppress(BaseException), wandb_run_ends():
             sys.modules["wandb"].run = ours
             if stop:
                 raise stop

@@ -6,9 +6,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from cm_lightning import cli, online
+from cm_lightning import online
 from cm_lightning.errors import ConfigError
-from cm_lightning.online import goes_offline, why_unreachable
+from cm_lightning.online import goes_offline, wandb_logger, why_unreachable
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,7 @@ def test_without_a_key_the_run_is_logged_offline(monkeypatch):
 def test_modes(mode, problem, offline, monkeypatch):
     monkeypatch.setattr(online, "why_unreachable", lambda: problem)
     assert goes_offline(mode, "runs") is offline
-    assert cli._wandb_logger([], mode)._offline is offline
+    assert wandb_logger([], mode)._offline is offline
 
 
 def test_going_offline_says_how_to_upload_later_and_a_required_server_ends_the_run(monkeypatch):

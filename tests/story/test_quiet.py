@@ -70,5 +70,17 @@ def test_debug_shows_all(quiet_here, monkeypatch):
     assert all(map(passes, LINES_LEFT_OUT))
 
 
+def test_a_logger_reports_errors_alone_within_a_block(caplog):
+    logger = logging.getLogger("lightning.pytorch")
+    before = logger.level
+    with pytest.raises(RuntimeError), quiet.errors_only("lightning.pytorch"):  # noqa: PT012
+        logger.warning("a warning")
+        logger.error("an error")
+        raise RuntimeError
+    assert logger.level == before
+    logger.warning("another warning")
+    assert caplog.messages == ["an error", "another warning"]
+
+
 def test_each_has_a_reason():
     assert all([*quiet.WARNINGS.values(), *quiet.LINES.values()])
