@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn
 import lightning as L
 import torch
 import yaml
-from jsonargparse import ActionConfigFile, set_parsing_settings  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile, Namespace, set_parsing_settings  # type: ignore[attr-defined]
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -130,17 +130,25 @@ class _SaveConfig(SaveConfigCallback):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
 
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        return _content(self.parser, self.config)
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if isinstance(pl_module, TrainedModule):
-            pl_module.config = _content(self.parser, self.config)["model"]
+            pl_module.config = self._content["model"]
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         RunNote(str(run_directory(trainer))).leave()
         with replacing(run_directory(trainer) / self.config_filename) as path:
-            self.parser.save(self.config, path, overwrite=True, multifile=False, **_WHOLE)
+            path.write_text(yaml.safe_dump(self._content, sort_keys=False, allow_unicode=True))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.experiment.config.update({"cli": _content(self.parser, self.config)})
+                logger.experiment.config.update({"cli": self._content})
+
+
+def _under(subcommand: str, config: Namespace) -> Namespace:
+    return Namespace(**{subcommand: config, "subcommand": subcommand})  # type: ignore[no-untyped-call]
 
 
 class _CLI(LightningCLI):
@@ -183,10 +191,22 @@ class _CLI(LightningCLI):
         adapt_to_data(self.config[self.subcommand], sys.argv[1:])
         name_checkpoints(self.config[self.subcommand])
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Let the subcommand's own parser do it, because the one above it would check everything once more."""
+        name, *rest = sys.argv[1:] or [""]
+        if name not in self._subcommand_parsers:
+            super().parse_arguments(parser, args)
+            return
+        self.config = _under(name, self._subcommand_parsers[name].parse_args(rest))
+
     def instantiate_classes(self) -> None:
-        # on the meta device even the largest network takes no memory
-        with torch.device("meta") if self.config[self.subcommand].dry_run else nullcontext(), _refusals():
-            super().instantiate_classes()
+        name = str(self.subcommand)
+        # on the meta device even the largest network needs hardly any memory
+        with torch.device("meta") if self.config[name].dry_run else nullcontext(), _refusals():
+            parts = self._parser(name).instantiate_classes(self.config[name])
+            self.config_init = _under(name, parts)
+            self.model, self.datamodule = parts.model, parts.data
+            self.trainer = self.instantiate_trainer()
 
     def before_fit(self) -> None:
         config = self.config[self.subcommand]

@@ -32,8 +32,8 @@ def complaint(message: str, arguments: Sequence[str], options: Iterable[str] = (
         arguments: arguments of the command line.
         options: the options of the parser itself, such as ``--trainer.max_steps``.
     """
-    if match := re.search(r"unrecognized arguments: (\S+)|Subcommand '\w+' does not accept option '([^']+)'", message):
-        return _no_such_option(match[1] or match[2], arguments, options)
+    if match := re.search(r"unrecognized arguments: (\S+)|(?:Group '(\S+)' )?does not accept option '(\S+)'", message):
+        return _no_such_option(".".join(filter(None, match.groups())), arguments, options)
     if match := re.search(r"invalid choice: '([^']+)' \(choose from (.+)\)", message):
         known = re.findall(r"[\w-]+", match[2])
         return f"no command {match[1]!r}{near(match[1], known)}"

@@ -6,7 +6,7 @@ critic detached samples, and the generator a critic in :func:`held`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -14,6 +14,15 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from cm_lightning.core.noise import expand
+
+#: h(r) = r^2 f''(r) for a divergence f, as a function of log r, r the density of the data over that of the samples
+#: (f-distill, Xu et al. 2025).
+DIVERGENCES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "reverse_kl": torch.ones_like,
+    "forward_kl": torch.exp,
+    "jensen_shannon": torch.sigmoid,
+    "hellinger": lambda log_r: torch.exp(log_r / 2) / 4,
+}
 
 
 @contextmanager
@@ -44,7 +53,18 @@ def accuracy(real: Tensor, fake: Tensor) -> Tensor:
     return ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
 
 
-def matching_loss(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
+def matching_weight(logits: Tensor, divergence: str) -> Tensor:
+    """The weight of samples under a divergence other than KL(samples || data), (B,), 1 in the mean (f-distill).
+
+    Args:
+        logits: logits (B,) of a discriminator of the noisy samples, at its best log r.
+        divergence: a name of :data:`DIVERGENCES`. ``forward_kl`` covers the data, ``reverse_kl`` seeks modes.
+    """
+    weight = DIVERGENCES[divergence](logits.detach().float().clamp(-10, 10))  # or one sample may outweigh all
+    return weight / weight.mean()
+
+
+def matching_loss(x: Tensor, real: Tensor, fake: Tensor, weight: Tensor | None = None) -> Tensor:
     """Distribution matching (DMD, Yin et al. 2024, Eqs. 7 and 8): a loss whose gradient is that of KL(samples || data).
 
     Both estimates are of the clean image behind the same noisy sample. Where they agree, the loss is 0.
@@ -53,12 +73,14 @@ def matching_loss(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
         x: samples (B, ...) with gradients.
         real: the estimate of a denoiser of the data (B, ...).
         fake: the estimate of a denoiser of the samples (B, ...).
+        weight: factor on the gradient of each sample, (B,); 1 if None.
 
     Returns:
-        0.5 mean (x - sg(x - g))^2 with g = (fake - real) / mean |x - real|, a scalar.
+        0.5 mean (x - sg(x - g))^2 with g = weight (fake - real) / mean |x - real|, a scalar.
     """
     with torch.no_grad():
         x_0, real, fake = x.float(), real.float(), fake.float()
         scale = (x_0 - real).abs().flatten(1).mean(1).clamp(min=1e-8)
-        goal = x_0 - (fake - real) / expand(scale, x_0)
+        factor = 1 / scale if weight is None else weight / scale
+        goal = x_0 - expand(factor, x_0) * (fake - real)
     return 0.5 * nnf.mse_loss(x.float(), goal)

@@ -22,7 +22,7 @@ from cm_lightning.errors import ConfigError
 from cm_lightning.modules.base import Generators, check_descending
 from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.discriminator import bottleneck_width
-from cm_lightning.modules.matching import DistributionMatching, FakeScore
+from cm_lightning.modules.matching import DistributionMatching, Divergence, FakeScore
 from cm_lightning.modules.teacher import Distilled
 from cm_lightning.states import difference
 
@@ -35,6 +35,8 @@ class DistributionMatchingDistillation(DistributionMatching, Distilled):
         guidance: w of the teacher, c + w (c - u).
         gan_weight, critic_gan_weight: weights of the adversarial losses; with ``gan_weight`` 0 there are none, and the
             data are not seen.
+        divergence: between samples and data; another than ``reverse_kl``, DMD's own, is f-distill (Xu et al. 2025),
+            and takes a ``gan_weight`` above 0.
         critic_lr: learning rate of the fake score; that of the generator if None.
         turns: which network trains at a step; the generator at every fifth if None.
         teacher, start_from_teacher, trust: see :class:`~cm_lightning.modules.distillation.ConsistencyDistillation`.
@@ -52,6 +54,7 @@ class DistributionMatchingDistillation(DistributionMatching, Distilled):
         guidance: float = 0.0,
         gan_weight: float = 3e-3,
         critic_gan_weight: float = 1e-2,
+        divergence: Divergence = "reverse_kl",
         critic_lr: float | None = None,
         turns: Turns | None = None,
         start_from_teacher: bool = True,
@@ -70,7 +73,7 @@ class DistributionMatchingDistillation(DistributionMatching, Distilled):
         self.parameterization, self.levels, self.guidance = parameterization or EDM(), list(levels), guidance
         critic = FakeScore(copy.deepcopy(backbone), bottleneck_width(backbone))
         grid, sigma_data = karras_sigmas(1000, sigma_max=self.levels[0]).float(), self.parameterization.sigma_data
-        self.hold_matching(VE(), grid, sigma_data, critic, gan_weight, critic_gan_weight, turns, critic_lr)
+        self.hold_matching(VE(), grid, sigma_data, critic, gan_weight, critic_gan_weight, divergence, turns, critic_lr)
         self.default_steps = self.steps
         self.hold_teacher(teacher, trust, start_from_teacher)
 

@@ -23,7 +23,7 @@ from cm_lightning.latent.encoder import encoder_of, features_width
 from cm_lightning.latent.few_step import FewStep
 from cm_lightning.latent.student import Student
 from cm_lightning.modules.latent_student import FewStepModule
-from cm_lightning.modules.matching import DistributionMatching, FakeScore
+from cm_lightning.modules.matching import DistributionMatching, Divergence, FakeScore
 
 
 class LatentDistributionMatching(DistributionMatching, FewStepModule):
@@ -34,6 +34,8 @@ class LatentDistributionMatching(DistributionMatching, FewStepModule):
         guidance: w = guidance_scale - 1 of the teacher; 7 for SDXL and 0.75 for SD 1.5 as published.
         gan_weight, critic_gan_weight: weights of the adversarial losses; with ``gan_weight`` 0 there are none, and of
             the data only the captions are used.
+        divergence: between samples and data; another than ``reverse_kl``, DMD's own, is f-distill (Xu et al. 2025),
+            and takes a ``gan_weight`` above 0.
         critic_lr: learning rate of the fake score; that of the generator if None.
         turns: which network trains at a step; the generator at every fifth if None, at every tenth for SD 1.5 as
             published.
@@ -51,6 +53,7 @@ class LatentDistributionMatching(DistributionMatching, FewStepModule):
         guidance: float = 7.0,
         gan_weight: float = 5e-3,
         critic_gan_weight: float = 1e-2,
+        divergence: Divergence = "reverse_kl",
         critic_lr: float | None = None,
         turns: Turns | None = None,
         gradient_checkpointing: bool = False,
@@ -73,7 +76,7 @@ class LatentDistributionMatching(DistributionMatching, FewStepModule):
         )
         self.timesteps, self.guidance = [int(t) for t in timesteps], guidance
         self.hold_matching(
-            base.schedule, torch.arange(total), 1.0, critic, gan_weight, critic_gan_weight, turns, critic_lr
+            base.schedule, torch.arange(total), 1.0, critic, gan_weight, critic_gan_weight, divergence, turns, critic_lr
         )
         self.__dict__["_encoder"] = encoder_of(critic.network)
 

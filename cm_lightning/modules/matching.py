@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from cm_lightning.core.adversarial import discriminator_loss, generator_loss, held, matching_loss
+from cm_lightning.core.adversarial import (
+    DIVERGENCES,
+    discriminator_loss,
+    generator_loss,
+    held,
+    matching_loss,
+    matching_weight,
+)
 from cm_lightning.core.noise import expand, unit_noise
 from cm_lightning.core.path import Path
 from cm_lightning.core.turns import Turns
 from cm_lightning.core.weighting import edm_weight
+from cm_lightning.errors import ConfigError
 from cm_lightning.modules.critic import Losses, WithCritic
 from cm_lightning.modules.discriminator import Head
 
 #: The part of the grid that the gradient of the generator leaves out at each end (DMD, section 3.2).
 _MARGIN = 0.02
 
-Clean: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+Divergence: TypeAlias = Literal["reverse_kl", "forward_kl", "jensen_shannon", "hellinger"]
 
 
 class FakeScore(nn.Module):
@@ -60,6 +67,7 @@ class DistributionMatching(WithCritic):
         critic: FakeScore,
         gan_weight: float,
         critic_gan_weight: float,
+        divergence: Divergence,
         turns: Turns | None,
         critic_lr: float | None,
     ) -> None:
@@ -72,9 +80,18 @@ class DistributionMatching(WithCritic):
             critic: the fake score.
             gan_weight: weight of the adversarial loss of the generator; with 0 data are not needed.
             critic_gan_weight: weight of the adversarial loss of the fake score.
+            divergence: the divergence between samples and data, a name of ``DIVERGENCES``.
             turns: which network trains at a step; the generator at every fifth if None.
             critic_lr: see :class:`WithCritic`.
+
+        Raises:
+            ConfigError: the divergence does not exist, or needs a discriminator where none is trained.
         """
+        if divergence not in DIVERGENCES:
+            raise ConfigError(f"divergence must be one of {', '.join(DIVERGENCES)}, got {divergence!r}")
+        if divergence != "reverse_kl" and not gan_weight:
+            raise ConfigError(f"divergence {divergence} takes the discriminator's logits: set gan_weight above 0")
+        self.divergence = divergence
         self.path, self.grid, self.sigma_data = path, grid, sigma_data
         self.gan_weight, self.critic_gan_weight = gan_weight, critic_gan_weight
         self.hold_critic(critic, turns or Turns(5), critic_lr)
@@ -115,8 +132,10 @@ class DistributionMatching(WithCritic):
     def _generator_loss(self, samples: Tensor, c: Any, generator: torch.Generator | None) -> Tensor:
         with torch.no_grad():
             x_t, t, _ = self._noised(samples, generator, _MARGIN)
-            real, fake = self.real(x_t, t, c), self.fake(x_t, t, c)
-        loss = matching_loss(samples, real, fake)
+            real, fake, weight = self.real(x_t, t, c), self.fake(x_t, t, c), None
+            if self.divergence != "reverse_kl":
+                weight = matching_weight(self.critic.head(self.features(x_t, t, c)), self.divergence)
+        loss = matching_loss(samples, real, fake, weight)
         if not self.gan_weight:
             return loss
         with held(self.critic):

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from cm_lightning.core.adversarial import accuracy, discriminator_loss, generator_loss, held, matching_loss
+from cm_lightning.core.adversarial import (
+    DIVERGENCES,
+    accuracy,
+    discriminator_loss,
+    generator_loss,
+    held,
+    matching_loss,
+    matching_weight,
+)
 from cm_lightning.core.curriculum import Clock
 from cm_lightning.core.noise import karras_sigmas
 from cm_lightning.core.oracle import GaussianOracle
@@ -51,8 +59,26 @@ class TestLosses:
         assert loss == 0
         assert not torch.autograd.grad(loss, x)[0].any()
 
-    def test_its_descent_moves_a_gaussian_to_the_data(self):
-        """Samples N(0, s^2) with the exact denoiser of each s: s goes to 0.5, that of the data."""
+    @pytest.mark.parametrize(
+        ("divergence", "f"),
+        [
+            ("reverse_kl", lambda r: -r.log()),
+            ("forward_kl", lambda r: r * r.log()),
+            ("jensen_shannon", lambda r: r * r.log() - (1 + r) * ((1 + r) / 2).log()),
+            ("hellinger", lambda r: 1 - r.sqrt()),
+        ],
+    )
+    def test_the_weight_of_a_divergence_is_r_squared_times_its_second_derivative(self, divergence, f):
+        r = torch.tensor([0.1, 0.5, 1.0, 2.0, 7.0], dtype=torch.float64)
+        second = torch.func.vmap(torch.func.grad(torch.func.grad(f)))
+        torch.testing.assert_close(DIVERGENCES[divergence](r.log()), r**2 * second(r))
+        weight = matching_weight(r.log(), divergence)
+        assert float(weight.mean()) == pytest.approx(1)
+        torch.testing.assert_close(weight, (r**2 * second(r) / (r**2 * second(r)).mean()).float())
+
+    @pytest.mark.parametrize("divergence", DIVERGENCES)
+    def test_its_descent_moves_a_gaussian_to_the_data(self, divergence):
+        """Samples N(0, s^2) with the exact denoiser and log r of each s: s goes to 0.5, that of the data."""
         s, optimizer = nn.Parameter(torch.tensor(1.5)), None
         optimizer = torch.optim.Adam([s], lr=0.05)
         for _ in range(200):
@@ -61,7 +87,9 @@ class TestLosses:
             noisy = (x + sigma[:, None] * torch.randn(64, 4)).detach()
             real, fake = (noisy * (v / (v + sigma**2))[:, None] for v in (torch.tensor(0.25), s.detach() ** 2))
             optimizer.zero_grad()
-            matching_loss(x, real, fake).backward()
+            of_data, of_samples = (0.25 + sigma**2, s.detach() ** 2 + sigma**2)
+            log_r = 2 * (of_samples / of_data).log() + noisy.square().sum(1) * (1 / of_samples - 1 / of_data) / 2
+            matching_loss(x, real, fake, matching_weight(log_r, divergence)).backward()
             optimizer.step()
         assert float(s.detach()) == pytest.approx(0.5, abs=0.05)
 

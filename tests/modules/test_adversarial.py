@@ -1,11 +1,14 @@
 """Methods with two networks, in pixels: whose gradients reach which, stages, turns, guards, and runs."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 
 from cm_lightning.backbones.mlp import ResidualMLP
 from cm_lightning.backbones.unet import UNet
 from cm_lightning.checkpoint import read_checkpoint
+from cm_lightning.core.adversarial import DIVERGENCES, matching_loss, matching_weight
 from cm_lightning.core.noise import karras_sigmas
 from cm_lightning.core.ode_sampler import integrate
 from cm_lightning.core.schedule import HoldThenCosine
@@ -232,6 +235,21 @@ def test_distribution_matching_has_no_gradient_where_the_fake_score_is_the_teach
     assert not gradients(generator, m.backbone)
 
 
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_divergence_weighs_samples_by_the_discriminator_at_the_same_noise(divergence):
+    m, seen = matching(divergence=divergence, gan_weight=1e-9), []
+    m.setup("fit")
+    m.critic.head.register_forward_hook(lambda module, inputs, logits: seen.append(logits.detach()))
+    with patch("cm_lightning.modules.matching.matching_loss", wraps=matching_loss) as loss:
+        m.losses(*batch(), torch.Generator().manual_seed(0))
+    weight = loss.call_args.args[3]
+    if divergence == "reverse_kl":
+        assert weight is None
+        return
+    torch.testing.assert_close(weight, matching_weight(seen[0], divergence))
+    assert len(set(weight.tolist())) > 1
+
+
 def test_a_generator_draws_in_the_steps_of_its_training():
     m = matching()
     assert m.default_steps == 3
@@ -290,6 +308,8 @@ def test_it_is_rebuilt_from_its_checkpoint_without_the_teacher(make, tmp_path):
         (lambda: lightning(lr_scheduler=torch.optim.lr_scheduler.LinearLR), "lr_scheduler must be a RateSchedule"),
         (lambda: matching(levels=[1.0, 2.0]), "levels must be positive, finite noise levels that descend"),
         (lambda: matching(guidance=-1.0), "guidance must be a finite number of at least 0"),
+        (lambda: matching(divergence="jensen"), "divergence must be one of reverse_kl, forward_kl, "),
+        (lambda: matching(divergence="forward_kl", gan_weight=0.0), "forward_kl takes the .*: set gan_weight above 0"),
         (lambda: matching(gan_weight=-1.0), "gan_weight must be a finite number of at least 0"),
     ],
 )
