@@ -18,6 +18,7 @@ from .backbones.ncsnpp import NCSNpp as NCSNpp
 from .backbones.protocol import Backbone as Backbone
 from .backbones.unet import UNet as UNet
 from .backbones.unet2d import DiffusersUNet as DiffusersUNet
+from .callbacks.bad_steps import SkipBadSteps as SkipBadSteps
 from .callbacks.ema import EMA as EMA
 from .callbacks.export import Export as Export
 from .callbacks.progress import RunProgress as RunProgress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import sys
@@ -152,11 +153,18 @@ def _under(subcommand: str, config: Namespace) -> Namespace:
 
 
 class _CLI(LightningCLI):
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Only the requested subcommand, because building the parsers of the others takes time."""
-        known = LightningCLI.subcommands()
-        return {name: known[name] for name in sys.argv[1:2] if name in known} or known
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
+        """Make the parser of the requested subcommand alone: one above it would check everything once more."""
+        self.asked = next((name for name in sys.argv[1:2] if name in _SUBCOMMANDS), None)
+        if self.asked is None:
+            super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+            return
+        self._subcommand_method_arguments = {}
+        description = inspect.cleandoc(getattr(L.Trainer, self.asked).__doc__).partition("\n")[0]
+        self.parser = self._prepare_subcommand_parser(L.Trainer, self.asked, description=description, **main_kwargs)
+        self._subcommand_parsers = {self.asked: self.parser}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = self.parser_class(**kwargs)
@@ -192,12 +200,10 @@ class _CLI(LightningCLI):
         name_checkpoints(self.config[self.subcommand])
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Let the subcommand's own parser do it, because the one above it would check everything once more."""
-        name, *rest = sys.argv[1:] or [""]
-        if name not in self._subcommand_parsers:
+        if self.asked is None:
             super().parse_arguments(parser, args)
-            return
-        self.config = _under(name, self._subcommand_parsers[name].parse_args(rest))
+        else:
+            self.config = _under(self.asked, parser.parse_args(sys.argv[2:]))
 
     def instantiate_classes(self) -> None:
         name = str(self.subcommand)

@@ -21,6 +21,7 @@ NAMES = {
     "quality": "Quality",
     "save_last": "SaveLast",
     "export": "Export",
+    "bad_steps": "SkipBadSteps",
     "progress": "RunProgress",
 }
 _HELP = """Callbacks by name: {} is one with its defaults, null leaves it out; your own take a new name and a class_path
@@ -33,6 +34,7 @@ Args:
     quality: measures samples.
     save_last: saves checkpoints.
     export: writes what other programs load.
+    bad_steps: leaves out steps whose gradients are not finite.
     progress: shows a bar.
 """
 _LISTED = "trainer.callbacks"

@@ -21,6 +21,13 @@ def of_the_loss(trainer: L.Trainer, step: int) -> str:
     return f"{said}: {_remedy(trainer)}; {_checkpoint_before(trainer)}"
 
 
+def of_a_step_left_out(trainer: L.Trainer, step: int, count: int) -> str:
+    """The line for a step whose gradients are not finite, the last of ``count`` such steps."""
+    said = f"step {step} is left out, because its gradients are not finite ({count} so far)"
+    images = _not_finite(trainer, "train", _images_of_step(trainer, step))
+    return f"{said}: training images are not finite, {_numbers(images)}: repair or remove them" if images else said
+
+
 def of_the_weights(trainer: L.Trainer, step: int) -> str:
     """The line for weights that are not finite at a step."""
     return (

@@ -49,6 +49,8 @@ class TrainedModule(Recorded, L.LightningModule):
     #: How the command line configured this module; saved in its checkpoints so that ``load_module`` can rebuild it.
     #: If None, they hold the arguments that it was built with in Python.
     config: dict[str, Any] | None = None
+    #: Whether a callback looks at the gradients of each step, so that a loss that is not finite does not end the run.
+    skips_bad_steps = False
     #: What follows the trained network, such as an average, in methods that have any.
     followers: tuple[Follower, ...] = ()
 
@@ -169,7 +171,8 @@ class TrainedModule(Recorded, L.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.batch_loss(batch, batch_idx)
-        self._note_failure(loss.detach())
+        if not self.skips_bad_steps:
+            self._note_failure(loss.detach())
         # Lightning's loggers record only these steps; at all others logging would waste time
         n = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if n and (self.trained_steps + 1) % n == 0:
