@@ -1,0 +1,124 @@
+"""Training and sampling on an accelerator, with tensors that have a device and no numbers.
+
+An operation on tensors of two devices raises there, and so does a step that reads a number back from the device. The
+gradients themselves need a real device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+import cm_lightning as C
+from cm_lightning.core.stages import Stage
+from cm_lightning.modules.frozen import Frozen
+
+SHAPE = (1, 8, 8)
+
+
+def network(**options: Any) -> nn.Module:
+    return C.UNet(1, 8, (1, 2), 1, (), num_classes=3, dropout=0.1, **options)
+
+
+def of_two_times() -> nn.Module:
+    return network(noise_embedding=C.TwoTimesEmbedding(8))
+
+
+def teacher() -> Any:
+    return C.DiffusionModule(network(), SHAPE, label_dropout=0.1)
+
+
+METHODS = {
+    "ECT": lambda: C.ConsistencyTraining(network(), SHAPE),
+    "iCT": lambda: C.ConsistencyTraining(network(), SHAPE, C.GridCurriculum(C.DoublingLevels())),
+    "target network": lambda: C.ConsistencyTraining(network(), SHAPE, target_rate=C.ConstantRate(0.9)),
+    "EDM": teacher,
+    "guided": lambda: C.GuidedConsistencyTraining(network(), SHAPE),
+    "CD": lambda: C.ConsistencyDistillation(network(), SHAPE, teacher()),
+    "sCT": lambda: C.ContinuousConsistencyTraining(network(), SHAPE),
+    "sCD": lambda: C.ContinuousConsistencyDistillation(network(), SHAPE, teacher()),
+    "MeanFlow": lambda: C.MeanFlow(of_two_times(), SHAPE),
+    "iMF": lambda: C.ImprovedMeanFlow(of_two_times(), SHAPE),
+    "AlphaFlow": lambda: C.AlphaFlow(of_two_times(), SHAPE),
+    "SoFlow": lambda: C.SoFlow(of_two_times(), SHAPE),
+    "LSD": lambda: C.LagrangianSelfDistillation(of_two_times(), SHAPE),
+    "PSD": lambda: C.ProgressiveSelfDistillation(of_two_times(), SHAPE),
+    "shortcut": lambda: C.ShortcutModel(of_two_times(), SHAPE),
+    "IMM": lambda: C.InductiveMomentMatching(of_two_times(), SHAPE),
+    "Lightning": lambda: C.AdversarialDistillation(network(), SHAPE, teacher(), [Stage(8, 4, "conditional")]),
+}
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
+    """Tensors without numbers; the device's generator is the CPU's."""
+    monkeypatch.setattr("torch.cuda.get_rng_state", lambda device=None: torch.get_rng_state())
+    monkeypatch.setattr("torch.cuda.set_rng_state", lambda state, device=None: None)
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def to_cuda(module: nn.Module, fake: FakeTensorMode) -> None:
+    """Put what ``module.to("cuda")`` would move there, and nothing else."""
+    for part in module.modules():
+        for name, p in part._parameters.items():
+            if p is not None:
+                part._parameters[name] = nn.Parameter(on_cuda(p, fake), p.requires_grad)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = on_cuda(buffer, fake)
+        if isinstance(part, Frozen) and part.__dict__["held"] is not None:
+            to_cuda(part.__dict__["held"], fake)
+
+
+def on_cuda(tensor: torch.Tensor, fake: FakeTensorMode) -> torch.Tensor:
+    with fake:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+
+
+def made(method: str, fake: FakeTensorMode) -> Any:
+    module = METHODS[method]()
+    if hasattr(module, "hold_teacher"):
+        module.setup("fit")  # which starts from the teacher
+    to_cuda(module, fake)
+    return module.train()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_loss_stays_on_its_device_and_reads_nothing_back(method, fake):
+    module = made(method, fake)
+    with fake:
+        x, labels = torch.randn(4, *SHAPE, device="cuda"), torch.randint(3, (4,), device="cuda")
+        loss = module.loss(x, labels)
+    assert (loss.shape, loss.device.type, loss.requires_grad) == ((), "cuda", True)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_samples_are_drawn_on_the_device(method, fake):
+    module = made(method, fake).eval()
+    sigmas = module.default_sigmas(module.default_steps)  # plain numbers
+    with fake, torch.no_grad():
+        z, labels = torch.randn(2, *SHAPE, device="cuda"), torch.randint(3, (2,), device="cuda")
+        images = module.generate(z, labels, sigmas, None)
+    assert (images.shape, images.device.type) == ((2, *SHAPE), "cuda")
+
+
+def test_what_reads_back_or_mixes_devices_is_found(fake):
+    module = made("EDM", fake)
+    with fake:
+        x, labels = torch.randn(4, *SHAPE, device="cuda"), torch.randint(3, (4,), device="cuda")
+        with (
+            patch.object(module, "denoiser", lambda x, *_: x * float(x.mean())),
+            pytest.raises(DataDependentOutputException),
+        ):
+            module.loss(x, labels)
+        with (
+            patch.object(module, "denoiser", lambda x, *_: x + torch.ones(4, *SHAPE)),
+            pytest.raises(RuntimeError, match="cuda:0 and cpu"),
+        ):
+            module.loss(x, labels)
