@@ -170,7 +170,7 @@ class Editor:
             self._unit(noise)  # the noise of the start, which these steps must not draw again
             with evaluated(self.module.backbone):
                 x = self.module.generate(z[rows], self._labels(rows), levels, noise, self.guidance)
-            results.append(x.clamp(-1, 1))
+            results.append(self.module.finished(x, len(levels)))
         return torch.cat(results)
 
     @torch.no_grad()

@@ -53,6 +53,11 @@ def write_pipeline(module: ConsistencyModule, folder: Path) -> None:
         raise ConfigError(
             f"--format diffusers: its pipeline draws squares, but this module draws {shape}: give --format onnx"
         )
+    if module.contrast:
+        raise ConfigError(
+            "--format diffusers: its pipeline does not know the contrast that this module was given: give --format "
+            "onnx, or --format safetensors"
+        )
     levels = (max(own.sigma_min, SIGMA_MIN), module.sigma_max)
     unet = _unet2d_from(module.backbone, shape[-1], own.noise_scale, levels)
     make_scheduler: Any = CMStochasticIterativeScheduler

@@ -22,11 +22,11 @@ class OneStep(nn.Module):
 
     def __init__(self, backbone: nn.Module, module: ConsistencyModule | FlowMapModule) -> None:
         super().__init__()
-        self.backbone, self.one_step = backbone, module.one_step
+        self.backbone, self.one_step, self.finished = backbone, module.one_step, module.finished
 
     def forward(self, z: Tensor, class_label: Tensor | None = None) -> Tensor:
         """(B, C, H, W), (B,) or None -> (B, C, H, W)."""
-        return self.one_step(z, class_label, self.backbone).clamp(-1, 1)
+        return self.finished(self.one_step(z, class_label, self.backbone), 1)
 
 
 def write_onnx(module: ConsistencyModule | FlowMapModule, path: Path) -> None:

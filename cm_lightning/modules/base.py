@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -78,6 +79,8 @@ class GenerativeModule(TrainedModule):
     default_steps = 1
     #: Noise labels that the network is given for each sample.
     noise_labels_given = 1
+    #: The factor on images that were drawn in a number of steps, before they are clipped; 1 for other numbers.
+    contrast: Mapping[int, float] = MappingProxyType({})
 
     def __init__(
         self,
@@ -188,7 +191,11 @@ class GenerativeModule(TrainedModule):
         classes = self.sample_labels(n, labels)
         with evaluated(self.backbone):
             x = self.generate(z, classes, levels, generator, guidance)
-        return x.clamp(-1, 1) if len(self.image_shape) == 3 else x
+        return self.finished(x, len(levels))
+
+    def finished(self, x: Tensor, steps: int) -> Tensor:
+        """Samples x (B, ...) of a number of steps as they are shown: images with their contrast, clipped to [-1, 1]."""
+        return (self.contrast.get(steps, 1.0) * x).clamp(-1, 1) if len(self.image_shape) == 3 else x
 
     def check_guidance(self, guidance: float) -> None:
         """Raise ConfigError unless the network can be guided so."""

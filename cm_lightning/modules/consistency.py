@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -22,6 +22,8 @@ from cm_lightning.errors import ConfigError
 from cm_lightning.modules.base import GenerativeModule, Generators, check_descending, ready
 from cm_lightning.modules.target import TargetNetwork
 
+T = TypeVar("T")
+
 
 class ConsistencyModule(GenerativeModule):
     """A network that maps any point of a trajectory to its clean end (CM, Song et al. 2023).
@@ -34,6 +36,8 @@ class ConsistencyModule(GenerativeModule):
             target (iCT, ECT).
         sigma_max: the level at which sampling starts.
         sampling_sigmas: noise levels for a number of steps, ``{2: [80, 0.821]}``; for others the Karras grid is used.
+        contrast: factors on images of a number of steps, ``{1: 1.5}``. What one step draws is a mean of similar images,
+            which is greyer than each of them.
     """
 
     objective: Chord | Tangent
@@ -52,9 +56,11 @@ class ConsistencyModule(GenerativeModule):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: RateSchedule | LRSchedulerCallable | None = None,
         start_from: str | None = None,
+        contrast: Mapping[int, float] | None = None,
     ) -> None:
         POSITIVE.check(self, sigma_max=sigma_max)
-        levels = checked_levels(sampling_sigmas or {})
+        levels, factors = checked_levels(sampling_sigmas or {}), by_steps(contrast or {}, "contrast")
+        POSITIVE.check(self, **{f"contrast of {steps} steps": factor for steps, factor in factors.items()})
         super().__init__(backbone, image_shape, label_dropout, optimizer, lr_scheduler, start_from)
         self.objective = ready(objective, backbone)
         self.parameterization = parameterization or BoundaryShifted()
@@ -63,7 +69,7 @@ class ConsistencyModule(GenerativeModule):
         self.followers = (self.target_network,) if self.target_network else ()
         self.sigma_max = sigma_max
         check_ascending(self, sigma_min=self.parameterization.sigma_min, sigma_max=sigma_max)
-        self.sampling_sigmas = levels
+        self.sampling_sigmas, self.contrast = levels, factors
 
     def map(self, network: nn.Module | None = None) -> Map:
         """The consistency function of a network (the backbone if None), in the form that the objective takes."""
@@ -113,16 +119,23 @@ class ConsistencyModule(GenerativeModule):
 
 
 def checked_levels(table: Mapping[Any, Sequence[float]]) -> dict[int, list[float]]:
-    """The table of sampling levels by number of steps, after a check; the numbers are text if they come from JSON.
+    """The table of sampling levels by number of steps, after a check.
 
     Raises:
         ConfigError: there are not as many levels as steps.
     """
-    levels = {int(key) if isinstance(key, str) and key.isdecimal() else key: row for key, row in table.items()}
+    levels = by_steps(table, "sampling_sigmas")
     for steps, sigmas in levels.items():
-        COUNT.check(**{"a number of steps in sampling_sigmas": steps})
         option = f"sampling_sigmas of {steps} steps"
         check_descending(sigmas, option)
         if len(sigmas) != steps:
             raise ConfigError(f"{option} must be {steps} noise levels, got {list(sigmas)}")
     return {steps: list(sigmas) for steps, sigmas in levels.items()}
+
+
+def by_steps(table: Mapping[Any, T], option: str) -> dict[int, T]:
+    """A table by numbers of steps, which may be text. Raises ConfigError if they are not whole numbers from 1 up."""
+    numbered = {int(key) if isinstance(key, str) and key.isdecimal() else key: value for key, value in table.items()}
+    for steps in numbered:
+        COUNT.check(**{f"a number of steps in {option}": steps})
+    return numbered

@@ -60,7 +60,7 @@ class GuidedConsistencyTraining(ConsistencyModule):
         curriculum: draws the noise levels t > q, and begins with a :class:`WarmUp`; without one the guide is the
             diffusion model that ``start_from`` names.
         distance, weighting, coupling: see :class:`~cm_lightning.modules.training.ConsistencyTraining`.
-        backbone, image_shape, parameterization, target_rate, sigma_max, sampling_sigmas: see
+        backbone, image_shape, parameterization, target_rate, sigma_max, sampling_sigmas, contrast: see
             :class:`ConsistencyModule`; label_dropout, optimizer, lr_scheduler, start_from: see its bases.
 
     Raises:
@@ -86,6 +86,7 @@ class GuidedConsistencyTraining(ConsistencyModule):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: RateSchedule | LRSchedulerCallable | None = None,
         start_from: str | None = None,
+        contrast: Mapping[int, float] | None = None,
     ) -> None:
         NON_NEGATIVE.check(self, w=w)
         BELOW_ONE.check(self, guide_decay=guide_decay)
@@ -101,7 +102,7 @@ class GuidedConsistencyTraining(ConsistencyModule):
         )
         super().__init__(
             backbone, image_shape, objective, parameterization, target_rate, sigma_max, sampling_sigmas,
-            label_dropout, optimizer, lr_scheduler, start_from,
+            label_dropout, optimizer, lr_scheduler, start_from, contrast,
         )  # fmt: skip
         if not self.num_classes or not label_dropout:
             raise ConfigError("guidance needs a class-conditional backbone and label_dropout above 0: set both")

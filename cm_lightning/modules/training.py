@@ -31,7 +31,7 @@ class ConsistencyTraining(ConsistencyModule):
         distance: distance between the two outputs.
         weighting: weight of the pair of noise levels.
         coupling: pairs the noise of a batch with its images, such as ``OptimalTransport``; independent if None.
-        backbone, image_shape, parameterization, target_rate, sigma_max, sampling_sigmas: see
+        backbone, image_shape, parameterization, target_rate, sigma_max, sampling_sigmas, contrast: see
             :class:`ConsistencyModule`; label_dropout, optimizer, lr_scheduler, start_from: see its bases.
     """
 
@@ -51,6 +51,7 @@ class ConsistencyTraining(ConsistencyModule):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: RateSchedule | LRSchedulerCallable | None = None,
         start_from: str | None = None,
+        contrast: Mapping[int, float] | None = None,
     ) -> None:
         objective = Chord(
             curriculum or ContinuousCurriculum(),
@@ -61,5 +62,5 @@ class ConsistencyTraining(ConsistencyModule):
         )
         super().__init__(
             backbone, image_shape, objective, parameterization, target_rate, sigma_max, sampling_sigmas,
-            label_dropout, optimizer, lr_scheduler, start_from,
+            label_dropout, optimizer, lr_scheduler, start_from, contrast,
         )  # fmt: skip
