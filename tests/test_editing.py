@@ -132,6 +132,7 @@ def test_each_level_is_one_evaluation_except_of_a_diffusion_model(kind, calls):
 @EACH
 def test_interpolation_begins_and_ends_with_samples(kind):
     m, steps = make(kind, 3), 3 if kind == "diffusion" else 1
+    m.contrast = {1: 1.5}
     frames = Editor(m, 5, labels=[1], steps=steps).interpolate([3, 8, 4])
     for place, seed in ((0, 3), (2, 8), (4, 4)):
         sample = m.sample(1, steps, labels=1, generator=generators(seed, [0]))

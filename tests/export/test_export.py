@@ -27,10 +27,10 @@ def adm(num_classes, **options):
     return ADM(**{**sizes, "num_classes": num_classes, **options})
 
 
-def module(backbone, scale=250.0):
+def module(backbone, scale=250.0, **options):
     for p in backbone.parameters():
         torch.nn.init.normal_(p, std=0.05 if p.ndim > 1 else 0.3)
-    return ConsistencyTraining(backbone, SHAPE, parameterization=BoundaryShifted(noise_scale=scale)).eval()
+    return ConsistencyTraining(backbone, SHAPE, parameterization=BoundaryShifted(noise_scale=scale), **options).eval()
 
 
 def write(monkeypatch, m, kind, folder):
@@ -89,7 +89,7 @@ def test_diffusers_samples_are_ours(make, scale, num_classes, tmp_path, monkeypa
 def test_onnx_runtime_draws_what_we_draw(make, num_classes, tmp_path, monkeypatch):
     import onnxruntime
 
-    m = module(make(num_classes), 0.25)
+    m = module(make(num_classes), 0.25, contrast={1: 1.5})
     write(monkeypatch, m, "onnx", tmp_path)
     session = onnxruntime.InferenceSession(tmp_path / "generator.onnx", providers=["CPUExecutionProvider"])
     z = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))  # not the batch it was traced with
@@ -206,6 +206,7 @@ def test_what_a_format_cannot_hold_is_named(tmp_path, monkeypatch):
     refused = [
         (module(adm(0, noise_embedding=FourierEmbedding(128)), 0.25), "diffusers", "changes too quickly with sigma"),
         (module(unet2d(0), 0.25), "diffusers", "has too few channels"),
+        (module(adm(0), contrast={1: 1.5}), "diffusers", "does not know the contrast .* give --format onnx"),
         (module(DDPMpp(3, 16, (1, 2), 1, (1,))), "diffusers", "diffusers has no DDPMpp: networks of the classes ADM"),
         (module(UNet(3, 32)), "diffusers", "diffusers has no UNet: .* give --format onnx or --format safetensors"),
         (module(adm(0, channels=32)), "diffusers", "set norm_groups, or channels of at least 128"),

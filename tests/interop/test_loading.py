@@ -88,6 +88,7 @@ def nested():
         sampling_sigmas={2: (80.0, 1.5)},
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
         label_dropout=0.1,
+        contrast={1: 1.5},
     )
 
 
@@ -97,7 +98,7 @@ def test_a_module_built_in_python_is_built_again_with_all_its_parts(tmp_path):
     again = load_module(path)
     assert torch.equal(draw(again, steps=2), draw(m, steps=2))
     assert (again.parameterization.sigma_data, again.parameterization.noise_scale) == (0.4, 0.5)
-    assert (again.sampling_sigmas, again.label_dropout) == ({2: [80.0, 1.5]}, 0.1)
+    assert (again.sampling_sigmas, again.label_dropout, again.contrast) == ({2: [80.0, 1.5]}, 0.1, {1: 1.5})
     assert again.objective.curriculum.levels.n == 7
     assert again.target_network.rate.mu == 0.5
     assert type(again.objective.distance) is L2

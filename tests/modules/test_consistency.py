@@ -255,6 +255,46 @@ def test_sampling(tmp_path):
         m.sample(1, labels=3)
 
 
+class Constant(torch.nn.Module):
+    """A network whose images have one value."""
+
+    def __init__(self):
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x, noise_label, class_label=None):
+        return self.value.expand_as(x)
+
+
+def test_the_contrast_of_a_number_of_steps_spreads_its_images_before_they_are_clipped():
+    shape, noise = (1, 4, 4), torch.Generator().manual_seed(0)
+    plain = module(backbone=Constant(), image_shape=shape)
+    m = module(backbone=Constant(), image_shape=shape, contrast={"1": 1.5, 2: 0.5})
+    assert m.contrast == {1: 1.5, 2: 0.5}
+    z = torch.randn(3, *shape, generator=noise)
+    drawn = plain.one_step(z, None)
+    for steps, factor in ((1, 1.5), (2, 0.5), (3, 1.0)):
+        torch.testing.assert_close(m.finished(drawn, steps), (factor * drawn).clamp(-1, 1))
+    one = [net.sample(3, 1, generator=torch.Generator().manual_seed(1)) for net in (m, plain)]
+    torch.testing.assert_close(one[0], (1.5 * one[1]).clamp(-1, 1))
+    points = module(contrast={1: 2.0})
+    torch.testing.assert_close(*[p.sample(3, generator=torch.Generator().manual_seed(1)) for p in (points, module())])
+
+
+@pytest.mark.parametrize(
+    ("contrast", "line"),
+    [
+        ({0: 1.5}, "a number of steps in contrast must be"),
+        ({"one": 1.5}, "a number of steps in contrast must be"),
+        ({1: 0.0}, "contrast of 1 steps must be a finite number above 0"),
+        ({2: float("nan")}, "contrast of 2 steps must be a finite number above 0"),
+    ],
+)
+def test_a_contrast_that_cannot_be_is_refused(contrast, line):
+    with pytest.raises(ConfigError, match=line):
+        module(contrast=contrast)
+
+
 def test_sampling_leaves_the_module_in_training_mode_and_the_global_generator_alone():
     m = module().train()
     before = torch.get_rng_state()
