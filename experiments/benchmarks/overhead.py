@@ -1,6 +1,6 @@
-"""The overhead of the Trainer: the full step of the main recipe against a bare PyTorch loop of the same mathematics.
+"""The overhead of the Trainer: a full step of ECT on digits against a bare PyTorch loop of the same mathematics.
 
-    python experiments/benchmarks/overhead.py            the ratio at the size of the main recipe
+    python experiments/benchmarks/overhead.py            the ratio at the size of the recipe
     python experiments/benchmarks/overhead.py --small    a network so small that little else is left to time
 
 The full step has the averaged weights, logging and the progress bar; the bare loop does not. Bare steps are
@@ -24,7 +24,7 @@ from cm_lightning.cli import main
 from cm_lightning.core.curriculum import Clock
 from cm_lightning.modules.training import ConsistencyTraining
 
-CONFIG = Path(__file__).parents[1] / "mnist" / "ct.yaml"
+CONFIG = Path(__file__).parents[1] / "mnist" / "compare" / "ect.yaml"
 WARM = 10  # steps before the clock starts
 
 

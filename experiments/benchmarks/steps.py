@@ -1,0 +1,131 @@
+"""Time and memory of a training step of every method on the same network and batch, as a Markdown table.
+
+    python experiments/benchmarks/steps.py                                    this machine's CPU
+    python experiments/benchmarks/steps.py --device cuda --precision bfloat16 --channels 128 --side 64 --images 64
+
+A step is loss, gradients and Adam. The ratio is that to EDM's step, which is the least: one pass of the network and its
+gradients. Rounds of all methods are interleaved, so that changes in the speed of the machine affect all alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+
+import cm_lightning as C
+from cm_lightning.core.stages import Stage
+from cm_lightning.device import keep_freed_memory
+from cm_lightning.modules.base import GenerativeModule
+
+#: Whether the network takes two times -> a class-conditional network.
+MakeNetwork = Callable[[bool], nn.Module]
+Shape = tuple[int, int, int]
+
+
+def _teacher(network: MakeNetwork, shape: Shape) -> C.DiffusionModule:
+    return C.DiffusionModule(network(False), shape, label_dropout=0.1)
+
+
+METHODS: Mapping[str, Callable[[MakeNetwork, Shape], GenerativeModule]] = {
+    "EDM": _teacher,
+    "ECT": lambda net, shape: C.ConsistencyTraining(net(False), shape),
+    "iCT": lambda net, shape: C.ConsistencyTraining(net(False), shape, C.GridCurriculum(C.DoublingLevels())),
+    "CT with a target network": lambda net, shape: C.ConsistencyTraining(
+        net(False), shape, target_rate=C.ConstantRate(0.9)
+    ),
+    "guided CT": lambda net, shape: C.GuidedConsistencyTraining(net(False), shape),
+    "CD": lambda net, shape: C.ConsistencyDistillation(net(False), shape, _teacher(net, shape)),
+    "sCT": lambda net, shape: C.ContinuousConsistencyTraining(net(False), shape),
+    "sCD": lambda net, shape: C.ContinuousConsistencyDistillation(net(False), shape, _teacher(net, shape)),
+    "MeanFlow": lambda net, shape: C.MeanFlow(net(True), shape),
+    "iMF": lambda net, shape: C.ImprovedMeanFlow(net(True), shape),
+    "alpha-Flow": lambda net, shape: C.AlphaFlow(net(True), shape),
+    "SoFlow": lambda net, shape: C.SoFlow(net(True), shape),
+    "LSD": lambda net, shape: C.LagrangianSelfDistillation(net(True), shape),
+    "PSD": lambda net, shape: C.ProgressiveSelfDistillation(net(True), shape),
+    "shortcut": lambda net, shape: C.ShortcutModel(net(True), shape),
+    "IMM": lambda net, shape: C.InductiveMomentMatching(net(True), shape),
+    "Lightning": lambda net, shape: C.AdversarialDistillation(
+        net(False), shape, _teacher(net, shape), [Stage(8, 4, "conditional")]
+    ),
+    "DMD2": lambda net, shape: C.DistributionMatchingDistillation(net(False), shape, _teacher(net, shape)),
+}
+
+
+class Stepper:
+    """A method that takes steps on one batch."""
+
+    def __init__(self, make: Callable[[], GenerativeModule], shape: Shape, args: argparse.Namespace) -> None:
+        torch.manual_seed(0)
+        self.module, self.device = make().to(args.device), torch.device(args.device)
+        if hasattr(self.module, "hold_teacher"):
+            self.module.setup("fit")  # which starts from the teacher
+        self.module.train()
+        self.precision = getattr(torch, args.precision)
+        self.optimizer = torch.optim.Adam(self.module.trained_parameters(), lr=1e-4)
+        self.x = torch.randn(args.images, *shape, device=self.device).clamp(-1, 1)
+        self.labels = torch.randint(10, (args.images,), device=self.device)
+        self.seconds: list[float] = []
+        self.peak = 0.0
+        self.loss = float("nan")
+
+    def step(self, count: bool = True) -> None:
+        """Take a step."""
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        start = time.perf_counter()
+        low = self.precision != torch.float32
+        with torch.autocast(self.device.type, self.precision) if low else nullcontext():
+            loss = self.module.loss(self.x, self.labels)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.loss = float(loss)  # which waits for the device
+        if on_gpu:
+            torch.cuda.synchronize(self.device)
+            self.peak = torch.cuda.max_memory_allocated(self.device) / 2**30
+        if count:
+            self.seconds.append(time.perf_counter() - start)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--channels", type=int, default=32)
+    parser.add_argument("--side", type=int, default=32, help="pixels of an image along a side")
+    parser.add_argument("--images", type=int, default=16, help="in a batch")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="*", choices=METHODS, default=list(METHODS))
+    args = parser.parse_args()
+    keep_freed_memory()
+    shape = (3, args.side, args.side)
+
+    def network(two_times: bool) -> nn.Module:
+        embedding = C.TwoTimesEmbedding(args.channels) if two_times else None
+        return C.UNet(3, args.channels, num_classes=10, noise_embedding=embedding)
+
+    steppers = {name: Stepper(lambda: METHODS[name](network, shape), shape, args) for name in args.only}  # noqa: B023
+    for stepper in steppers.values():
+        stepper.step(count=False)  # the first step reserves memory
+    for _ in range(args.rounds):
+        for stepper in steppers.values():
+            stepper.step()
+    times = {name: statistics.median(stepper.seconds) for name, stepper in steppers.items()}
+    least = times.get("EDM", min(times.values()))
+    print("| method | ms per step | to EDM | peak GiB | loss |\n|---|---|---|---|---|")
+    for name, stepper in steppers.items():
+        peak = f"{stepper.peak:.2f}" if stepper.peak else ""
+        print(f"| {name} | {1000 * times[name]:.1f} | {times[name] / least:.2f} | {peak} | {stepper.loss:.4g} |")
+
+
+if __name__ == "__main__":
+    main()
