@@ -1,0 +1,109 @@
+"""What a picture is to be: the values of the page's controls, checked."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from cm_lightning.data.decode import read_image
+from cm_lightning.domains import FINITE, NATURAL, POSITIVE, Domain
+from cm_lightning.errors import ConfigError, near
+from cm_lightning.images import to_unit_range
+
+#: The most pixels of a drawing; a model's images have far fewer.
+MOST_PIXELS = 2**22
+_SEED = Domain("a number from 0 to 4294967295", lambda value: 0 <= value < 2**32)
+_STEPS = Domain("a whole number from 1 to 256", lambda value: 1 <= value <= 256, whole=True)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """The values that a picture depends on.
+
+    Args:
+        label: the class; that of the first sample of ``cm-lightning sample`` if None.
+        seed: seed of the noise; between two whole seeds the noise lies on the arc between theirs.
+        steps: evaluations of the network, as of ``sample``; of a diffusion model that redraws, its own number.
+        guidance: as of ``sample``.
+        image: an image file in base64, which is drawn anew; a sample is drawn if None.
+        sigma: the noise level at which drawing anew starts.
+        teacher: whether the teacher draws, with evaluations of its own.
+    """
+
+    label: int | None = None
+    seed: float = 0.0
+    steps: int | None = None
+    guidance: float = 0.0
+    image: str | None = None
+    sigma: float = 5.38
+    teacher: bool = False
+
+    def __post_init__(self) -> None:
+        _SEED.check(seed=self.seed)
+        FINITE.check(guidance=self.guidance)
+        POSITIVE.check(sigma=self.sigma)
+        if self.label is not None:
+            NATURAL.check(label=self.label)
+        if self.steps is not None:
+            _STEPS.check(steps=self.steps)
+        if not isinstance(self.teacher, bool):
+            raise ConfigError(f"teacher must be true or false, got {self.teacher!r}")
+
+    @classmethod
+    def parse(cls, values: object) -> Wish:
+        """Make it from an object of JSON.
+
+        Raises:
+            ConfigError: there are other names, or a value is out of range.
+        """
+        if not isinstance(values, dict):
+            raise ConfigError("give an object: {} has all the defaults")
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"there is no value {name!r}{near(name, known)}; give some of {', '.join(known)}")
+        return cls(**values)
+
+    def drawing(self, shape: Sequence[int]) -> Tensor | None:
+        """The image, resized and cropped for a model of images (C, H, W): (C, H, W) in [-1, 1], or None.
+
+        Raises:
+            ConfigError: it is not base64, or has too many pixels.
+            DataError: it cannot be read as an image.
+        """
+        if self.image is None:
+            return None
+        channels, height, width = shape
+        picture = _decoded(self.image).convert("L" if channels == 1 else "RGB")
+        pixels = np.array(ImageOps.fit(picture, (width, height), Image.Resampling.BOX))
+        return to_unit_range(torch.from_numpy(pixels).reshape(height, width, channels).permute(2, 0, 1))
+
+
+def _decoded(text: object) -> Image.Image:
+    if not isinstance(text, str):
+        raise ConfigError("image must be an image file in base64")
+    try:
+        content = base64.b64decode(text.rpartition(",")[2], validate=True)  # a browser puts "data:image/png;base64,"
+    except (binascii.Error, ValueError) as error:
+        raise ConfigError("image must be an image file in base64") from error
+    width, height = _size(content)
+    if width * height > MOST_PIXELS:
+        raise ConfigError(f"image has {width} x {height} pixels: give at most {MOST_PIXELS:,} in all")
+    return read_image(io.BytesIO(content), "image")
+
+
+def _size(content: bytes) -> tuple[int, int]:
+    """Width and height, from the head of an image file; (0, 0) where reading it will fail anyway."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return image.size
+    except Exception:  # damaged files raise many kinds, and read_image says so
+        return 0, 0
