@@ -1,13 +1,25 @@
 """The pages in a real browser."""
 
+import os
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
+from cm_lightning.export.web import write_page
 from cm_lightning.modules.diffusion import DiffusionModule
+from cm_lightning.modules.mean_flow import MeanFlow
+from cm_lightning.modules.training import ConsistencyTraining
 from tests.browser import Browser, needs_browser
 from tests.test_serve import draw, make, served
 
 pytestmark = needs_browser
+#: The npm package onnxruntime-web, packed or unpacked.
+RUNTIME = Path(os.environ.get("ONNXRUNTIME_WEB", Path(__file__).parents[1] / "node_modules/onnxruntime-web"))
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +130,81 @@ def test_a_page_without_classes_and_a_server_that_does_not_answer(browser):
         browser.wait("!document.getElementById('problem').hidden")
         told = browser.run("return document.getElementById('problem').textContent")
         assert told == "The server does not answer. Does cm-lightning serve still run?"
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def static(tmp_path):
+    """The address at which a folder is served."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.mark.skipif(not RUNTIME.exists(), reason="ONNXRUNTIME_WEB does not name the npm package onnxruntime-web")
+@pytest.mark.parametrize("kind", [ConsistencyTraining, MeanFlow])
+def test_the_exported_page_draws_what_torch_draws(kind, browser, static, tmp_path):
+    m = make(kind, label_dropout=0.1) if kind is ConsistencyTraining else make(kind, channels=3, num_classes=0)
+    write_page(m, tmp_path, RUNTIME)
+    browser.open(f"{static}?backend=wasm")
+    browser.wait("!document.getElementById('picture').hidden || !document.getElementById('problem').hidden")
+    assert browser.run("return document.getElementById('problem').textContent") == ""
+    assert browser.run("return document.getElementById('cost').textContent").endswith("by WebAssembly")
+
+    z = torch.randn(1, *m.image_shape)
+    drawn = browser.run(
+        "return draw(Float32Array.from(arguments[0]), 2).then((values) => [...values])", z.flatten().tolist()
+    )
+    labels = torch.tensor([2]) if m.num_classes else None
+    with torch.no_grad():
+        expected = m.one_step(z, labels).clamp(-1, 1)
+    assert expected.std() > 0.05
+    torch.testing.assert_close(torch.tensor(drawn).reshape(expected.shape), expected, rtol=0, atol=1e-3)
+
+    shown = "document.getElementById('picture').toDataURL()"
+    first = browser.run(f"return {shown}")
+    move(browser, "seed", 3.5)
+    browser.wait(f"{shown} !== '{first}'")
+    if m.num_classes:
+        browser.wait("!busy")
+        first = browser.run(f"return {shown}")
+        assert browser.run("return [...document.querySelectorAll('#classes button')].map((b) => b.textContent)") == [
+            "0", "1", "2", "any"
+        ]  # fmt: skip
+        browser.run("document.querySelectorAll('#classes button')[2].click()")
+        browser.wait(f"{shown} !== '{first}'")
+
+
+def mulberry32(seed):
+    """The generator, by its published definition, for comparison."""
+    counter = seed
+    while True:
+        counter = (counter + 0x6D2B79F5) % 2**32
+        bits = ((counter ^ counter >> 15) * (counter | 1)) % 2**32
+        bits ^= (bits + (bits ^ bits >> 7) * (bits | 61)) % 2**32
+        yield (bits ^ bits >> 14) / 2**32
+
+
+def test_the_noise_of_the_exported_page_is_as_documented(browser, static, tmp_path):
+    write_page(make(), tmp_path)
+    browser.open(static)
+    browser.wait("!document.getElementById('problem').hidden")  # there is no runtime
+    told = browser.run("return document.getElementById('problem').textContent")
+    assert told.startswith("The network or its runtime could not be loaded: ")
+
+    numbers = mulberry32(7)
+    u, v = np.array([next(numbers) for _ in range(10)]).reshape(5, 2).T
+    expected = np.sqrt(-2 * np.log(1 - u)) * np.stack([np.cos(2 * np.pi * v), np.sin(2 * np.pi * v)])
+    found = browser.run("return [...noiseOf(7, 9)]")
+    np.testing.assert_allclose(found, expected.T.ravel()[:9], rtol=1e-12)
+
+    many = np.array(browser.run("return [0, 0.5, 1].map((seed) => [...noiseAt(seed, 4000)])"))
+    np.testing.assert_allclose(many.std(1), 1, atol=0.04)
+    np.testing.assert_allclose(many.mean(1), 0, atol=0.05)
+    assert abs(np.corrcoef(many)[0, 2]) < 0.05
+    np.testing.assert_allclose(many[1], (many[0] + many[2]) / 2**0.5, atol=0.1)
