@@ -40,9 +40,7 @@ def write_page(module: ConsistencyModule | FlowMapModule, folder: Path, runtime:
     """
     shape = module.image_shape
     if len(shape) != 3 or shape[0] not in (1, 3):
-        raise ConfigError(
-            f"--format web shows grey or colour images, but this module draws {shape}: give --format onnx"
-        )
+        raise ConfigError(f"--format web shows grey or colour images, but this model draws {shape}: give --format onnx")
     files = {} if runtime is None else _runtime(runtime)
     write_onnx(module, folder / "model.onnx")
     description = {

@@ -116,10 +116,16 @@ function classes() {
   }
 }
 
+/** Whether there is a graphics card behind WebGPU; one that is computed by the processor is slower than WebAssembly. */
+async function hasGpu() {
+  const adapter = await navigator.gpu?.requestAdapter();
+  return Boolean(adapter) && !(adapter.info?.isFallbackAdapter ?? adapter.isFallbackAdapter);
+}
+
 /** Load the runtime and the network: by WebGPU where the browser has it, else by WebAssembly. */
 async function load() {
   const wanted = new URLSearchParams(location.search).get("backend");
-  if (model.webgpu && wanted !== "wasm" && await navigator.gpu?.requestAdapter()) {
+  if (model.webgpu && wanted !== "wasm" && await hasGpu()) {
     try {
       ort = await import("./runtime/ort.webgpu.min.mjs");
       session = await ort.InferenceSession.create("model.onnx", { executionProviders: ["webgpu"] });
