@@ -78,7 +78,7 @@ def test_the_live_page_draws_while_controls_move(browser):
         assert browser.run("return document.getElementById('clear').disabled") is False
         browser.wait("!student.busy")
         shown = browser.run(f"return {image('student')}")
-        move(browser, "sigma", 0)
+        move(browser, "noise", 0)
         changed(browser, "student", shown)
 
         delays = browser.run("return window.delays")

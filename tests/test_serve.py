@@ -25,7 +25,8 @@ from cm_lightning.images import to_pixels, to_unit_range
 from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.mean_flow import MeanFlow
 from cm_lightning.modules.training import ConsistencyTraining
-from cm_lightning.serve.painter import Model, Painter
+from cm_lightning.serve.painter import Painter
+from cm_lightning.serve.samples import SampleDrawer
 from cm_lightning.serve.server import MOST_AT_ONCE, MOST_BYTES, Server
 from cm_lightning.serve.wish import MOST_PIXELS, Wish
 from tests.helpers import module as points_module
@@ -47,7 +48,7 @@ def make(kind=ConsistencyTraining, channels=1, num_classes=3, **options):
 @contextmanager
 def served(module, teacher=None):
     """A server in a thread, on a port that the system chooses."""
-    painter = Painter(Model(module, "runs/x"), teacher and Model(teacher, "runs/t"))
+    painter = Painter(SampleDrawer(module, "runs/x"), teacher and SampleDrawer(teacher, "runs/t"))
     with Server(painter, port=0) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -159,7 +160,7 @@ def test_noise_between_two_seeds_is_as_strong_as_that_of_either():
 def test_a_drawing_is_drawn_anew(kind, text):
     m = make(kind)
     image = ("data:image/png;base64," if text == "of a browser" else "") + encoded(PIXELS)
-    picture = Model(m, "x").draw(Wish(label=1, seed=5, image=image, sigma=2.0), 2)
+    picture = SampleDrawer(m, "x").draw(Wish(label=1, seed=5, image=image, sigma=2.0), 2)
     level = m.objective.trajectory.path.level(torch.tensor(2.0)).item() if kind is MeanFlow else 2.0
     ratio = 2.24 / 5.38
     second = m.objective.trajectory.path.level(torch.tensor(2.0 * ratio)).item() if kind is MeanFlow else 2.0 * ratio
@@ -206,6 +207,9 @@ def test_a_drawing_of_another_size_and_colour_is_fitted():
         ('{"guidance": Infinity}', "guidance must be a finite number"),
         ('{"sigma": 0}', "sigma must be a finite number above 0"),
         (json.dumps({"sigma": 900, "image": encoded(PIXELS)}), "sigmas must lie in 0.002 ... 80"),
+        ('{"strength": 0}', "strength must be a number in (0, 1]"),
+        ('{"prompt": 3}', "prompt must be text"),
+        ('{"prompt": "a 3"}', "prompt: this model does not take one"),
         ('{"teacher": 1}', "teacher must be true or false"),
         ('{"image": 3}', "image must be an image file in base64"),
         ('{"image": "%%%"}', "image must be an image file in base64"),
@@ -275,8 +279,8 @@ def test_the_model_is_described(server):
     status, content = ask(server, path="/model", method="GET")
     assert status == 200
     assert json.loads(content) == {
-        "name": "runs/x", "shape": [1, 8, 8], "classes": 3, "guided": True, "steps": [1, 2, 4, 8], "default_steps": 1,
-        "sigmas": [0.2, 40.0], "sigma": 5.38, "teacher": "runs/t",
+        "name": "runs/x", "shape": [1, 8, 8], "classes": 3, "guidance": [0.0, 4.0, 0.0], "steps": [1, 2, 4, 8],
+        "default_steps": 1, "noise": {"name": "sigma", "range": [0.2, 40.0], "value": 5.38}, "teacher": "runs/t",
     }  # fmt: skip
 
 
@@ -321,9 +325,9 @@ def test_an_error_of_ours_is_a_line_there_and_here(server, monkeypatch, capsys):
 
 
 def test_a_model_without_classes_and_teacher():
-    painter = Painter(Model(make(num_classes=0, channels=3), "x"))
+    painter = Painter(SampleDrawer(make(num_classes=0, channels=3), "x"))
     told = painter.describe()
-    assert (told["classes"], told["guided"], told["teacher"], told["shape"]) == (0, False, None, (3, 8, 8))
+    assert (told["classes"], told["guidance"], told["teacher"], told["shape"]) == (0, None, None, (3, 8, 8))
     assert painter.draw(Wish()).evaluations == 1
     with pytest.raises(ConfigError, match="there is no teacher: start the server with --teacher"):
         painter.draw(Wish(teacher=True))
@@ -334,7 +338,7 @@ def test_a_model_without_classes_and_teacher():
 
 
 def test_a_diffusion_model_is_its_own_teacher():
-    painter = Painter(Model(make(DiffusionModule), "x"))
+    painter = Painter(SampleDrawer(make(DiffusionModule), "x"))
     told = painter.describe()
     assert (told["teacher"], told["steps"], told["default_steps"]) == ("x", [5, 7, 9, 17], 5)
     assert painter.draw(Wish(steps=5)).evaluations == 5
@@ -342,7 +346,7 @@ def test_a_diffusion_model_is_its_own_teacher():
 
 
 def test_a_teacher_without_label_dropout_is_not_guided():
-    painter = Painter(Model(make(label_dropout=0.1), "x"), Model(make(), "t"))
+    painter = Painter(SampleDrawer(make(label_dropout=0.1), "x"), SampleDrawer(make(), "t"))
     assert painter.draw(Wish(guidance=1.0)).evaluations == 2
     assert painter.draw(Wish(guidance=1.0, teacher=True)).evaluations == 1
 
@@ -350,10 +354,10 @@ def test_a_teacher_without_label_dropout_is_not_guided():
 @pytest.mark.parametrize(
     ("make_painter", "said"),
     [
-        (lambda: Painter(Model(points_module(), "x")), "x does not draw grey or colour images"),
+        (lambda: Painter(SampleDrawer(points_module(), "x")), "x does not draw grey or colour images"),
         (
-            lambda: Painter(Model(make(), "x"), Model(make(num_classes=0), "t")),
-            "t draws 8 x 8 pixels, 1 channel, but x 8 x 8 pixels, 1 channel, 3 classes: give models of one kind",
+            lambda: Painter(SampleDrawer(make(), "x"), SampleDrawer(make(num_classes=0), "t")),
+            "--teacher t draws 8 x 8 pixels, 1 channel, but x draws 8 x 8 pixels, 1 channel, 3 classes: give models",
         ),
     ],
 )
@@ -403,6 +407,23 @@ def test_the_command_says_where_the_page_is_and_ends_by_ctrl_c(command, monkeypa
     assert said.err == ""
     command("--host=0.0.0.0", "--teacher=t")
     assert capsys.readouterr().err == "note: whoever reaches this machine can use the page\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("", "give either --ckpt_path, a checkpoint, or --pipeline"),
+        ("--ckpt_path=x --pipeline=y", "give either --ckpt_path, a checkpoint, or --pipeline"),
+        ("--ckpt_path=x --lora=y", "--lora belongs to --pipeline: leave it out"),
+        ("--ckpt_path=x --dtype=float16", "--dtype belongs to --pipeline: leave it out"),
+        ("--pipeline=x --weights=raw", "--weights belongs to --ckpt_path: leave it out"),
+        ("--pipeline=x --trust=y", "--trust belongs to --ckpt_path: leave it out"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(line, said, capsys):
+    with pytest.raises(SystemExit):
+        serve.main(line.split())
+    assert f"error: {said}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("port", ["-1", "65536", "x", "1.5"])

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from cm_lightning.data.decode import read_image
-from cm_lightning.domains import FINITE, NATURAL, POSITIVE, Domain
+from cm_lightning.domains import FINITE, NATURAL, POSITIVE, SHARE, Domain
 from cm_lightning.errors import ConfigError, near
 from cm_lightning.images import to_unit_range
 
@@ -30,30 +30,38 @@ class Wish:
 
     Args:
         label: the class; that of the first sample of ``cm-lightning sample`` if None.
+        prompt: the prompt, for a text-to-image model.
         seed: seed of the noise; between two whole seeds the noise lies on the arc between theirs.
         steps: evaluations of the network, as of ``sample``; of a diffusion model that redraws, its own number.
-        guidance: as of ``sample``.
+        guidance: as of ``sample``; none if None.
         image: an image file in base64, which is drawn anew; a sample is drawn if None.
         sigma: the noise level at which drawing anew starts.
+        strength: its counterpart for a text-to-image model, the share of the steps that are taken.
         teacher: whether the teacher draws, with evaluations of its own.
     """
 
     label: int | None = None
+    prompt: str | None = None
     seed: float = 0.0
     steps: int | None = None
-    guidance: float = 0.0
+    guidance: float | None = None
     image: str | None = None
     sigma: float = 5.38
+    strength: float = 0.5
     teacher: bool = False
 
     def __post_init__(self) -> None:
         _SEED.check(seed=self.seed)
-        FINITE.check(guidance=self.guidance)
         POSITIVE.check(sigma=self.sigma)
+        SHARE.check(strength=self.strength)
+        if self.guidance is not None:
+            FINITE.check(guidance=self.guidance)
         if self.label is not None:
             NATURAL.check(label=self.label)
         if self.steps is not None:
             _STEPS.check(steps=self.steps)
+        if not isinstance(self.prompt, str | None):
+            raise ConfigError(f"prompt must be text, got {self.prompt!r}")
         if not isinstance(self.teacher, bool):
             raise ConfigError(f"teacher must be true or false, got {self.teacher!r}")
 

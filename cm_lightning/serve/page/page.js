@@ -71,7 +71,10 @@ let student = null, teacher = null;
 let version = 0;
 
 function values() {
-  return painting.used ? { ...wish, image: painting.canvas.toDataURL("image/png") } : wish;
+  if (!painting.used) return wish;
+  const { canvas } = painting;
+  const kind = canvas.width * canvas.height > 320 ** 2 ? "image/jpeg" : "image/png"; // a large PNG of a photo is long
+  return { ...wish, image: canvas.toDataURL(kind, 0.95) };
 }
 
 function update() {
@@ -143,7 +146,7 @@ const painting = {
 
   use(used) {
     this.used = used;
-    element("clear").disabled = element("sigma").disabled = !used;
+    element("clear").disabled = element("noise").disabled = !used;
   },
 
   /** Where an event of the pointer is, in pixels of the canvas. */
@@ -211,7 +214,7 @@ const painting = {
 function classes(model) {
   const parent = element("classes");
   parent.hidden = false;
-  const any = model.guided ? [model.classes] : [];
+  const any = model.guidance ? [model.classes] : [];
   if (model.classes <= 20) {
     const values = [...Array(model.classes).keys(), ...any];
     choice(parent, values, 0, (value) => value === model.classes ? "any" : value, (value) => {
@@ -230,21 +233,41 @@ function classes(model) {
   parent.append(input);
 }
 
+function prompt() {
+  element("prompt-row").hidden = false;
+  wish.prompt = element("prompt").value;
+  element("prompt").addEventListener("input", () => { wish.prompt = element("prompt").value; update(); });
+}
+
+function guidance(range) {
+  element("guidance-row").hidden = !range;
+  if (!range) return;
+  const [min, max, value] = range;
+  Object.assign(element("guidance"), { min, max, value });
+  slider("guidance", () => wish.guidance.toFixed(2), (value) => { wish.guidance = value; });
+}
+
+/** The slider of the noise over a drawing: its logarithm moves evenly. */
+function noise({ name, range: [low, high], value }) {
+  element("noise").value = Math.log(value / low) / Math.log(high / low);
+  slider("noise", () => wish[name].toFixed(name === "sigma" ? 1 : 2), (place) => {
+    wish[name] = low * (high / low) ** place;
+  });
+}
+
 async function start() {
   const model = await (await fetch("model")).json();
   element("model").textContent = model.name;
   if (model.classes) classes(model);
+  if (model.prompt) prompt();
   choice(element("steps"), model.steps, model.default_steps, String, (value) => {
     wish.steps = value;
     update();
   });
   painting.begin(model.shape);
   slider("seed", () => wish.seed.toFixed(2), (value) => { wish.seed = value; });
-  element("guidance-row").hidden = !model.guided;
-  if (model.guided) slider("guidance", () => wish.guidance.toFixed(2), (value) => { wish.guidance = value; });
-  const [low, high] = model.sigmas;
-  element("sigma").value = Math.log(model.sigma / low) / Math.log(high / low);
-  slider("sigma", () => wish.sigma.toFixed(1), (value) => { wish.sigma = low * (high / low) ** value; });
+  guidance(model.guidance);
+  noise(model.noise);
   element("teacher").hidden = !model.teacher;
   if (model.teacher) teacher = new Channel(element("teacher"), true);
   student = new Channel(element("student"), false);
