@@ -14,8 +14,11 @@ from cm_lightning.export.web import write_page
 from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.mean_flow import MeanFlow
 from cm_lightning.modules.training import ConsistencyTraining
+from cm_lightning.serve.drawer import Drawer
+from cm_lightning.serve.painter import Painter
+from cm_lightning.serve.wish import Wish
 from tests.browser import Browser, needs_browser
-from tests.test_serve import draw, make, served
+from tests.test_serve import draw, make, served, serving
 
 pytestmark = needs_browser
 #: The npm package onnxruntime-web, packed or unpacked.
@@ -130,6 +133,67 @@ def test_a_page_without_classes_and_a_server_that_does_not_answer(browser):
         browser.wait("!document.getElementById('problem').hidden")
         told = browser.run("return document.getElementById('problem').textContent")
         assert told == "The server does not answer. Does cm-lightning serve still run?"
+
+
+def test_a_class_of_many_is_typed(browser):
+    with served(make(num_classes=30)) as server:
+        browser.open(server.url)
+        browser.wait(cost("student"))
+        shown = browser.run(f"return {image('student')}")
+        browser.run(
+            "const e = document.querySelector('#classes input');"
+            "for (const value of ['', '99', '25']) { e.value = value; e.dispatchEvent(new Event('input')) }"
+        )
+        changed(browser, "student", shown)
+        np.testing.assert_array_equal(pixels(browser), draw(server, label=25)[0])
+
+
+class Echo(Drawer):
+    """In place of a text-to-image model: the brightness of its pictures is the length of the prompt."""
+
+    kind = "anything"
+
+    def __init__(self):
+        super().__init__(torch.nn.Identity(), "runs/x", (3, 512, 512))
+        self.seen = []
+
+    def pixels(self, wish, steps, drawing):
+        self.seen.append((wish, drawing))
+        return torch.full((3, 16, 16), len(wish.prompt), dtype=torch.uint8)
+
+    def controls(self):
+        noise = {"name": "strength", "range": [0.1, 1.0], "value": 0.5}
+        return {
+            "prompt": True,
+            "classes": 0,
+            "guidance": [1, 8, 1],
+            "steps": [2, 4],
+            "default_steps": 4,
+            "noise": noise,
+        }
+
+
+def test_the_page_of_a_text_to_image_model(browser):
+    echo = Echo()
+    with serving(Painter(echo)) as server:
+        browser.open(server.url)
+        browser.wait(cost("student"))
+        shown = browser.run(f"return {image('student')}")
+        assert browser.run("return document.getElementById('classes').hidden") is True
+        browser.run(
+            "const e = document.getElementById('prompt'); e.value = 'a lighthouse'; e.dispatchEvent(new Event('input'))"
+        )
+        changed(browser, "student", shown)
+        assert (pixels(browser) == len("a lighthouse")).all()
+        assert echo.seen[-1] == (Wish(prompt="a lighthouse", steps=4, guidance=1, strength=0.5), None)
+
+        browser.drag("#canvas", (0.1, 0.5), (0.9, 0.5))
+        browser.wait("!student.busy")
+        drawing = echo.seen[-1][1]
+        assert drawing.shape == (3, 512, 512)
+        assert drawing[:, 256, 100:400].max() < -0.5  # a dark stroke
+        assert drawing[:, :200].min() > 0.9  # on white
+        assert browser.run("return document.getElementById('problem').hidden") is True
 
 
 class Quiet(SimpleHTTPRequestHandler):

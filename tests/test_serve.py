@@ -45,10 +45,14 @@ def make(kind=ConsistencyTraining, channels=1, num_classes=3, **options):
     return m.eval()
 
 
-@contextmanager
 def served(module, teacher=None):
+    """A server of a module and its teacher."""
+    return serving(Painter(SampleDrawer(module, "runs/x"), teacher and SampleDrawer(teacher, "runs/t")))
+
+
+@contextmanager
+def serving(painter):
     """A server in a thread, on a port that the system chooses."""
-    painter = Painter(SampleDrawer(module, "runs/x"), teacher and SampleDrawer(teacher, "runs/t"))
     with Server(painter, port=0) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()

@@ -251,7 +251,7 @@ function guidance(range) {
 function noise({ name, range: [low, high], value }) {
   element("noise").value = Math.log(value / low) / Math.log(high / low);
   slider("noise", () => wish[name].toFixed(name === "sigma" ? 1 : 2), (place) => {
-    wish[name] = low * (high / low) ** place;
+    wish[name] = Number((low * (high / low) ** place).toFixed(3));
   });
 }
 
