@@ -84,12 +84,38 @@ def test_the_live_page_draws_while_controls_move(browser):
         move(browser, "noise", 0)
         changed(browser, "student", shown)
 
+        shown = browser.run(f"return {image('student')}")
+        browser.run(_DROP)
+        shown = changed(browser, "student", shown)
+        browser.wait("!student.busy")
+        white = browser.run("return painting.pen.getImageData(5, 5, 1, 1).data[0]")
+        assert white == 255
+
+        shown = browser.run(f"return {image('student')}")
+        browser.run("document.getElementById('clear').click()")
+        changed(browser, "student", shown)
+        np.testing.assert_array_equal(pixels(browser), draw(server, seed=7, label=2, steps=4)[0])
+
         delays = browser.run("return window.delays")
         assert delays
         assert all(0 < delay < 20_000 for delay in delays)
         told = browser.run("return document.querySelector('#student .delay').textContent")
         assert told.startswith("on the screen ")
         assert browser.run("return document.getElementById('problem').hidden") is True
+
+
+#: Drop a white image on the page.
+_DROP = """
+const canvas = document.createElement("canvas");
+canvas.getContext("2d").fillStyle = "#ffffff";
+canvas.getContext("2d").fillRect(0, 0, 300, 150);
+return new Promise((done) => canvas.toBlob((blob) => {
+  const dataTransfer = new DataTransfer();
+  dataTransfer.items.add(new File([blob], "white.png", { type: "image/png" }));
+  window.dispatchEvent(new DragEvent("drop", { dataTransfer }));
+  done();
+}));
+"""
 
 
 def pixels(browser):

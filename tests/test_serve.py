@@ -218,8 +218,11 @@ def test_a_drawing_of_another_size_and_colour_is_fitted():
         ('{"image": 3}', "image must be an image file in base64"),
         ('{"image": "%%%"}', "image must be an image file in base64"),
         ('{"image": "\u00e4"}', "image must be an image file in base64"),
-        ('{"image": ""}', "image cannot be read as an image"),
-        ('{"image": "AAAA"}', "image cannot be read as an image"),
+        ('{"image": ""}', "image cannot be read: give a file of PNG, JPEG, WEBP, GIF, BMP"),
+        ('{"image": "AAAA"}', "image cannot be read: give a file of PNG"),
+        (json.dumps({"image": encoded(PIXELS)[:60]}), "image cannot be read"),
+        (json.dumps({"image": encoded(PIXELS, "EPS")}), "image cannot be read: give a file of PNG"),
+        (json.dumps({"image": encoded(PIXELS, "TIFF")}), "image cannot be read: give a file of PNG"),
     ],
 )
 def test_a_bad_wish_is_refused_in_one_line(body, said, server):

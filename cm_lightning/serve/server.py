@@ -109,6 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     server: Server
     protocol_version = "HTTP/1.1"
+    server_version, sys_version = "cm-lightning", ""
     timeout = _SILENCE_S
     disable_nagle_algorithm = True  # or an answer may wait for the other side's acknowledgement
     wbufsize = -1  # head and body leave in one packet

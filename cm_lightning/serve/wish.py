@@ -20,6 +20,8 @@ from cm_lightning.images import to_unit_range
 
 #: The most pixels of a drawing; a model's images have far fewer.
 MOST_PIXELS = 2**22
+#: What a stranger may have decoded. Others start programs: Pillow leaves EPS to Ghostscript.
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 _SEED = Domain("a number from 0 to 4294967295", lambda value: 0 <= value < 2**32)
 _STEPS = Domain("a whole number from 1 to 256", lambda value: 1 <= value <= 256, whole=True)
 
@@ -109,9 +111,9 @@ def _decoded(text: object) -> Image.Image:
 
 
 def _size(content: bytes) -> tuple[int, int]:
-    """Width and height, from the head of an image file; (0, 0) where reading it will fail anyway."""
+    """Width and height, from the head of an image file."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             return image.size
-    except Exception:  # damaged files raise many kinds, and read_image says so
-        return 0, 0
+    except Exception as error:  # damaged files raise many kinds
+        raise ConfigError(f"image cannot be read: give a file of {', '.join(_FORMATS)}") from error

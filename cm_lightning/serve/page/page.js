@@ -48,10 +48,11 @@ const painted = () => new Promise((resolve) => requestAnimationFrame(() => resol
 
 /** The server's picture, or null if it refuses or is gone. */
 async function draw(values) {
+  const post = () => fetch("draw", {
+    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(values),
+  });
   try {
-    const answer = await fetch("draw", {
-      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(values),
-    });
+    const answer = await post().catch(post); // a connection that was idle for long may be closed by now
     const content = await answer.json();
     tell(content.error);
     return answer.ok ? content : null;
