@@ -14,11 +14,12 @@ _TRAINER = ("fit", "validate", "test", "predict")
 _COMMANDS = {
     "sample": "draw images from a checkpoint",
     "edit": "inpaint, enlarge, colour, denoise and interpolate images",
+    "serve": "draw in the browser while a slider or the pen moves",
     "search": "find the noise levels of a few steps for a checkpoint",
     "evaluate": "measure text-to-image models over steps and guidance scales",
     "compare": "compare several runs by tables, curves and samples",
     "sweep": "run a W&B sweep file on this machine alone",
-    "export": "write weights for diffusers, ONNX Runtime, or as safetensors",
+    "export": "write weights for diffusers, ONNX Runtime, a web page, or as safetensors",
     "self-consistency": "check numerically that the consistency function is well defined",
     "train-judge": "train the classifier of digits that measures samples",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,12 +42,19 @@ def sheet(images: Tensor, columns: int = 10, scale: int = 1) -> Tensor:
 def write_png(path: str | Path, pixels: Tensor) -> None:
     """Write a uint8 image (3, H, W) or (1, H, W)."""
     with replacing(path) as temporary:
-        Image.fromarray(_rgb(pixels).permute(1, 2, 0).contiguous().numpy()).save(temporary)
+        _picture(_rgb(pixels)).save(temporary)
+
+
+def png_bytes(pixels: Tensor) -> bytes:
+    """The PNG file of a uint8 image (3, H, W) or (1, H, W)."""
+    buffer = io.BytesIO()
+    _picture(_rgb(pixels)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def write_gif(path: str | Path, frames: Sequence[Tensor], milliseconds: int = 120) -> None:
     """Write an animation of uint8 images (3, H, W), each shown for a time, which repeats."""
-    first, *others = [Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()) for frame in frames]
+    first, *others = map(_picture, frames)
     with replacing(path) as temporary:
         first.save(temporary, save_all=True, append_images=others, duration=milliseconds, loop=0)
 
@@ -62,6 +70,10 @@ def _grid(pixels: Tensor, columns: int) -> Tensor:
         y, x = i // columns * height + _LINE, i % columns * width + _LINE
         grid[:, y : y + image.shape[1], x : x + image.shape[2]] = image
     return grid
+
+
+def _picture(pixels: Tensor) -> Image.Image:
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
 def _rgb(pixels: Tensor) -> Tensor:

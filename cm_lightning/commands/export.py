@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -20,7 +21,13 @@ _USE = {
     "With more steps it takes noise levels of its own grid, which are not those of `module.sample`.",
     "onnx": "`generator.onnx` maps `noise` (B, C, H, W) of unit variance, and `class_label` (B,) int64 where there are "
     "classes, to `image` in [-1, 1], in one evaluation.",
+    "web": "Put the folder on any static host, or run `python -m http.server` in it and open `localhost:8000`. The "
+    "page runs `model.onnx` in the browser by ONNX Runtime Web, whose files in `runtime` are under the MIT licence.",
 }
+_NO_RUNTIME = (
+    "note: --output {} does not hold ONNX Runtime Web yet, which the page needs: run 'npm pack onnxruntime-web', and "
+    "export again with --runtime onnxruntime-web-VERSION.tgz --overwrite\n"
+)
 
 
 def _parser() -> CommandParser:
@@ -30,6 +37,9 @@ def _parser() -> CommandParser:
     parser.add_argument("--output", type=Path, required=True, help="the folder to write to, new or empty")
     parser.add_argument("--overwrite", action="store_true", help="write to a folder that already holds files")
     parser.add_argument("--weights", choices=("ema", "raw"), help="default: the averaged ones if there are any")
+    parser.add_argument(
+        "--runtime", type=Path, help="of --format web: the npm package onnxruntime-web, its .tgz or its folder"
+    )
     parser.add_argument("--license", default="unknown", help="of the weights, for the card: an SPDX identifier")
     parser.add_argument("--trust", action="append", default=[], help="a package the checkpoint may take classes from")
     return parser
@@ -37,7 +47,10 @@ def _parser() -> CommandParser:
 
 def main(argv: Sequence[str]) -> None:
     """Check, load, convert, write, describe."""
-    args = _parser().parse_args(argv)
+    options = _parser()
+    args = options.parse_args(argv)
+    if args.runtime and args.format != "web":
+        options.error("--runtime is an option of --format web: leave it out")
     _check_folder(args.output, args.overwrite)
 
     from cm_lightning.export.card import model_card
@@ -50,10 +63,12 @@ def main(argv: Sequence[str]) -> None:
         _write_own(module, args.format, args.output)
         return
     steps, weights = _origin(args.ckpt_path, args.weights)
-    _write(module, args.format, args.output, steps, weights)
+    _write(module, args.format, args.output, steps, weights, args.runtime)
     with replacing(args.output / "README.md") as path:
         path.write_text(model_card(module, args.ckpt_path, steps, weights, args.license, _USE[args.format]))
     print(f"{args.format}: {args.output}")
+    if args.format == "web" and not (args.output / "runtime").is_dir():
+        sys.stderr.write(_NO_RUNTIME.format(args.output))
 
 
 def _write_own(module: TrainedModule, kind: str, folder: Path) -> None:
@@ -100,7 +115,9 @@ def _origin(path: str, which: str | None) -> tuple[int, str]:
     return int(checkpoint.get("global_step", 0)), "averaged" if averaged else "raw"
 
 
-def _write(module: GenerativeModule, kind: str, folder: Path, steps: int, weights: str) -> None:
+def _write(
+    module: GenerativeModule, kind: str, folder: Path, steps: int, weights: str, runtime: Path | None = None
+) -> None:
     from cm_lightning.errors import ConfigError
     from cm_lightning.modules.consistency import ConsistencyModule
     from cm_lightning.modules.flow_map import FlowMapModule
@@ -115,6 +132,10 @@ def _write(module: GenerativeModule, kind: str, folder: Path, steps: int, weight
         from cm_lightning.export.onnx import write_onnx
 
         write_onnx(module, folder / "generator.onnx")
+    elif kind == "web":
+        from cm_lightning.export.web import write_page
+
+        write_page(module, folder, runtime)
     elif not isinstance(module, ConsistencyModule) or getattr(module.parameterization, "told_t", False):
         raise ConfigError(
             "--format diffusers: its pipeline gives the network ln sigma, but this network takes another time: "

@@ -86,7 +86,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _settle(args: argparse.Namespace) -> None:
     """Settle steps and scheduler by what the student says, with a note on what it does not say or is drawn against."""
-    args.lora = _weights(args.lora)
+    args.lora = lora_weights(args.lora)
     parts = [*args.lora, *([args.unet] if args.unet else [])]
     told = only_one(args.pipeline, parts)
     source, args.how = told or ("", None)
@@ -136,7 +136,7 @@ def main(argv: Sequence[str]) -> None:
         show([args.output])
 
 
-def _weights(loras: Sequence[str]) -> dict[str, float]:
+def lora_weights(loras: Sequence[str]) -> dict[str, float]:
     """Split ``style.safetensors:0.8`` into the file and its weight, which is 1 by default."""
     weights = {}
     for lora in loras:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from cm_lightning.core.noise import expand
+from cm_lightning.core.noise import Source, expand, generators, unit_noise
 from cm_lightning.core.sampler import ConsistencyFunction, denoise_and_noise
 from cm_lightning.domains import at_least
 from cm_lightning.errors import ConfigError
@@ -165,3 +165,23 @@ def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
     to_a = torch.where(straight, 1 - share, ((1 - share) * angle).sin() / sine)
     to_b = torch.where(straight, share, (share * angle).sin() / sine)
     return (expand(to_a, a) * a + expand(to_b, b) * b).to(a.dtype)
+
+
+def noise_at(seed: float, sample: int = 0) -> Source:
+    """A source of noise that moves smoothly with the seed.
+
+    Args:
+        seed: at least 0. A whole one gives the noise of that seed; between two of them all that is drawn lies on the
+            arc between their noise.
+        sample: the sample's number under the seed.
+    """
+    low = int(seed)
+    (first,), (second,) = generators(low, [sample]), generators(low + 1, [sample])
+    if seed == low:
+        return first
+
+    def draw(shape: Sequence[int]) -> Tensor:
+        share = torch.full((shape[0],), seed - low, dtype=torch.float64)
+        return slerp(unit_noise(shape, first), unit_noise(shape, second), share)
+
+    return draw

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from cm_lightning.recording import Recorded
 SIGMA_MIN = 0.002
 SIGMA_MAX = 80.0
 SIGMA_DATA = 0.5
+
+#: What unit noise is drawn by: a generator of torch's, or a function of the shape.
+Source: TypeAlias = torch.Generator | Callable[[Sequence[int]], Tensor]
 
 
 def check_levels(owner: object, sigma_min: float, sigma_max: float) -> None:
@@ -60,7 +64,7 @@ def add_noise(x: Tensor, sigma: Tensor, z: Tensor) -> Tensor:
 
 def unit_noise(
     shape: Sequence[int],
-    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    generator: Source | Sequence[Source] | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
@@ -68,6 +72,8 @@ def unit_noise(
 
     With a sequence of B generators each sample has its own, so it does not depend on the batch it is drawn in.
     """
+    if callable(generator):
+        return generator(shape).to(device, dtype)
     if isinstance(generator, torch.Generator):
         return torch.randn(*shape, generator=generator, device=generator.device).to(device, dtype)
     if generator is None:

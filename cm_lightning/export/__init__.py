@@ -1,1 +1,1 @@
-"""Export to other programs: diffusers, ONNX, safetensors, and the model card of the files."""
+"""Export to other programs: diffusers, ONNX, a web page, safetensors, and the model card of the files."""

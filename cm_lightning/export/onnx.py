@@ -35,7 +35,7 @@ def write_onnx(module: ConsistencyModule | FlowMapModule, path: Path) -> None:
     The noise is of unit variance, the labels are (B,) int64. Raises ConfigError if onnx is not installed.
     """
     if find_spec("onnx") is None:
-        raise ConfigError("--format onnx needs onnx: pip install 'cm-lightning[interop]'")
+        raise ConfigError("--format onnx and --format web need onnx: pip install 'cm-lightning[interop]'")
     backbone = copy.deepcopy(module.backbone).eval().cpu()
     set_forward_mode(backbone, True)  # attention as plain products, which every runtime supports
     generator = OneStep(backbone, module)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cm_lightning.core.noise import generators
+from cm_lightning.core.noise import generators, unit_noise
 from cm_lightning.domains import COUNT, INTEGER, NON_NEGATIVE
 from cm_lightning.errors import ConfigError
 from cm_lightning.images import to_pixels
@@ -35,7 +35,8 @@ def draw(
         seed: seed of the noise.
         first: the number of the first image; image number i has the same noise in every batch.
         size: (height, width) in pixels; the default of the model if None.
-        options: more arguments of the pipeline; ``image`` and ``negative_prompt`` apply to each prompt.
+        options: more arguments of the pipeline; ``image`` and ``negative_prompt`` apply to each prompt. ``latents`` are
+            unit noise in place of the seed's, whose later noise, that of the scheduler's steps, stays the same.
 
     Raises:
         ConfigError: a number is out of range, or the pipeline refuses the size or the number of steps.
@@ -46,12 +47,15 @@ def draw(
     if size:
         options |= {"height": size[0], "width": size[1]}
     options |= {name: [options[name]] * len(prompts) for name in ("image", "negative_prompt") if name in options}
+    noise = generators(seed, range(first, first + len(prompts)))
+    if "latents" in options:
+        unit_noise(options["latents"].shape, noise)  # as the pipeline would have drawn from them
     try:
         images: Tensor = pipe(
             prompt=list(prompts),
             num_inference_steps=steps,
             guidance_scale=guidance,
-            generator=generators(seed, range(first, first + len(prompts))),
+            generator=noise,
             output_type="pt",
             **options,
         ).images

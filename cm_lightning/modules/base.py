@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cm_lightning.backbones.attention import set_forward_mode
 from cm_lightning.backbones.embedding import check_labels
 from cm_lightning.core.curriculum import Clock
-from cm_lightning.core.noise import unit_noise
+from cm_lightning.core.noise import Source, unit_noise
 from cm_lightning.core.objective import Objective
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.domains import COUNT, FINITE, FRACTION, POSITIVE
@@ -28,7 +28,7 @@ from cm_lightning.modules.trained import TrainedModule
 from cm_lightning.recording import describe, foreign_packages
 from cm_lightning.run import find_checkpoint
 
-Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
+Generators: TypeAlias = Source | Sequence[Source] | None
 
 
 #: Levels that were rounded to single precision count as equal to the originals.
@@ -171,7 +171,8 @@ class GenerativeModule(TrainedModule):
             steps: evaluations of the network (NFE); ``default_steps`` if None.
             labels: a class, or n of them; if None, the classes in turn, where the network has any.
             generator: draws the noise; torch's global generator if None. With one generator for each image
-                (:func:`cm_lightning.core.noise.generators`) an image does not depend on the others.
+                (:func:`cm_lightning.core.noise.generators`) an image does not depend on the others. A function of
+                the shape may stand for a generator (:func:`cm_lightning.core.editing.noise_at`).
             sigmas: noise levels, descending, in place of ``steps``.
             guidance: w of c + w (c - u), classifier-free guidance (Ho & Salimans 2022), for a network that was trained
                 with ``label_dropout``. 0 is no guidance; any other value doubles the evaluations.

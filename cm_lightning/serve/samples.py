@@ -1,0 +1,103 @@
+"""Consistency models, flow maps and diffusion models of pixels behind the page."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from cm_lightning.core.editing import noise_at, redraw
+from cm_lightning.core.noise import unit_noise
+from cm_lightning.editing import REDRAW_SIGMAS
+from cm_lightning.errors import ConfigError
+from cm_lightning.images import to_pixels
+from cm_lightning.modules.base import GenerativeModule, evaluated
+from cm_lightning.modules.diffusion import DiffusionModule
+from cm_lightning.modules.endpoint import endpoint
+from cm_lightning.serve.drawer import Drawer
+from cm_lightning.serve.wish import Wish
+
+#: Ratio of successive levels of drawing anew: that of CM's two for strokes.
+_RATIO = REDRAW_SIGMAS[1] / REDRAW_SIGMAS[0]
+#: Numbers of steps that the page offers, and those for a diffusion model, as far as the model takes them.
+_STEPS, _STEPS_OF_DIFFUSION = (1, 2, 4, 8), (5, 9, 17)
+#: The noise levels between which the page lets its user choose, as far as the model has them.
+_SIGMAS = (0.2, 40.0)
+_GUIDANCE = (0.0, 4.0)
+
+
+class SampleDrawer(Drawer):
+    """Draws samples of a class, and drawings anew.
+
+    Args:
+        module: a consistency model, a flow map or a diffusion model of grey or colour images.
+        name: how the page calls it.
+
+    Raises:
+        ConfigError: the module is of another kind.
+    """
+
+    def __init__(self, module: GenerativeModule, name: str) -> None:
+        if len(module.image_shape) != 3 or module.image_shape[0] not in (1, 3):
+            raise ConfigError(f"{name} does not draw grey or colour images: give another checkpoint")
+        super().__init__(module.backbone, name, module.image_shape)
+        self.module, self.end = module, endpoint(module)
+        self.diffuses = isinstance(module, DiffusionModule)
+
+    @property
+    def kind(self) -> str:
+        channels, height, width = self.shape
+        classes = f", {self.module.num_classes} classes" if self.module.num_classes else ""
+        return f"{width} x {height} pixels, {channels} channel{'s' if channels > 1 else ''}{classes}"
+
+    def pixels(self, wish: Wish, steps: int | None, drawing: Tensor | None) -> Tensor:
+        if wish.prompt is not None:
+            raise ConfigError("prompt: this model does not take one: leave it out")
+        guidance = wish.guidance or 0.0
+        self.module.check_guidance(guidance)
+        if drawing is None:
+            image = self.module.sample(1, steps, wish.label, [noise_at(wish.seed)], guidance=guidance)
+        else:
+            image = self._redrawn(wish, steps, drawing, guidance)
+        return to_pixels(image)[0].cpu()
+
+    def _redrawn(self, wish: Wish, steps: int | None, drawing: Tensor, guidance: float) -> Tensor:
+        noise = [noise_at(wish.seed)]
+        f = self.end.function(self.module.sample_labels(1, wish.label), guidance)
+        noised = self.end.noised(lambda x: unit_noise(x.shape, noise, x.device, x.dtype))
+        start = drawing[None].to(next(self.module.backbone.parameters()))
+        with evaluated(self.module.backbone):
+            return redraw(f, start, self._levels(wish.sigma, steps), noised).clamp(-1, 1)
+
+    def _levels(self, sigma: float, steps: int | None) -> list[float]:
+        """The levels of drawing anew; a diffusion model solves its ODE from the first."""
+        n = 1 if self.diffuses else steps or self.module.default_steps
+        lower = [sigma * _RATIO**i for i in range(1, n)]
+        levels = [sigma, *(level for level in lower if level > self.end.sigmas[0])]
+        return self.module.sampling_levels(None, [self.end.level(level) for level in levels])
+
+    def controls(self) -> dict[str, Any]:
+        module, (low, high) = self.module, self.end.sigmas
+        return {
+            "classes": module.num_classes,
+            "guidance": [*_GUIDANCE, 0.0] if module.label_dropout else None,
+            "steps": self._choices(),
+            "default_steps": module.default_steps,
+            "noise": {"name": "sigma", "range": [max(_SIGMAS[0], low), min(_SIGMAS[1], high)], "value": Wish.sigma},
+        }
+
+    def as_teacher(self, wish: Wish) -> Wish:
+        return wish if self.module.label_dropout else replace(wish, guidance=None)
+
+    def _choices(self) -> list[int]:
+        """Numbers of steps that the module takes, ascending; its own is among them."""
+        offered = _STEPS_OF_DIFFUSION if self.diffuses else _STEPS
+        return sorted({self.module.default_steps, *filter(self._takes, offered)})
+
+    def _takes(self, steps: int) -> bool:
+        try:
+            self.module.sampling_levels(steps, None)
+        except ConfigError:
+            return False
+        return True
