@@ -18,7 +18,8 @@ pytest.importorskip("transformers")
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler
 from peft.utils import get_peft_model_state_dict
 
-from cm_lightning.commands.evaluate import _measure_model, _Model, _Subject, make_parser
+from cm_lightning.commands.evaluate import _measure_model, _Subject, make_parser
+from cm_lightning.commands.named_model import NamedModel
 from cm_lightning.commands.sample import main as sample
 from cm_lightning.core.few_step import few_step_sample, trailing_timesteps
 from cm_lightning.core.latent import lcm_sample
@@ -406,7 +407,7 @@ SETTINGS: dict[str, tuple[Any, list[tuple[int, float]], str]] = {
 
 @pytest.mark.parametrize(("given", "measured", "note"), SETTINGS.values(), ids=SETTINGS)
 def test_evaluate_measures_a_student_as_it_is_drawn(given: Any, measured: Any, note: str, capsys: Any) -> None:
-    model = _Model.parse(f"x=base/model+ByteDance/SDXL-Lightning/{LIGHTNING}")
+    model = NamedModel.parse(f"x=base/model+ByteDance/SDXL-Lightning/{LIGHTNING}")
     model.require_files()
     assert model.settings(*given) == measured
     said = capsys.readouterr().err
@@ -424,7 +425,7 @@ def test_evaluate_draws_a_unet_at_its_timesteps(base: str, student: Any, tmp_pat
         seen.append(pixels)
         return {"mean": 0.0}
 
-    model = _Model.parse(f"x={base}+{file}")
+    model = NamedModel.parse(f"x={base}+{file}")
     args = make_parser().parse_args([f"--output={tmp_path}/out", "--device=cpu", "--num_samples=2"])
     subject = _Subject(["a cat", "dogs"], None, scores, None)  # type: ignore[arg-type]
     (cell,) = _measure_model(args, model, model.settings(None, None, None), subject)
@@ -434,17 +435,17 @@ def test_evaluate_draws_a_unet_at_its_timesteps(base: str, student: Any, tmp_pat
 
 
 def test_evaluate_refuses_a_grid_without_the_students_steps() -> None:
-    model = _Model.parse(f"x=base/model+{LIGHTNING}")
+    model = NamedModel.parse(f"x=base/model+{LIGHTNING}")
     with pytest.raises(ConfigError, match=r"distilled for 4 steps .*: leave out --steps 2, or add --scheduler euler"):
         model.settings([2, 8], [1.0], None)
 
 
 def test_evaluate_measures_other_models_as_before(capsys: Any) -> None:
-    grid = _Model.parse("x=base/model").settings(None, None, None)
+    grid = NamedModel.parse("x=base/model").settings(None, None, None)
     assert grid == [(steps, guidance) for steps in (1, 2, 4, 8) for guidance in (1.0, 1.5, 2.0, 4.0)]
-    assert _Model.parse("x=base/model+a/lcm-lora").settings([2], [1.0], None) == [(2, 1.0)]
+    assert NamedModel.parse("x=base/model+a/lcm-lora").settings([2], [1.0], None) == [(2, 1.0)]
     assert capsys.readouterr().err == ""
-    _Model.parse("x=base/model+mine.safetensors").settings([2], [1.0], None)
+    NamedModel.parse("x=base/model+mine.safetensors").settings([2], [1.0], None)
     assert capsys.readouterr().err.startswith("note: --model x: mine.safetensors does not say how it is drawn")
 
 
