@@ -27,7 +27,7 @@ pytest.importorskip("transformers")
 
 from cm_lightning.__main__ import _HELP
 from cm_lightning.__main__ import main as cm_lightning
-from cm_lightning.commands import compare, edit, export, prompt, sample, search, sweep
+from cm_lightning.commands import compare, edit, export, prompt, sample, search, serve, sweep
 from tests.helpers import few_digits
 from tests.latent.test_lora import write as write_lora
 from tests.latent.tiny import tiny_sd
@@ -120,7 +120,7 @@ def options_in(page: str) -> list[tuple[str, str]]:
 
 def options_of_commands() -> set[str]:
     parsers = (
-        *(command.parser() for command in (sample, prompt, edit, search)),
+        *(command.parser() for command in (sample, prompt, edit, search, serve)),
         *(command._parser() for command in (compare, export, sweep)),
     )
     return {*re.findall(r"--\w+", _HELP), *(name for parser in parsers for name in parser._option_string_actions)}
