@@ -87,7 +87,7 @@ class Stepper:
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        self.loss = float(loss)  # which waits for the device
+        self.loss = float(loss.detach())  # which waits for the device
         if on_gpu:
             torch.cuda.synchronize(self.device)
             self.peak = torch.cuda.max_memory_allocated(self.device) / 2**30
