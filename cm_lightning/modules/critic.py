@@ -76,10 +76,9 @@ class WithCritic(TrainedModule):
             self._shown |= {name: loss.detach() for name, loss in named.items()}
         total = torch.stack(list(named.values())).sum()
         if self._trainer is not None and self.trainer.world_size > 1 and self.training:
-            # DDP waits for the gradients of a network whose turn it is not, too; one element brings them all
-            groups = zip(self.trained_parameters(), losses, strict=True)
-            idle = [p for group, loss in groups if loss is None for p in group["params"]]
-            total = total + 0.0 * sum(p.flatten()[0] for p in idle)
+            # DDP waits for the gradient of every weight, also of a network whose turn it is not and of a head that the
+            # stage does not use: without it gradients stay those of one rank; one element of each brings it
+            total = total + 0.0 * sum(p[(0,) * p.ndim] for p in self.parameters() if p.requires_grad)
         return total
 
     def watch(self, real: Tensor, fake: Tensor, x: Tensor, samples: Tensor) -> None:
