@@ -8,15 +8,14 @@ import re
 import sys
 from argparse import ArgumentParser, _SubParsersAction
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import lightning as L
 import torch
 import yaml
-from jsonargparse import ActionConfigFile, Namespace, set_parsing_settings  # type: ignore[attr-defined]
+from jsonargparse import Namespace, set_parsing_settings  # type: ignore[attr-defined]
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -26,8 +25,9 @@ from cm_lightning.callbacks.progress import RunProgress
 from cm_lightning.callbacks.refused import refuse_unsuitable
 from cm_lightning.callbacks.run_directory import RunDirectory, run_directory
 from cm_lightning.complaints import complaint, short_lists
+from cm_lightning.config_files import ConfigFile
 from cm_lightning.device import keep_freed_memory
-from cm_lightning.errors import ConfigError, what_yaml_says
+from cm_lightning.errors import ConfigError
 from cm_lightning.failures import error_of_the_suite, reported, take_debug
 from cm_lightning.files import replacing
 from cm_lightning.modules.trained import TrainedModule
@@ -78,38 +78,6 @@ def _command(prog: str) -> str:
     """The name of the command, ``cm-lightning fit``, also in errors of a part of its parser."""
     asked = next((argument for argument in sys.argv[1:] if argument in _SUBCOMMANDS), None)
     return " ".join([prog.split(maxsplit=1)[0], *([asked] if asked else [])])
-
-
-class _ConfigFile(ActionConfigFile):
-    """Reads a configuration file, which may name another under ``base``, relative to itself, and override parts of it.
-
-    jsonargparse's own ``config`` key inside a file does not merge the arguments of nested classes.
-    """
-
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        for path in _lineage(Path(values)):
-            with suppress(OSError):  # the parser reports what is wrong with it
-                make_known(path.read_text())
-            super().__call__(parser, cfg, str(path), option_string)  # type: ignore[no-untyped-call]
-        cfg["base"] = None  # the saved configuration of a run is complete
-
-
-def _lineage(path: Path, heirs: tuple[Path, ...] = ()) -> list[Path]:
-    """The files that a file builds on, followed by the file itself."""
-    if path.resolve() in heirs:
-        raise ConfigError(f"{path} builds on itself: correct the base that it names")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError:
-        return [path]  # the parser reports what is wrong with it
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not YAML: it is not text") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {what_yaml_says(error)}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} is not a configuration: expected trainer, model and data")
-    base = content.get("base")
-    return [*_lineage(path.parent / base, (*heirs, path.resolve())), path] if base else [path]
 
 
 #: What is written is whole, and was checked when it was parsed.
@@ -168,7 +136,7 @@ class _CLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = self.parser_class(**kwargs)
-        parser.add_argument("-c", "--config", action=_ConfigFile, help="A YAML file; repeat to override the former.")
+        parser.add_argument("-c", "--config", action=ConfigFile, help="A YAML file; repeat to override the former.")
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -20,6 +20,7 @@ from cm_lightning import cli
 from cm_lightning.checkpoint import CONFIG_KEY, read_checkpoint, weights
 from cm_lightning.cli import main
 from cm_lightning.commands.sample import main as sample
+from cm_lightning.config_files import lineage
 from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.modules.loading import load_module
 from cm_lightning.online import wandb_run_ends
@@ -310,7 +311,7 @@ def test_the_last_steps_are_in_the_last_checkpoint():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("*.yaml")), ids=lambda p: "/".join(p.parts[-2:]))
 def test_every_shipped_experiment_saves_its_end(path):
-    named = [yaml.safe_load(p.read_text()).get("callbacks") or {} for p in cli._lineage(path)]
+    named = [yaml.safe_load(p.read_text()).get("callbacks") or {} for p in lineage(path)]
     entries = [names["save_last"] for names in named if "save_last" in names]
     assert None not in entries
     assert entries or not any(named)
@@ -400,7 +401,7 @@ class Recipes:
         self.runs = {}
 
     def run(self, path):
-        recipe = "".join(file.read_text() for file in cli._lineage(path))
+        recipe = "".join(file.read_text() for file in lineage(path))
         if "runs/" in recipe:
             self.run(path.with_name("teacher.yaml"))
         if path not in self.runs:

@@ -1,6 +1,7 @@
 """Losses with a critic, turns, and the nested grids of a progressive distillation: fixed values and invariants."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from cm_lightning.core.schedule import HoldThenCosine
 from cm_lightning.core.stages import Ladder, Stage, StageRates, Stages
 from cm_lightning.core.turns import Turns
 from cm_lightning.errors import ConfigError
+from cm_lightning.modules.matching import Divergence
 
 SD = (torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).neg().add(1).cumprod(0)
 LIGHTNING = [Stage(32, 8, length=2), Stage(8, 4, "conditional"), Stage(8, 4, "unconditional"), Stage(4, 1, rate=0.5)]
@@ -75,6 +77,9 @@ class TestLosses:
         weight = matching_weight(r.log(), divergence)
         assert float(weight.mean()) == pytest.approx(1)
         torch.testing.assert_close(weight, (r**2 * second(r) / (r**2 * second(r)).mean()).float())
+
+    def test_the_option_names_them_all(self):
+        assert get_args(Divergence) == tuple(DIVERGENCES)
 
     @pytest.mark.parametrize("divergence", DIVERGENCES)
     def test_its_descent_moves_a_gaussian_to_the_data(self, divergence):

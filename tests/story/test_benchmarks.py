@@ -23,6 +23,8 @@ def test_a_benchmark_prints_its_table(script, options, line, tmp_path):
 
 def test_the_check_of_a_gpu_names_scripts_and_options_that_exist():
     text = (FOLDER / "gpu_check.sh").read_text()
-    for script, options in re.findall(r"python (experiments/\S+)(.*)", text):
+    called = re.findall(r"python (experiments/\S+)(.*)", text)
+    assert len(called) == 2
+    for script, options in called:
         source = (ROOT / script).read_text()
         assert all(f'"{option}"' in source for option in re.findall(r"--\w+", options))
