@@ -114,6 +114,7 @@ from .latent.small import SmallBase as SmallBase  # lcm
 from .latent.student import LoRA as LoRA  # lcm
 from .latent.student import WholeUNet as WholeUNet  # lcm
 from .metrics.extractor import CaptionedDigits as CaptionedDigits
+from .metrics.extractor import FashionJudge as FashionJudge
 from .metrics.extractor import Inception as Inception
 from .metrics.extractor import MnistJudge as MnistJudge
 from .metrics.extractor import SecondCaptionedDigits as SecondCaptionedDigits

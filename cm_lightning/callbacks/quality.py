@@ -25,6 +25,9 @@ from cm_lightning.metrics.names import decimals
 from cm_lightning.metrics.scores import Scores, load_reference, save_reference, usual_measures
 from cm_lightning.modules.base import GenerativeModule
 
+#: The shipped classifier of what images show.
+_EXTRACTORS = {"digits": "MnistJudge", "clothes": "FashionJudge"}
+
 
 class Quality(Callback):
     """Measures samples against the training images at validation and test; logs the numbers and prints their table.
@@ -49,7 +52,8 @@ class Quality(Callback):
         measures: what to measure in place of all this, such as a :class:`FeatureScores` for each of several extractors.
 
     Raises:
-        ConfigError: a number out of range, an extractor beside measures, no measures, or two of one name.
+        ConfigError: a number out of range, an extractor beside measures, no measures, or two of one name; at the start
+            of a run, data that the measures are not made for.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class Quality(Callback):
         if not isinstance(data, GenerativeDataModule):
             raise ConfigError("Quality needs a data module of this suite, for its images: use one, or remove it")
         self._check_shapes(data.image_shape, getattr(pl_module, "image_shape", None))
+        self._check_subject(data)
         if trainer.world_size > self.num_samples:
             raise ConfigError(f"Quality: there are fewer samples ({self.num_samples}) than ranks: raise num_samples")
         if stage == "predict":
@@ -118,6 +123,15 @@ class Quality(Callback):
             )
         if len(data) != 3 or data[0] not in (1, 3):
             raise ConfigError(f"Quality measures grey and colour images, not samples of shape {tuple(data)}: remove it")
+
+    def _check_subject(self, data: GenerativeDataModule) -> None:
+        """A classifier of digits gives numbers for clothes too, but they mean nothing."""
+        for measure in self.measures if data.subject else ():
+            if measure.subject not in (None, data.subject):
+                raise ConfigError(
+                    f"Quality: {measure.label} measures {measure.subject}, and {type(data).__name__} has "
+                    f"{data.subject}: set --callbacks.quality.extractor {_EXTRACTORS[data.subject]}"
+                )
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._measure(trainer, pl_module, "val")

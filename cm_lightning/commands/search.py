@@ -105,6 +105,8 @@ def _search(args: argparse.Namespace, module: GenerativeModule, score: _Score) -
     }
 
 
+#: What is measured unless it is chosen, by what the images show; the FID of all others.
+_MEASURES = {"digits": "frechet_mnist", "clothes": "frechet_fashion"}
 #: Levels, and their score.
 _Before = tuple[list[float], float]
 
@@ -118,7 +120,7 @@ class _Score:
         from cm_lightning.metrics.scores import Scores
 
         self.args, self.module = args, module
-        self.name = args.measure or ("frechet_mnist" if type(data).__name__ == "MNIST" else "fid")
+        self.name = args.measure or _MEASURES.get(data.subject or "", "fid")
         self.sign = -1 if is_rising(self.name) else 1
         measure = measure_named(self.name, args.extractor_weights)
         if lack := measure.missing():

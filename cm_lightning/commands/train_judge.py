@@ -1,4 +1,4 @@
-"""``cm-lightning train-judge``: train the classifier of digits that measures samples."""
+"""``cm-lightning train-judge``: train a classifier of digits or clothes that measures samples."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Train on the embedded digits, print the accuracy on the held-out ones, write the weights."""
-    parser = CommandParser(prog="train-judge", description="Train the classifier of digits that measures samples.")
+    """Train on the embedded digits or on Fashion-MNIST, print the accuracy on held-out images, write the weights."""
+    parser = CommandParser(prog="train-judge", description="Train a classifier of images that measures samples.")
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
-    parser.add_argument("--which", choices=("first", "second"), default="first", help="of the two shipped classifiers")
+    which = ("first", "second", "fashion")
+    parser.add_argument("--which", choices=which, default="first", help="one of the shipped classifiers")
+    parser.add_argument("--root", default="data", help="fashion: folder of the four idx files of Fashion-MNIST")
     parser.add_argument("--epochs", type=COUNT.parse, help="default: those of the shipped weights")
     parser.add_argument("--seed", type=SEED.parse, default=0)
     args = parser.parse_args(argv)
@@ -31,19 +33,26 @@ def main(argv: Sequence[str]) -> None:
     from safetensors.torch import save_file
 
     from cm_lightning.data.digits import embedded_digits, permuted_digits
+    from cm_lightning.data.mnist import FashionMNIST
     from cm_lightning.images import to_unit_range
     from cm_lightning.metrics.judge import FIRST, load_judge, train_judge
-    from cm_lightning.metrics.second_judge import SECOND
+    from cm_lightning.metrics.second_judge import FASHION, SECOND
 
-    training, digits = {"first": (FIRST, embedded_digits), "second": (SECOND, permuted_digits)}[args.which]
-    images, labels = digits("train")
+    def clothes(split: str) -> tuple[Tensor, Tensor]:
+        data = FashionMNIST(args.root).load(split)
+        return data.samples, data.labels
+
+    training, load = {
+        "first": (FIRST, embedded_digits), "second": (SECOND, permuted_digits), "fashion": (FASHION, clothes),
+    }[args.which]  # fmt: skip
+    images, labels = load("train")
     judge = train_judge(to_unit_range(images), labels, args.epochs or training.epochs, args.seed, training)
     with replacing(args.output) as path:
         save_file({name: _stored(tensor, training.dtype) for name, tensor in judge.state_dict().items()}, path)
-    images, labels = digits("val")
+    images, labels = load("val")
     written = load_judge(args.output, training.network)
     accuracy = (written.classify(to_unit_range(images)).argmax(1) == labels).float().mean().item()
-    print(f"accuracy on {len(labels)} held-out digits: {accuracy:.4f}; weights in {args.output}")
+    print(f"accuracy on {len(labels)} held-out images: {accuracy:.4f}; weights in {args.output}")
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -118,6 +118,8 @@ class GenerativeDataModule(L.LightningDataModule):
     """
 
     image_shape: tuple[int, ...]
+    #: What the images show, ``digits`` or ``clothes``, where a classifier that measures them ships.
+    subject: str | None = None
 
     def __init__(self, batch_size: int = 128, num_workers: int = 0, seed: int = 0) -> None:
         super().__init__()

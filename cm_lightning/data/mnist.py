@@ -30,6 +30,7 @@ class _IdxImages(GenerativeDataModule):
     """60,000 training and 10,000 test images of 28 x 28 in ten classes, from idx files."""
 
     image_shape = (1, 28, 28)
+    subject = "digits"
     _archive: type[datasets.MNIST]
 
     def __init__(
@@ -88,6 +89,7 @@ class FashionMNIST(_IdxImages):
         headroom: of what is trained on, see :class:`~cm_lightning.data.base.Headroom`.
     """
 
+    subject = "clothes"
     _archive = datasets.FashionMNIST
 
 

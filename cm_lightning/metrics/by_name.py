@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cm_lightning.errors import ConfigError
 from cm_lightning.metrics.comparison import Comparison
-from cm_lightning.metrics.extractor import Extractor, Inception, MnistJudge, SecondMnistJudge
+from cm_lightning.metrics.extractor import Extractor, FashionJudge, Inception, MnistJudge, SecondMnistJudge
 from cm_lightning.metrics.feature_scores import FeatureScores
 from cm_lightning.metrics.features import DINOv2, TorchvisionFeatures
 from cm_lightning.metrics.kernel import KernelDistance
@@ -13,7 +13,7 @@ from cm_lightning.metrics.precision_recall import PrecisionRecall
 _COMPARISONS: dict[str, type[Comparison]] = {
     "kid": KernelDistance, "precision": PrecisionRecall, "recall": PrecisionRecall,
 }  # fmt: skip
-_JUDGES: tuple[type[MnistJudge], ...] = (MnistJudge, SecondMnistJudge)
+_JUDGES: tuple[type[MnistJudge], ...] = (MnistJudge, SecondMnistJudge, FashionJudge)
 
 
 def measure_named(name: str, weights: str | None = None) -> FeatureScores:
@@ -21,8 +21,8 @@ def measure_named(name: str, weights: str | None = None) -> FeatureScores:
 
     Args:
         name: ``fid``, ``kid``, ``precision``, ``recall``: features of Inception; ``frechet_NETWORK``, ``kid_NETWORK``,
-            ``precision_NETWORK``, ``recall_NETWORK`` with mnist, mnist2, dinov2 or a classifier of torchvision;
-            ``accuracy``, ``accuracy2`` of digits.
+            ``precision_NETWORK``, ``recall_NETWORK`` with mnist, mnist2, fashion, dinov2 or a classifier of
+            torchvision; ``accuracy``, ``accuracy2`` of digits.
         weights: weights of that network; see its extractor.
 
     Raises:

@@ -14,7 +14,7 @@ from cm_lightning.domains import COUNT
 from cm_lightning.errors import ConfigError
 from cm_lightning.images import to_pixels
 from cm_lightning.metrics.judge import FIRST, DigitClassifier, DigitRow, load_judge
-from cm_lightning.metrics.second_judge import SECOND
+from cm_lightning.metrics.second_judge import FASHION, SECOND
 
 
 class Extractor(ABC):
@@ -25,6 +25,8 @@ class Extractor(ABC):
     #: (C, H, W) of the images it is made for; None for any.
     image_shape: tuple[int, ...] | None = None
 
+    #: The kind of images that it is made for, ``digits`` or ``clothes``; None for any.
+    subject: str | None = None
     #: The name of the share of images whose class is the requested one, if the extractor classifies.
     accuracy_name = "accuracy"
 
@@ -62,6 +64,7 @@ class MnistJudge(Extractor):
 
     name = "frechet_mnist"
     image_shape = (1, 28, 28)
+    subject = "digits"
     _training = FIRST
 
     def __init__(self, weights: str | None = None) -> None:
@@ -91,6 +94,18 @@ class SecondMnistJudge(MnistJudge):
     name = "frechet_mnist2"
     accuracy_name = "accuracy2"
     _training = SECOND
+
+
+class FashionJudge(MnistJudge):
+    """The shipped classifier of Fashion-MNIST's clothes, 28 x 28, for ``frechet_fashion`` and label accuracy.
+
+    Args:
+        weights: a .safetensors file written by ``cm-lightning train-judge --which fashion``; the shipped one if None.
+    """
+
+    name = "frechet_fashion"
+    subject = "clothes"
+    _training = FASHION
 
 
 class CaptionedDigits(Extractor):

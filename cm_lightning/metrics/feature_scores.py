@@ -33,7 +33,7 @@ class FeatureScores(Measure):
     def __init__(self, extractor: Extractor, comparisons: Sequence[Comparison] | None = None) -> None:
         self.extractor = extractor
         self.comparisons = (KernelDistance(), PrecisionRecall()) if comparisons is None else tuple(comparisons)
-        self.name, self.image_shape = extractor.name, extractor.image_shape
+        self.name, self.image_shape, self.subject = extractor.name, extractor.image_shape, extractor.subject
 
     @property
     def label(self) -> str:

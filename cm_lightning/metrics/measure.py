@@ -19,6 +19,8 @@ class Measure(ABC):
     name: str
     #: (C, H, W) of the images that it takes; None for any.
     image_shape: tuple[int, ...] | None = None
+    #: The kind of images that it is made for, ``digits`` or ``clothes``; None for any.
+    subject: str | None = None
 
     @property
     def label(self) -> str:

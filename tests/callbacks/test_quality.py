@@ -14,10 +14,10 @@ from cm_lightning.callbacks.sample_grid import SampleGrid
 from cm_lightning.cli import main
 from cm_lightning.core.ode_sampler import DDIM
 from cm_lightning.data.folder import ImageFolder
-from cm_lightning.data.mnist import MNIST
+from cm_lightning.data.mnist import MNIST, FashionMNIST
 from cm_lightning.data.toy import Toy
 from cm_lightning.errors import CheckpointError, ConfigError
-from cm_lightning.metrics.extractor import CaptionedDigits, Inception, MnistJudge, SecondMnistJudge
+from cm_lightning.metrics.extractor import CaptionedDigits, FashionJudge, Inception, MnistJudge, SecondMnistJudge
 from cm_lightning.metrics.feature_scores import FeatureScores
 from cm_lightning.metrics.features import TorchvisionFeatures
 from cm_lightning.metrics.judge import load_judge
@@ -25,6 +25,7 @@ from cm_lightning.metrics.precision_recall import PrecisionRecall
 from cm_lightning.metrics.shares import PixelShares
 from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.training import ConsistencyTraining
+from tests.data.files import write_mnist
 from tests.helpers import few_digits, module, points, trainer
 from tests.processes import CONF
 
@@ -359,3 +360,27 @@ def test_a_sheet_does_not_depend_on_how_many_are_drawn_at_a_time(tmp_path):
     assert len(sheets[0]) == 2
     for a, b in zip(*sheets, strict=True):
         torch.testing.assert_close(a.float(), b.float(), rtol=0, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("quality", "data", "remedy"),
+    [
+        ({}, "clothes", "MnistJudge measures digits, and FashionMNIST has clothes: .*extractor FashionJudge"),
+        ({"extractor": SecondMnistJudge()}, "clothes", "SecondMnistJudge measures digits"),
+        ({"extractor": FashionJudge()}, "digits", "FashionJudge measures clothes, and MNIST has digits: .* MnistJudge"),
+        ({"measures": [PixelShares(), FeatureScores(FashionJudge())]}, "digits", "FashionJudge measures clothes"),
+        ({"extractor": FashionJudge()}, "clothes", None),
+        ({"measures": [PixelShares()]}, "clothes", None),
+    ],
+)
+def test_a_classifier_measures_only_what_it_was_trained_on(tmp_path, quality, data, remedy):
+    write_mnist(tmp_path)
+    kind = MNIST() if data == "digits" else FashionMNIST(str(tmp_path), batch_size=8)
+    start = Quality(num_samples=20, **quality)
+    t = trainer(tmp_path, callbacks=[start], limit_val_batches=0)
+    t.datamodule = kind
+    if remedy is None:
+        start.setup(t, tiny(), "fit")
+        return
+    with pytest.raises(ConfigError, match=f"^Quality: {remedy}"):
+        start.setup(t, tiny(), "fit")

@@ -26,7 +26,7 @@ from cm_lightning.modules.loading import load_module
 from cm_lightning.online import wandb_run_ends
 from cm_lightning.start import Start
 from cm_lightning.steps import steps_taken
-from tests.data.files import write_cifar10, write_imagenet64
+from tests.data.files import write_cifar10, write_imagenet64, write_mnist
 
 CONF = Path(__file__).parents[1] / "conf"
 ROOT = Path(__file__).parents[2]
@@ -397,6 +397,7 @@ class Recipes:
     def __init__(self, monkeypatch):
         write_cifar10(Path("data"), monkeypatch)
         write_imagenet64(Path("data/imagenet64"))
+        write_mnist(Path("clothes"))
         write_images("images")
         self.runs = {}
 
@@ -420,6 +421,8 @@ def tiny_data(path):
     """Options that replace a data set by a little data."""
     if "mnist" in path.parts:
         return ["--data.source=embedded"]
+    if "fashion" in path.parts:
+        return ["--data.root=clothes"]
     return ["--data.root=images", "--data.num_workers=0"] if "folder" in path.parts else []
 
 

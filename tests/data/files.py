@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import pickle
 from pathlib import Path
@@ -38,3 +39,19 @@ def write_imagenet64(root: Path, n: int = 4) -> None:
     for name in [*(f"train_data_batch_{i}" for i in range(1, 11)), "val_data"]:
         pixels = rng.integers(0, 256, (n, 12288), dtype=np.uint8)
         np.savez(root / f"{name}.npz", data=pixels, labels=rng.integers(1, 1001, n), mean=pixels.mean(0))
+
+
+def write_mnist(folder: Path, suffix: str = "") -> None:
+    """40 training and 10 test images of 28 x 28 as idx files, gzipped if the suffix is .gz."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for stem, n in (("train", 40), ("t10k", 10)):
+        write_idx(folder / f"{stem}-images-idx3-ubyte{suffix}", rng.integers(0, 256, (n, 28, 28)), bool(suffix))
+        write_idx(folder / f"{stem}-labels-idx1-ubyte{suffix}", np.arange(n) % 10, bool(suffix))
+
+
+def write_idx(path: Path, array: Any, compress: bool) -> None:
+    """An array of uint8 as an idx file."""
+    header = np.array([0x0800 | array.ndim, *array.shape], ">u4").tobytes()
+    data = header + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(data) if compress else data)

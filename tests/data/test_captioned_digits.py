@@ -9,7 +9,7 @@ from cm_lightning.errors import DataError
 from cm_lightning.metrics.extractor import CaptionedDigits, MnistJudge, SecondCaptionedDigits
 from cm_lightning.metrics.feature_scores import FeatureScores
 from cm_lightning.metrics.scores import Scores
-from tests.data.test_data import write_mnist
+from tests.data.files import write_mnist
 
 
 def test_each_digit_comes_under_each_phrasing():

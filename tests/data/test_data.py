@@ -1,4 +1,3 @@
-import gzip
 import os
 from collections import Counter
 
@@ -14,6 +13,7 @@ from cm_lightning.data.stream import Stream
 from cm_lightning.data.toy import Toy
 from cm_lightning.errors import ConfigError, DataError
 from cm_lightning.images import to_pixels, to_unit_range
+from tests.data.files import write_idx, write_mnist
 
 
 def test_embedded_digits_are_split_evenly_and_apart():
@@ -70,20 +70,6 @@ def test_pixels_survive_the_way_there_and_back():
     pixels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_pixels(to_unit_range(pixels)), pixels)
     assert to_pixels(torch.tensor([-7.0, 7.0])).tolist() == [0, 255]
-
-
-def write_idx(path, array, compress):
-    header = np.array([0x0800 | array.ndim, *array.shape], ">u4").tobytes()
-    data = header + array.astype(np.uint8).tobytes()
-    path.write_bytes(gzip.compress(data) if compress else data)
-
-
-def write_mnist(folder, suffix=""):
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    for stem, n in (("train", 40), ("t10k", 10)):
-        write_idx(folder / f"{stem}-images-idx3-ubyte{suffix}", rng.integers(0, 256, (n, 28, 28)), bool(suffix))
-        write_idx(folder / f"{stem}-labels-idx1-ubyte{suffix}", np.arange(n) % 10, bool(suffix))
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])

@@ -4,7 +4,7 @@ import pytest
 
 from cm_lightning.errors import ConfigError
 from cm_lightning.metrics.by_name import measure_named
-from cm_lightning.metrics.extractor import Inception, MnistJudge, SecondMnistJudge
+from cm_lightning.metrics.extractor import FashionJudge, Inception, MnistJudge, SecondMnistJudge
 from cm_lightning.metrics.features import DINOv2, TorchvisionFeatures
 from cm_lightning.metrics.kernel import KernelDistance
 from cm_lightning.metrics.precision_recall import PrecisionRecall
@@ -21,6 +21,7 @@ from cm_lightning.metrics.precision_recall import PrecisionRecall
         ("precision_mnist", MnistJudge, [PrecisionRecall]),
         ("accuracy", MnistJudge, []),
         ("frechet_mnist2", SecondMnistJudge, []),
+        ("frechet_fashion", FashionJudge, []),
         ("accuracy2", SecondMnistJudge, []),
         ("frechet_resnet50", TorchvisionFeatures, []),
         ("kid_resnet18", TorchvisionFeatures, [KernelDistance]),

@@ -1,12 +1,15 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from cm_lightning.commands.train_judge import main as train
 from cm_lightning.data.digits import embedded_digits, permuted_digits
-from cm_lightning.errors import CheckpointError
+from cm_lightning.errors import CheckpointError, DataError
 from cm_lightning.images import to_unit_range
 from cm_lightning.metrics.judge import FIRST, WEIGHTS, load_judge, train_judge
-from cm_lightning.metrics.second_judge import SECOND, SECOND_WEIGHTS, SecondJudge
+from cm_lightning.metrics.second_judge import FASHION, FASHION_WEIGHTS, SECOND, SECOND_WEIGHTS, SecondJudge
+from tests.data.files import write_mnist
 
 
 def test_the_shipped_judge_reads_held_out_digits():
@@ -49,6 +52,25 @@ def test_the_second_split_is_another_of_the_same_digits():
     assert all(a == b for a, b in shared)
 
 
+def test_the_classifier_of_clothes_ships_and_is_small():
+    judge = load_judge(FASHION_WEIGHTS, SecondJudge)
+    assert judge(torch.zeros(2, 1, 28, 28)).shape == (2, 96)
+    assert FASHION_WEIGHTS.stat().st_size < 450 * 1024
+
+
+def test_the_command_trains_one_of_clothes(tmp_path, capsys):
+    write_mnist(tmp_path)
+    path = tmp_path / "j.safetensors"
+    training = replace(FASHION, batch=20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cm_lightning.metrics.second_judge.FASHION", training)
+        train(["--which=fashion", f"--root={tmp_path}", f"--output={path}", "--epochs=1"])
+    assert "on 10 held-out images" in capsys.readouterr().out
+    assert load_judge(path, SecondJudge).num_features == 96
+    with pytest.raises(DataError, match=r"no train-images-idx3-ubyte in nowhere"):
+        train(["--which=fashion", "--root=nowhere", f"--output={path}"])
+
+
 @pytest.mark.parametrize("which", ["first", "second"])
 def test_the_command_trains_either_and_prints_the_accuracy_of_what_it_wrote(which, tmp_path, monkeypatch, capsys):
     training = {"first": FIRST, "second": SECOND}[which]
@@ -65,7 +87,7 @@ def test_the_command_trains_either_and_prints_the_accuracy_of_what_it_wrote(whic
     written = load_judge(path, training.network)
     images, labels = few("val")
     accuracy = (written.classify(to_unit_range(images)).argmax(1) == labels).float().mean().item()
-    assert capsys.readouterr().out == f"accuracy on 200 held-out digits: {accuracy:.4f}; weights in {path}\n"
+    assert capsys.readouterr().out == f"accuracy on 200 held-out images: {accuracy:.4f}; weights in {path}\n"
     assert path.stat().st_size == pytest.approx(
         {"first": WEIGHTS, "second": SECOND_WEIGHTS}[which].stat().st_size, abs=9
     )
