@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from importlib import import_module
 
@@ -41,6 +42,7 @@ its traceback.
 
 def main() -> None:
     """The console script ``cm-lightning``."""
+    gc.set_threshold(50_000, 20, 50)  # imports make a million objects that stay: to look for garbage takes a sixth
     sys.argv[1:] = take_debug(sys.argv[1:])
     silence()
     command, *rest = sys.argv[1:] or ["--help"]
