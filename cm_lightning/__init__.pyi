@@ -9,6 +9,7 @@ from .backbones.edm2 import EDM2 as EDM2
 from .backbones.edm2 import UnitFourier as UnitFourier
 from .backbones.embedding import AngleEmbedding as AngleEmbedding
 from .backbones.embedding import FourierEmbedding as FourierEmbedding
+from .backbones.embedding import JumpEmbedding as JumpEmbedding
 from .backbones.embedding import PositionalEmbedding as PositionalEmbedding
 from .backbones.embedding import SinusoidEmbedding as SinusoidEmbedding
 from .backbones.embedding import StepSizeEmbedding as StepSizeEmbedding
@@ -58,6 +59,7 @@ from .core.moment_matching import GroupTimes as GroupTimes
 from .core.moment_matching import MomentMatching as MomentMatching
 from .core.noise import LogitNormal as LogitNormal
 from .core.noise import LogNormal as LogNormal
+from .core.noise import LogNormalAndHigh as LogNormalAndHigh
 from .core.noise import LogNormalIntervals as LogNormalIntervals
 from .core.noise import UniformIntervals as UniformIntervals
 from .core.noise import UniformTime as UniformTime
@@ -70,6 +72,7 @@ from .core.ode_sampler import Heun as Heun
 from .core.parameterization import EDM as EDM
 from .core.parameterization import AverageVelocity as AverageVelocity
 from .core.parameterization import BoundaryShifted as BoundaryShifted
+from .core.parameterization import DenoiserJump as DenoiserJump
 from .core.parameterization import Trigonometric as Trigonometric
 from .core.path import DDPM as DDPM
 from .core.path import VE as VE
@@ -82,6 +85,8 @@ from .core.schedule import HoldThenCosine as HoldThenCosine
 from .core.schedule import InverseSquareRoot as InverseSquareRoot
 from .core.schedule import Ramp as Ramp
 from .core.schedule import StagedDecay as StagedDecay
+from .core.soft_consistency import JumpTimes as JumpTimes
+from .core.soft_consistency import SoftConsistency as SoftConsistency
 from .core.stages import Stage as Stage
 from .core.target_rate import ConstantRate as ConstantRate
 from .core.target_rate import ProgressiveRate as ProgressiveRate
@@ -149,6 +154,7 @@ from .modules.self_distillation import LagrangianSelfDistillation as LagrangianS
 from .modules.self_distillation import ProgressiveSelfDistillation as ProgressiveSelfDistillation
 from .modules.shortcut import ShortcutModel as ShortcutModel
 from .modules.training import ConsistencyTraining as ConsistencyTraining
+from .modules.trajectory_distillation import TrajectoryDistillation as TrajectoryDistillation
 from .modules.truncated import TruncatedConsistencyTraining as TruncatedConsistencyTraining
 from .modules.velocity_chords import AlphaFlow as AlphaFlow
 from .modules.velocity_chords import SoFlow as SoFlow

@@ -149,6 +149,32 @@ class StepSizeEmbedding(TwoTimesEmbedding):
         return super().forward(torch.stack([t, -step.clamp(min=2.0**-16).log2()], 1))
 
 
+class JumpEmbedding(Recorded, nn.Module):
+    """The embedding of t, plus one of the jump from t to r that is 0 where r = t (CTM).
+
+    It does not have weights of its own. So a network that was trained to denoise, with the first embedding, fits in all
+    its weights, and goes on to denoise where r = t.
+
+    Args:
+        width: width of the output, even, at least 4.
+        start: the embedding of t; :class:`PositionalEmbedding` if None.
+        low: the lowest frequency of the jump's embedding, in radians per unit of the label.
+        high: the highest one.
+    """
+
+    def __init__(self, width: int, start: nn.Module | None = None, low: float = 0.25, high: float = 2.0) -> None:
+        multiple_of(2).check(self, width=width)
+        at_least(4).check(self, width=width)
+        POSITIVE.check(self, low=low, high=high)
+        super().__init__()
+        self.start, self.jump = start or PositionalEmbedding(width), SinusoidEmbedding(width, low, high)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """(B, 2) -> (B, width)."""
+        t, r = labels.unbind(1)
+        return cast(Tensor, self.start(t) + self.jump(t - r) - self.jump(torch.zeros_like(t)))
+
+
 def labels_taken(noise_embedding: nn.Module, width: int) -> list[int]:
     """The numbers of noise labels that an embedding takes, 1 or 2 or both, found by a trial: it may be of one's own.
 

@@ -49,6 +49,25 @@ def guided_function(
     return both
 
 
+def guided_jump(
+    flow_map: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor], labels: Tensor | None, null: int, w: float
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """X(x, t, r, labels) under guidance, as a function of x (B, ...), t (B,) and r (B,), which is the same for all.
+
+    Args:
+        flow_map: the flow map X.
+        labels, null, w: see :func:`guided_function`.
+    """
+
+    def jump(x: Tensor, t: Tensor, r: Tensor) -> Tensor:
+        def to_r(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+            return flow_map(x, t, r[:1].expand(len(x)), labels)
+
+        return guided_function(to_r, labels, null, w)(x, t)
+
+    return jump
+
+
 def guidance_embedding(w: Tensor, width: int = 256) -> Tensor:
     """Sines and cosines of 1000 w, (B,) -> (B, width), for the student's ``time_cond_proj`` (LCM, section 4.2).
 

@@ -148,9 +148,13 @@ class Teacher(Trajectory):
         self.steps, self.rho = steps, rho
 
     def advance(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, q: Tensor, c: Any = None) -> Tensor:
+        return self.solve(x_t, t, q, self.steps, c)
+
+    def solve(self, x_t: Tensor, t: Tensor, q: Tensor, steps: int, c: Any = None) -> Tensor:
+        """The point at level q <= t after a number of the solver's steps."""
         denoiser = partial(_under, self.denoiser, c)
         q = q.clamp(min=self.lowest)
-        between = [self._between(t, q, i / self.steps) for i in range(1, self.steps)]
+        between = [self._between(t, q, i / steps) for i in range(1, steps)]
         for here, there in pairwise([t, *between, q]):
             x_t = self.solver(denoiser, x_t, here, there, self.path)
         return x_t

@@ -41,6 +41,7 @@ METHODS: Mapping[str, Callable[[MakeNetwork, Shape], GenerativeModule]] = {
     ),
     "guided CT": lambda net, shape: C.GuidedConsistencyTraining(net(False), shape),
     "CD": lambda net, shape: C.ConsistencyDistillation(net(False), shape, _teacher(net, shape)),
+    "CTM": lambda net, shape: C.TrajectoryDistillation(net(True), shape, _teacher(net, shape)),
     "sCT": lambda net, shape: C.ContinuousConsistencyTraining(net(False), shape),
     "sCD": lambda net, shape: C.ContinuousConsistencyDistillation(net(False), shape, _teacher(net, shape)),
     "MeanFlow": lambda net, shape: C.MeanFlow(net(True), shape),
