@@ -9,6 +9,7 @@ from .backbones.edm2 import EDM2 as EDM2
 from .backbones.edm2 import UnitFourier as UnitFourier
 from .backbones.embedding import AngleEmbedding as AngleEmbedding
 from .backbones.embedding import FourierEmbedding as FourierEmbedding
+from .backbones.embedding import GuidedTimesEmbedding as GuidedTimesEmbedding
 from .backbones.embedding import JumpEmbedding as JumpEmbedding
 from .backbones.embedding import PositionalEmbedding as PositionalEmbedding
 from .backbones.embedding import SinusoidEmbedding as SinusoidEmbedding
@@ -48,6 +49,7 @@ from .core.gap import ExponentialGap as ExponentialGap
 from .core.gap import SigmoidGap as SigmoidGap
 from .core.gap import Through as Through
 from .core.gap import UniformGap as UniformGap
+from .core.guidance import GuidanceLaw as GuidanceLaw
 from .core.halving import HalvingLevels as HalvingLevels
 from .core.halving import TruncatedSNR as TruncatedSNR
 from .core.halving import WholeSteps as WholeSteps
@@ -90,6 +92,7 @@ from .core.soft_consistency import SoftConsistency as SoftConsistency
 from .core.stages import Stage as Stage
 from .core.target_rate import ConstantRate as ConstantRate
 from .core.target_rate import ProgressiveRate as ProgressiveRate
+from .core.trajectory import GivenGuidance as GivenGuidance
 from .core.trajectory import GuidedNoise as GuidedNoise
 from .core.trajectory import Itself as Itself
 from .core.trajectory import SameNoise as SameNoise
@@ -139,6 +142,7 @@ from .modules.diffusion import DiffusionModule as DiffusionModule
 from .modules.distillation import ConsistencyDistillation as ConsistencyDistillation
 from .modules.distribution_matching import DistributionMatchingDistillation as DistributionMatchingDistillation
 from .modules.guided import GuidedConsistencyTraining as GuidedConsistencyTraining
+from .modules.guided_mean_flow import GuidedMeanFlow as GuidedMeanFlow
 from .modules.improved_mean_flow import ImprovedMeanFlow as ImprovedMeanFlow
 from .modules.latent_adversarial import LatentAdversarialDistillation as LatentAdversarialDistillation  # lcm
 from .modules.latent_consistency import LatentConsistencyDistillation as LatentConsistencyDistillation  # lcm

@@ -163,4 +163,4 @@ def balance(first: Tensor, second: Tensor, network: nn.Module) -> Tensor:
     layer = cast(nn.Module, getattr(network, "head", network))
     last = [p for p in layer.parameters() if p.ndim > 1][-1]
     norms = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (first, second)]
-    return (norms[0] / (norms[1] + _SMALLEST_NORM)).clamp(max=_LARGEST_WEIGHT)
+    return cast(Tensor, norms[0] / (norms[1] + _SMALLEST_NORM)).clamp(max=_LARGEST_WEIGHT)

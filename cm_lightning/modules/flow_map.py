@@ -85,11 +85,11 @@ class FlowMapModule(GenerativeModule):
 
     def forward_one(self) -> None:
         labels = torch.zeros(1, dtype=torch.long) if self.num_classes else None
-        self.backbone(torch.zeros(1, *self.image_shape), torch.zeros(1, 2), labels)
+        self.backbone(torch.zeros(1, *self.image_shape), torch.zeros(1, self.noise_labels_given), labels)
 
     def flow_map(self, x: Tensor, t: Tensor, r: Tensor, labels: Tensor | None = None) -> Tensor:
         """X(x, t, r) with the weights that the module holds: (B, ...), (B,), (B,), (B,) or None -> (B, ...)."""
-        return self.parameterization(self.backbone, x, t, labels, r)
+        return self.map()(x, t, r, labels)
 
     def consistency_function(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """X at r = 0 for x = x_0 + sigma z, a consistency function: (B, ...), (B,), (B,) or None -> (B, ...)."""

@@ -7,13 +7,20 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from cm_lightning.backbones.embedding import JumpEmbedding, PositionalEmbedding, StepSizeEmbedding, TwoTimesEmbedding
+from cm_lightning.backbones.embedding import (
+    GuidedTimesEmbedding,
+    JumpEmbedding,
+    PositionalEmbedding,
+    StepSizeEmbedding,
+    TwoTimesEmbedding,
+)
 from cm_lightning.backbones.mlp import ResidualMLP
 from cm_lightning.core.curriculum import Clock
 from cm_lightning.core.target_rate import ConstantRate
 from cm_lightning.errors import ConfigError
 from cm_lightning.modules.consistency import ConsistencyModule
 from cm_lightning.modules.diffusion import DiffusionModule
+from cm_lightning.modules.guided_mean_flow import GuidedMeanFlow
 from cm_lightning.modules.improved_mean_flow import ImprovedMeanFlow
 from cm_lightning.modules.moment_matching import InductiveMomentMatching
 from cm_lightning.modules.progressive import ProgressiveDistillation
@@ -56,6 +63,7 @@ METHODS = {
     "shortcut": lambda first: ShortcutModel(**options(StepSizeEmbedding, finest=16, target_rate=ConstantRate(0.5))),
     "iMF": lambda first: ImprovedMeanFlow(**options(omega=2.0, interval=(0.1, 0.9))),
     "iMF, differences": lambda first: ImprovedMeanFlow(**options(derivative="difference")),
+    "iMF, guidance as an input": lambda first: GuidedMeanFlow(**options(GuidedTimesEmbedding, derivative="difference")),
     "alpha-Flow": lambda first: AlphaFlow(**options()),
     "SoFlow": lambda first: SoFlow(**options()),
     "IMM": lambda first: InductiveMomentMatching(**options()),
