@@ -97,7 +97,10 @@ class TrajectoryDistillation(Distilled, ConsistencyModule):
 
     def forward_one(self) -> None:
         labels = torch.zeros(1, dtype=torch.long) if self.num_classes else None
-        self.backbone(torch.zeros(1, *self.image_shape), torch.zeros(1, 2), labels)
+        for _ in range(
+            3 if self.objective.denoising_weight else 2
+        ):  # the gradient passes through the target's jump too
+            self.backbone(torch.zeros(1, *self.image_shape), torch.zeros(1, 2), labels)
 
     def flow_map(self, x: Tensor, t: Tensor, r: Tensor, labels: Tensor | None = None) -> Tensor:
         """X(x, t, r) with the weights that the module holds: (B, ...), (B,), (B,), (B,) or None -> (B, ...)."""
