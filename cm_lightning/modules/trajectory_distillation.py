@@ -97,9 +97,8 @@ class TrajectoryDistillation(Distilled, ConsistencyModule):
 
     def forward_one(self) -> None:
         labels = torch.zeros(1, dtype=torch.long) if self.num_classes else None
-        for _ in range(
-            3 if self.objective.denoising_weight else 2
-        ):  # the gradient passes through the target's jump too
+        passes = 3 if self.objective.denoising_weight else 2  # the gradient passes through the target's jump, too
+        for _ in range(passes):
             self.backbone(torch.zeros(1, *self.image_shape), torch.zeros(1, 2), labels)
 
     def flow_map(self, x: Tensor, t: Tensor, r: Tensor, labels: Tensor | None = None) -> Tensor:
