@@ -9,6 +9,8 @@ from .backbones.edm2 import EDM2 as EDM2
 from .backbones.edm2 import UnitFourier as UnitFourier
 from .backbones.embedding import AngleEmbedding as AngleEmbedding
 from .backbones.embedding import FourierEmbedding as FourierEmbedding
+from .backbones.embedding import GuidedTimesEmbedding as GuidedTimesEmbedding
+from .backbones.embedding import JumpEmbedding as JumpEmbedding
 from .backbones.embedding import PositionalEmbedding as PositionalEmbedding
 from .backbones.embedding import SinusoidEmbedding as SinusoidEmbedding
 from .backbones.embedding import StepSizeEmbedding as StepSizeEmbedding
@@ -47,6 +49,7 @@ from .core.gap import ExponentialGap as ExponentialGap
 from .core.gap import SigmoidGap as SigmoidGap
 from .core.gap import Through as Through
 from .core.gap import UniformGap as UniformGap
+from .core.guidance import GuidanceLaw as GuidanceLaw
 from .core.halving import HalvingLevels as HalvingLevels
 from .core.halving import TruncatedSNR as TruncatedSNR
 from .core.halving import WholeSteps as WholeSteps
@@ -58,6 +61,7 @@ from .core.moment_matching import GroupTimes as GroupTimes
 from .core.moment_matching import MomentMatching as MomentMatching
 from .core.noise import LogitNormal as LogitNormal
 from .core.noise import LogNormal as LogNormal
+from .core.noise import LogNormalAndHigh as LogNormalAndHigh
 from .core.noise import LogNormalIntervals as LogNormalIntervals
 from .core.noise import UniformIntervals as UniformIntervals
 from .core.noise import UniformTime as UniformTime
@@ -70,6 +74,7 @@ from .core.ode_sampler import Heun as Heun
 from .core.parameterization import EDM as EDM
 from .core.parameterization import AverageVelocity as AverageVelocity
 from .core.parameterization import BoundaryShifted as BoundaryShifted
+from .core.parameterization import DenoiserJump as DenoiserJump
 from .core.parameterization import Trigonometric as Trigonometric
 from .core.path import DDPM as DDPM
 from .core.path import VE as VE
@@ -82,9 +87,12 @@ from .core.schedule import HoldThenCosine as HoldThenCosine
 from .core.schedule import InverseSquareRoot as InverseSquareRoot
 from .core.schedule import Ramp as Ramp
 from .core.schedule import StagedDecay as StagedDecay
+from .core.soft_consistency import JumpTimes as JumpTimes
+from .core.soft_consistency import SoftConsistency as SoftConsistency
 from .core.stages import Stage as Stage
 from .core.target_rate import ConstantRate as ConstantRate
 from .core.target_rate import ProgressiveRate as ProgressiveRate
+from .core.trajectory import GivenGuidance as GivenGuidance
 from .core.trajectory import GuidedNoise as GuidedNoise
 from .core.trajectory import Itself as Itself
 from .core.trajectory import SameNoise as SameNoise
@@ -135,6 +143,7 @@ from .modules.diffusion import DiffusionModule as DiffusionModule
 from .modules.distillation import ConsistencyDistillation as ConsistencyDistillation
 from .modules.distribution_matching import DistributionMatchingDistillation as DistributionMatchingDistillation
 from .modules.guided import GuidedConsistencyTraining as GuidedConsistencyTraining
+from .modules.guided_mean_flow import GuidedMeanFlow as GuidedMeanFlow
 from .modules.improved_mean_flow import ImprovedMeanFlow as ImprovedMeanFlow
 from .modules.latent_adversarial import LatentAdversarialDistillation as LatentAdversarialDistillation  # lcm
 from .modules.latent_consistency import LatentConsistencyDistillation as LatentConsistencyDistillation  # lcm
@@ -150,6 +159,7 @@ from .modules.self_distillation import LagrangianSelfDistillation as LagrangianS
 from .modules.self_distillation import ProgressiveSelfDistillation as ProgressiveSelfDistillation
 from .modules.shortcut import ShortcutModel as ShortcutModel
 from .modules.training import ConsistencyTraining as ConsistencyTraining
+from .modules.trajectory_distillation import TrajectoryDistillation as TrajectoryDistillation
 from .modules.truncated import TruncatedConsistencyTraining as TruncatedConsistencyTraining
 from .modules.velocity_chords import AlphaFlow as AlphaFlow
 from .modules.velocity_chords import SoFlow as SoFlow

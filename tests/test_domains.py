@@ -22,7 +22,7 @@ from cm_lightning.backbones.attention import SelfAttention
 from cm_lightning.backbones.ddpmpp import DDPMpp
 from cm_lightning.backbones.dit import DiT
 from cm_lightning.backbones.edm2 import EDM2
-from cm_lightning.backbones.embedding import PositionalEmbedding, SinusoidEmbedding
+from cm_lightning.backbones.embedding import JumpEmbedding, PositionalEmbedding, SinusoidEmbedding
 from cm_lightning.backbones.mlp import ResidualMLP
 from cm_lightning.backbones.ncsnpp import NCSNpp
 from cm_lightning.backbones.pyramid import Style
@@ -38,6 +38,7 @@ from cm_lightning.core import (
     ode_sampler,
     oracle,
     parameterization,
+    soft_consistency,
     target_rate,
     truncated,
     weighting,
@@ -185,6 +186,10 @@ def ct(**options):
         (truncated.TruncatedCurriculum, "ratio", [-0.1, 1], [0, 0.999]),
         (halving.HalvingLevels, "stages", [0, 6], [1, 5]),
         (halving.HalvingLevels, "steps", [0, 8, 24], [16, 32]),
+        (noise.LogNormalAndHigh, "part", [0, 1.1], [0.1, 1]),
+        (parameterization.DenoiserJump, "sigma_min", [0, -1], [0.002]),
+        (soft_consistency.JumpTimes, "most", [0, 1.5], [1, 40]),
+        (JumpEmbedding, "width", [0, 2, 7], [4, 8]),
         (noise.LogitNormal, "std", [0, -1], [0.1]),
         (Adaptive, "p", [-1], [0, 1]),
         (Learned, "width", [0, 1.5], [1]),
@@ -341,6 +346,7 @@ PROMPT = "--pipeline=none --prompt=a"
         (f"{COMMAND} --labels=", "--labels"),
         (f"{COMMAND} --labels 1,x", "--labels"),
         (f"{COMMAND} --labels=-1", "--labels"),
+        (f"{COMMAND} --gamma 1.1", "--gamma: must be a number in"),
         (f"{COMMAND} --columns 0", "--columns"),
         (f"{COMMAND} --seed=-1", "--seed: must be a whole number from 0"),
         (f"{COMMAND} --seed 4294967296", "--seed"),

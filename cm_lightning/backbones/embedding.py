@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -149,19 +149,69 @@ class StepSizeEmbedding(TwoTimesEmbedding):
         return super().forward(torch.stack([t, -step.clamp(min=2.0**-16).log2()], 1))
 
 
-def labels_taken(noise_embedding: nn.Module, width: int) -> list[int]:
-    """The numbers of noise labels that an embedding takes, 1 or 2 or both, found by a trial: it may be of one's own.
+class GuidedTimesEmbedding(TwoTimesEmbedding):
+    """As :class:`TwoTimesEmbedding`, and a linear map of strength and interval of the guidance (iMF).
 
     Args:
-        noise_embedding: maps (B,) or (B, 2) to (B, width).
+        width, low, high: see :class:`TwoTimesEmbedding`.
+    """
+
+    def __init__(self, width: int, low: float = 0.25, high: float = 8.0) -> None:
+        super().__init__(width, low, high)
+        self.guidance = nn.Linear(3, width)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """(B, 5) -> (B, width)."""
+        return super().forward(labels[:, :2]) + cast(Tensor, self.guidance(labels[:, 2:]))
+
+
+class JumpEmbedding(Recorded, nn.Module):
+    """The embedding of t, plus one of the jump from t to r that is 0 where r = t (CTM).
+
+    It does not have weights of its own. So a network that was trained to denoise, with the first embedding, fits in all
+    its weights, and goes on to denoise where r = t.
+
+    Args:
+        width: width of the output, even, at least 4.
+        start: the embedding of t; :class:`PositionalEmbedding` if None.
+        low: the lowest frequency of the jump's embedding, in radians per unit of the label.
+        high: the highest one.
+    """
+
+    def __init__(self, width: int, start: nn.Module | None = None, low: float = 0.25, high: float = 2.0) -> None:
+        multiple_of(2).check(self, width=width)
+        at_least(4).check(self, width=width)
+        POSITIVE.check(self, low=low, high=high)
+        super().__init__()
+        self.start, self.jump = start or PositionalEmbedding(width), SinusoidEmbedding(width, low, high)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """(B, 2) -> (B, width)."""
+        t, r = labels.unbind(1)
+        return cast(Tensor, self.start(t) + (self.jump(t - r) - self.jump(torch.zeros_like(t))))
+
+
+#: What to set for a number of noise labels.
+_EMBEDDINGS = {
+    1: "one of a single label, such as SinusoidEmbedding, or leave it out",
+    2: "a TwoTimesEmbedding",
+    5: "a GuidedTimesEmbedding",
+}
+
+
+def labels_taken(noise_embedding: nn.Module, width: int) -> list[int]:
+    """The numbers of noise labels that an embedding takes, of 1, 2 and 5, found by a trial: it may be of one's own.
+
+    Args:
+        noise_embedding: maps (B,), (B, 2) or (B, 5) to (B, width).
         width: the width that the network needs.
 
     Raises:
-        ConfigError: its output has another width, or it takes neither one label nor two.
+        ConfigError: its output has another width, or it takes none of these numbers.
     """
     name, shapes, fault = type(noise_embedding).__name__, [], ""
     place = next((t.device for t in (*noise_embedding.parameters(), *noise_embedding.buffers())), None)
-    for shape in ((3,), (3, 2)):
+    for shape in ((3,), (3, 2), (3, 5)):
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a trial must not change the numbers of the run
                 found = tuple(noise_embedding(torch.ones(shape, device=place)).shape)
@@ -169,7 +219,7 @@ def labels_taken(noise_embedding: nn.Module, width: int) -> list[int]:
             fault = fault or f": {flat(str(error))}"
             continue
         if len(found) == 2:
-            shapes.append((len(shape), found[1]))
+            shapes.append((shape[-1] if len(shape) == 2 else 1, found[1]))
     if not shapes:
         raise ConfigError(
             f"noise_embedding must map labels (B,), or (B, 2) for two times, to (B, {width}): {name} does not{fault}"
@@ -190,10 +240,12 @@ def check_labels(method: str, backbone: nn.Module, given: int) -> None:
     """
     if all(given in getattr(part, "noise_labels", [given]) for part in backbone.modules()):
         return
-    one, two = "one of a single label, such as SinusoidEmbedding, or leave it out", "a TwoTimesEmbedding"
+    taken: Any = next(
+        part.noise_labels for part in backbone.modules() if given not in getattr(part, "noise_labels", [given])
+    )
     raise ConfigError(
         f"{method} gives its network {given} noise label(s) for each sample, but this {type(backbone).__name__} takes "
-        f"{3 - given}: set noise_embedding, an option of most networks, to {two if given == 2 else one}"
+        f"{' or '.join(map(str, taken))}: set noise_embedding, an option of most networks, to {_EMBEDDINGS[given]}"
     )
 
 

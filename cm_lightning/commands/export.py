@@ -136,7 +136,11 @@ def _write(
         from cm_lightning.export.web import write_page
 
         write_page(module, folder, runtime)
-    elif not isinstance(module, ConsistencyModule) or getattr(module.parameterization, "told_t", False):
+    elif (
+        not isinstance(module, ConsistencyModule)
+        or module.noise_labels_given > 1
+        or getattr(module.parameterization, "told_t", False)
+    ):
         raise ConfigError(
             "--format diffusers: its pipeline gives the network ln sigma, but this network takes another time: "
             "give --format onnx"

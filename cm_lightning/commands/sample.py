@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cm_lightning.commands.parser import CommandParser
 from cm_lightning.commands.results import check_outputs, write_results
-from cm_lightning.domains import COUNT, FINITE, NATURAL, POSITIVE, SEED
+from cm_lightning.domains import COUNT, FINITE, FRACTION, NATURAL, POSITIVE, SEED
 from cm_lightning.light import light_lightning
 from cm_lightning.viewer import show
 
@@ -33,6 +33,11 @@ def parser() -> CommandParser:
         type=FINITE.parse,
         default=0.0,
         help="w of c + w (c - u), for a network trained with label_dropout; it doubles the evaluations. default: 0",
+    )
+    parser.add_argument(
+        "--gamma",
+        type=FRACTION.parse,
+        help="the share of the noise that a flow map draws anew between its steps: from 0, the default, to 1, all",
     )
     parser.add_argument("--seed", type=SEED.parse, default=0)
     parser.add_argument(
@@ -96,6 +101,10 @@ def main(argv: Sequence[str]) -> None:
     module = load_module(args.ckpt_path, args.weights, args.trust)
     if len(module.image_shape) != 3 and any(output.suffix != ".npz" for output in args.output):
         raise ConfigError("--output: the samples of this checkpoint are not images: write them to an .npz file")
+    if args.gamma is not None:
+        if not hasattr(module, "gamma"):
+            raise ConfigError(f"--gamma is an option of flow maps, but this is a {type(module).__name__}: leave it out")
+        module.gamma = args.gamma
     module = module.to(device)
     labels = None
     if args.labels:

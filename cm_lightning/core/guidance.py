@@ -4,12 +4,90 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cm_lightning.core.noise import expand
+from cm_lightning.domains import ABOVE_ONE
 from cm_lightning.errors import ConfigError
+from cm_lightning.recording import Recorded
+
+
+class Guidance(NamedTuple):
+    """Classes with the guidance that a network is given: the condition of a flow map, in place of classes alone."""
+
+    #: (B,)
+    labels: Tensor
+    #: (B,) 1 - 1/omega, from 0, no guidance, to below 1.
+    strength: Tensor
+    #: (B,) the lowest and the highest t that are guided.
+    low: Tensor
+    high: Tensor
+
+    @staticmethod
+    def of(labels: Tensor, omega: float, low: float = 0.0, high: float = 1.0) -> Guidance:
+        """The same guidance for all samples."""
+        numbers = (1 - 1 / omega, low, high)
+        return Guidance(labels, *(torch.full_like(labels, number, dtype=torch.float32) for number in numbers))
+
+    def in_force(self, t: Tensor) -> Tensor:
+        """The strength at levels t (B,): 0 outside the interval."""
+        return self.strength * ((t >= self.low) & (t <= self.high))
+
+    def with_null(self, null: int) -> Guidance:
+        """The samples under their classes, then the same under the null class, (2B,)."""
+        classes = torch.cat([self.labels, torch.full_like(self.labels, null)])
+        return Guidance(classes, *(torch.cat([part, part]) for part in self[1:]))
+
+
+class GuidanceLaw(Recorded):
+    """The guidance of the samples of a batch: ln omega uniform, the interval from below 1/2 to above it (iMF).
+
+    Args:
+        largest: the largest omega, above 1.
+    """
+
+    def __init__(self, largest: float = 8.0) -> None:
+        ABOVE_ONE.check(self, largest=largest)
+        self.largest = largest
+
+    def draw(self, labels: Tensor, generator: torch.Generator | None = None) -> Guidance:
+        """The guidance of samples of the classes (B,)."""
+        u, low, high = torch.rand(3, len(labels), dtype=torch.float32, device=labels.device, generator=generator)
+        return Guidance(labels, 1 - self.largest**-u, low / 2, (1 + high) / 2)
+
+
+class GuidanceInput:
+    """A network that takes strength and interval beside t and t - r, as one whose condition is :class:`Guidance`.
+
+    Where r is t an interval only decides whether t is guided, and the null class is never guided. So the network is
+    given the strength in force there, with the whole interval: all samples of this kind teach it the same velocities.
+
+    Args:
+        network: (x, labels (B, 5), classes) -> (B, ...).
+        null: the null class.
+        noise_scale: the factor on both times.
+    """
+
+    def __init__(self, network: Callable[..., Tensor], null: int, noise_scale: float = 1.0) -> None:
+        self.network, self.null, self.noise_scale = network, null, noise_scale
+
+    def __call__(self, x: Tensor, times: Tensor, c: Any = None) -> Tensor:
+        """(B, ...), (B, 2), guidance, classes (B,) or None -> (B, ...)."""
+        if not isinstance(c, Guidance):
+            c = Guidance.of(times.new_full((len(x),), self.null, dtype=torch.long) if c is None else c, 1.0)
+        return self.network(x, torch.cat([times, self._inputs(times, c).to(times.dtype)], 1), c.labels)
+
+    def _inputs(self, times: Tensor, c: Guidance) -> Tensor:
+        t, gap = times.unbind(1)
+        null = c.labels == self.null
+        whole = null | (gap == 0)
+        strength = torch.where(whole, c.in_force(t / self.noise_scale), c.strength)
+        return torch.stack(
+            [torch.where(null, 0.0, strength), torch.where(whole, 0.0, c.low), torch.where(whole, 1.0, c.high)], 1
+        )
 
 
 def guided(conditional: Tensor, unconditional: Tensor, w: Tensor) -> Tensor:
@@ -21,10 +99,14 @@ def guided(conditional: Tensor, unconditional: Tensor, w: Tensor) -> Tensor:
 
 
 def estimates(
-    f: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Tensor, t: Tensor, labels: Tensor, null: int
+    f: Callable[[Tensor, Tensor, Any], Tensor], x: Tensor, t: Tensor, labels: Tensor | Guidance, null: int
 ) -> tuple[Tensor, Tensor]:
-    """f(x, t, labels) and f(x, t, null), each (B, ...), evaluated in one batch."""
-    classes = torch.cat([labels, torch.full_like(labels, null)])
+    """f(x, t, labels) and f(x, t, null), each (B, ...), evaluated in one batch; the labels may be :class:`Guidance`."""
+    classes: Any
+    if isinstance(labels, Guidance):
+        classes = labels.with_null(null)
+    else:
+        classes = torch.cat([labels, torch.full_like(labels, null)])
     conditional, unconditional = f(torch.cat([x, x]), torch.cat([t, t]), classes).chunk(2)
     return conditional, unconditional
 
@@ -47,6 +129,25 @@ def guided_function(
         return guided(*estimates(f, x, t, labels, null), x.new_full((len(x),), w))
 
     return both
+
+
+def guided_jump(
+    flow_map: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor], labels: Tensor | None, null: int, w: float
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """X(x, t, r, labels) under guidance, as a function of x (B, ...), t (B,) and r (B,), which is the same for all.
+
+    Args:
+        flow_map: the flow map X.
+        labels, null, w: see :func:`guided_function`.
+    """
+
+    def jump(x: Tensor, t: Tensor, r: Tensor) -> Tensor:
+        def to_r(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+            return flow_map(x, t, r[:1].expand(len(x)), labels)
+
+        return guided_function(to_r, labels, null, w)(x, t)
+
+    return jump
 
 
 def guidance_embedding(w: Tensor, width: int = 256) -> Tensor:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from cm_lightning.domains import FINITE, INTEGER, POSITIVE, check_ascending
+from cm_lightning.domains import FINITE, INTEGER, POSITIVE, SHARE, check_ascending
 from cm_lightning.errors import ConfigError
 from cm_lightning.recording import Recorded
 
@@ -110,6 +110,39 @@ class LogNormal(Recorded):
         """Draw n noise levels, (n,) float32."""
         normal = torch.randn(n, dtype=torch.float32, device=device, generator=generator)
         return (self.mean + self.std * normal).exp().clamp(self.sigma_min, self.sigma_max)
+
+
+class LogNormalAndHigh(LogNormal):
+    """Half of the draws as :class:`LogNormal`, half from the upper part of a Karras grid (CTM, appendix).
+
+    A network that learns jumps beside denoising would otherwise forget to denoise at high noise levels.
+
+    Args:
+        mean, std, sigma_min, sigma_max: see :class:`LogNormal`; the defaults are EDM's.
+        part: the part of the grid, from sigma_max down, in (0, 1].
+        rho: exponent of the grid.
+    """
+
+    def __init__(
+        self,
+        mean: float = -1.2,
+        std: float = 1.2,
+        part: float = 0.7,
+        sigma_min: float = SIGMA_MIN,
+        sigma_max: float = SIGMA_MAX,
+        rho: float = 7.0,
+    ) -> None:
+        super().__init__(mean, std, sigma_min, sigma_max)
+        SHARE.check(self, part=part)
+        POSITIVE.check(self, rho=rho)
+        self.part, self.rho = part, rho
+
+    def sample(self, n: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None) -> Tensor:
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        where, which = torch.rand(2, n, dtype=torch.float32, device=device, generator=generator)
+        upper = (high + self.part * where * (low - high)) ** self.rho
+        normal = super().sample(n, device, generator)
+        return torch.where(which < 0.5, upper.clamp(self.sigma_min, self.sigma_max), normal)
 
 
 class LogitNormal(Recorded):

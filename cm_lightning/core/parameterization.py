@@ -60,9 +60,7 @@ class Parameterization(Recorded, ABC):
         self, network: Network, x: Tensor, t: Tensor, class_label: Tensor | None = None, r: Tensor | None = None
     ) -> Tensor:
         """Evaluate the map: x (B, ...), t (B,) -> (B, ...) in the dtype of x."""
-        c = self.coefficients(t, r)
-        F = _output(network, x, c, class_label)
-        return expand(c.c_skip, x).to(x.dtype) * x + expand(c.c_out, x).to(x.dtype) * F.to(x.dtype)
+        return _evaluate(network, x, self.coefficients(t, r), class_label)
 
     def slopes(self, t: Tensor, r: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(d c_skip / dt, d c_out / dt) at t (B,), each (B,)."""
@@ -130,6 +128,45 @@ class Trigonometric(Parameterization):
         return Coefficients(t.cos(), sd * t.sin(), torch.full_like(t, 1 / sd), c_noise)
 
 
+class DenoiserJump(Parameterization):
+    """The flow map of CTM on the VE path: X(x, t, r) = (r/t) x + (1 - r/t) g(x, t, r) (Kim et al. 2023, Eq. 5).
+
+    It is a step of DDIM with a denoiser g that takes the end of the step into account; g has EDM's scalings, and at
+    r = t it is the denoiser itself. Levels below sigma_min count as that, so X(x, t, 0) is the consistency function.
+
+    The network takes two labels, c_noise of t and of r (B, 2): give it a
+    :class:`~cm_lightning.backbones.embedding.JumpEmbedding`.
+
+    Args:
+        sigma_data, noise_scale: see :class:`Parameterization`.
+        sigma_min: the level at which trajectories end.
+    """
+
+    def __init__(self, sigma_data: float = SIGMA_DATA, sigma_min: float = SIGMA_MIN, noise_scale: float = 0.25) -> None:
+        super().__init__(sigma_data, noise_scale)
+        POSITIVE.check(self, sigma_min=sigma_min)
+        self.sigma_min = sigma_min
+
+    def coefficients(self, t: Tensor, r: Tensor | None = None) -> Coefficients:
+        t, r = (self._level(level) for level in (t, torch.zeros_like(t) if r is None else r))
+        c_skip, c_out, c_in, _ = self._denoiser(t)
+        rest = 1 - r / t
+        c_noise = self.noise_scale * torch.stack([t, r], 1).log()
+        return Coefficients(1 - rest * (1 - c_skip), rest * c_out, c_in, c_noise)
+
+    def denoised(self, network: Network, x: Tensor, t: Tensor, class_label: Tensor | None = None) -> Tensor:
+        """g(x, t, t), the denoiser: x (B, ...), t (B,) -> (B, ...) in the dtype of x."""
+        return _evaluate(network, x, self._denoiser(self._level(t)), class_label)
+
+    def _denoiser(self, t: Tensor) -> Coefficients:
+        c_skip, c_out, c_in, c_noise = EDM(self.sigma_data, self.noise_scale).coefficients(t)
+        return Coefficients(c_skip, c_out, c_in, torch.stack([c_noise, c_noise], 1))
+
+    def _level(self, t: Tensor) -> Tensor:
+        # rounded to the dtype of t first, as in BoundaryShifted
+        return _at_least_float32(torch.maximum(t, torch.tensor(self.sigma_min, dtype=t.dtype, device=t.device)))
+
+
 class AverageVelocity(Parameterization):
     """The flow map of MeanFlow on the linear path: X(x, t, r) = x - (t - r) u(x, t, r), u the network itself.
 
@@ -172,6 +209,11 @@ class Map:
     def velocity(self, x: Tensor, t: Tensor, c: Any = None) -> Tensor:
         """dX/dr at r = t, which for an average velocity is u(x, t, t)."""
         return self.output(x, t, t, c)
+
+
+def _evaluate(network: Network, x: Tensor, c: Coefficients, class_label: Tensor | None) -> Tensor:
+    F = _output(network, x, c, class_label)
+    return expand(c.c_skip, x).to(x.dtype) * x + expand(c.c_out, x).to(x.dtype) * F.to(x.dtype)
 
 
 def _output(network: Network, x: Tensor, c: Coefficients, class_label: Tensor | None) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from cm_lightning.core.noise import SIGMA_MAX, SIGMA_MIN, karras_sigmas
-from cm_lightning.domains import COUNT
+from cm_lightning.core.path import Path
+from cm_lightning.domains import COUNT, FRACTION
 
 #: x (B, ...), t (B,) -> the clean end point of the trajectory through x, (B, ...).
 ConsistencyFunction = Callable[[Tensor, Tensor], Tensor]
@@ -78,14 +79,61 @@ def denoise_and_noise(
     return x
 
 
-def follow(flow_map: Jump, x: Tensor, levels: Sequence[float]) -> Tensor:
-    """Apply a flow map from level to level: len(levels) - 1 evaluations, without fresh noise (MeanFlow, section 4.3).
+class Renewal:
+    """The part of the noise that is drawn anew between the jumps of a flow map: gamma-sampling (CTM, Algorithm 2).
+
+    On the way from t to r a jump ends below r, where noise of variance (1 - gamma^2) sigma_r^2 is left, and fresh noise
+    leads back to r. With gamma = 1 it ends at the clean image, which is :func:`multistep`.
+
+    Args:
+        gamma: the share of the noise, as a standard deviation, in [0, 1].
+        path: the path of the levels.
+        sigma_min: the level, in units of VE, at which trajectories end.
+        renoise: draws fresh unit noise of the shape of its argument.
+    """
+
+    def __init__(
+        self,
+        gamma: float,
+        path: Path,
+        sigma_min: float = 0.0,
+        renoise: Callable[[Tensor], Tensor] = torch.randn_like,
+    ) -> None:
+        FRACTION.check(gamma=gamma)
+        self.gamma, self.path, self.sigma_min, self.renoise = gamma, path, sigma_min, renoise
+
+    def below(self, r: float) -> float:
+        """The level at which a jump to r ends."""
+        variance = self.sigma_min**2 + (1 - self.gamma**2) * self._fresh(r) ** 2
+        return float(self.path.level(torch.tensor(variance, dtype=torch.float64).sqrt()))
+
+    def noised(self, x: Tensor, r: float) -> Tensor:
+        """The point at r for the end x (B, ...) of a jump."""
+        alpha, alpha_below = (self._scales(level)[0] for level in (r, self.below(r)))
+        return alpha * (x / alpha_below + self.gamma * self._fresh(r) * self.renoise(x))
+
+    def _fresh(self, r: float) -> float:
+        alpha, sigma = self._scales(r)
+        fresh: float = max((sigma / alpha) ** 2 - self.sigma_min**2, 0.0) ** 0.5
+        return fresh
+
+    def _scales(self, level: float) -> tuple[float, float]:
+        alpha, sigma = self.path.scales(torch.tensor(level, dtype=torch.float64))
+        return float(alpha), float(sigma)
+
+
+def follow(flow_map: Jump, x: Tensor, levels: Sequence[float], renewal: Renewal | None = None) -> Tensor:
+    """Apply a flow map from level to level: len(levels) - 1 evaluations (MeanFlow, section 4.3).
 
     Args:
         flow_map: X(x, t, r).
         x: the start (B, ...), at the first level.
         levels: descending; the last is the level of the result, 0 for images.
+        renewal: what noise is drawn anew at the levels in between; none if None.
     """
     for t, r in pairwise(levels):
-        x = flow_map(x, x.new_full((len(x),), t), x.new_full((len(x),), r))
+        between = renewal if renewal and renewal.gamma and r > levels[-1] else None
+        end = between.below(r) if between else r
+        x = flow_map(x, x.new_full((len(x),), t), x.new_full((len(x),), end))
+        x = between.noised(x, r) if between else x
     return x

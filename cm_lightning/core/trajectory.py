@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from cm_lightning.core.guidance import estimates
+from cm_lightning.core.guidance import Guidance, estimates
 from cm_lightning.core.noise import expand
 from cm_lightning.core.path import VE, Path
 from cm_lightning.core.solver import euler_step, heun_step
@@ -103,10 +103,29 @@ class GuidedNoise(SameNoise):
         clean = self._moved(x, x_t, t, c)
         return self.path.velocity(clean, self.path.noise(x_t, clean, t), t)
 
-    def _moved(self, x: Tensor, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+    def _moved(self, x: Tensor, x_t: Tensor, t: Tensor, c: Any) -> Tensor:
         conditional, unconditional = estimates(self.denoiser, x_t, t, c, self.null)
-        w = self.w * ((t >= self.low) & (t <= self.high)).to(x.dtype)
+        w = self.strength(t, c).to(x.dtype)
         return x + expand(w, x) * (conditional - unconditional).to(x.dtype)
+
+    def strength(self, t: Tensor, c: Any) -> Tensor:
+        """The strength of the guidance at levels t (B,), (B,)."""
+        return self.w * ((t >= self.low) & (t <= self.high))
+
+
+class GivenGuidance(GuidedNoise):
+    """:class:`GuidedNoise` of the strength and interval that the condition has for each sample.
+
+    Args:
+        denoiser: E[x | x_t, c] on the path's own levels, where c is :class:`~cm_lightning.core.guidance.Guidance`.
+        null, path: see :class:`GuidedNoise`.
+    """
+
+    def __init__(self, denoiser: ConditionalDenoiser, null: int, path: Path | None = None) -> None:
+        super().__init__(denoiser, null, 0.0, path)
+
+    def strength(self, t: Tensor, c: Guidance) -> Tensor:
+        return c.in_force(t)
 
 
 def checked_interval(interval: Sequence[float]) -> tuple[float, float]:
@@ -148,9 +167,13 @@ class Teacher(Trajectory):
         self.steps, self.rho = steps, rho
 
     def advance(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, q: Tensor, c: Any = None) -> Tensor:
+        return self.solve(x_t, t, q, self.steps, c)
+
+    def solve(self, x_t: Tensor, t: Tensor, q: Tensor, steps: int, c: Any = None) -> Tensor:
+        """The point at level q <= t after a number of the solver's steps."""
         denoiser = partial(_under, self.denoiser, c)
         q = q.clamp(min=self.lowest)
-        between = [self._between(t, q, i / self.steps) for i in range(1, self.steps)]
+        between = [self._between(t, q, i / steps) for i in range(1, steps)]
         for here, there in pairwise([t, *between, q]):
             x_t = self.solver(denoiser, x_t, here, there, self.path)
         return x_t

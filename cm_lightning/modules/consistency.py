@@ -13,9 +13,10 @@ from cm_lightning.core.curriculum import Clock
 from cm_lightning.core.guidance import guided_function
 from cm_lightning.core.noise import SIGMA_MAX, SIGMA_MIN, expand, unit_noise
 from cm_lightning.core.objective import Chord, Tangent
-from cm_lightning.core.parameterization import BoundaryShifted, Map, Trigonometric
+from cm_lightning.core.parameterization import BoundaryShifted, DenoiserJump, Map, Trigonometric
 from cm_lightning.core.sampler import multistep, spread_sigmas
 from cm_lightning.core.schedule import RateSchedule
+from cm_lightning.core.soft_consistency import SoftConsistency
 from cm_lightning.core.target_rate import TargetRate
 from cm_lightning.domains import COUNT, POSITIVE, check_ascending
 from cm_lightning.errors import ConfigError
@@ -40,15 +41,15 @@ class ConsistencyModule(GenerativeModule):
             which is greyer than each of them.
     """
 
-    objective: Chord | Tangent
+    objective: Chord | Tangent | SoftConsistency
     target: nn.Module | None
 
     def __init__(
         self,
         backbone: nn.Module,
         image_shape: Sequence[int] | None,
-        objective: Chord | Tangent,
-        parameterization: BoundaryShifted | Trigonometric | None = None,
+        objective: Chord | Tangent | SoftConsistency,
+        parameterization: BoundaryShifted | Trigonometric | DenoiserJump | None = None,
         target_rate: TargetRate | None = None,
         sigma_max: float = SIGMA_MAX,
         sampling_sigmas: Mapping[int, Sequence[float]] | None = None,

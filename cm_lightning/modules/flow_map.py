@@ -9,11 +9,11 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from cm_lightning.core.curriculum import Clock
-from cm_lightning.core.guidance import guided_function
-from cm_lightning.core.noise import expand
+from cm_lightning.core.guidance import guided_jump
+from cm_lightning.core.noise import expand, unit_noise
 from cm_lightning.core.objective import Objective
 from cm_lightning.core.parameterization import AverageVelocity, Map
-from cm_lightning.core.sampler import follow
+from cm_lightning.core.sampler import Renewal, follow
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.core.target_rate import TargetRate
 from cm_lightning.domains import COUNT
@@ -42,6 +42,8 @@ class FlowMapModule(GenerativeModule):
     objective: Objective
     target: nn.Module | None
     noise_labels_given = 2
+    #: The share of the noise that is drawn anew between two jumps, in [0, 1]; see :class:`Renewal`.
+    gamma = 0.0
 
     def __init__(
         self,
@@ -83,11 +85,11 @@ class FlowMapModule(GenerativeModule):
 
     def forward_one(self) -> None:
         labels = torch.zeros(1, dtype=torch.long) if self.num_classes else None
-        self.backbone(torch.zeros(1, *self.image_shape), torch.zeros(1, 2), labels)
+        self.backbone(torch.zeros(1, *self.image_shape), torch.zeros(1, self.noise_labels_given), labels)
 
     def flow_map(self, x: Tensor, t: Tensor, r: Tensor, labels: Tensor | None = None) -> Tensor:
         """X(x, t, r) with the weights that the module holds: (B, ...), (B,), (B,), (B,) or None -> (B, ...)."""
-        return self.parameterization(self.backbone, x, t, labels, r)
+        return self.map()(x, t, r, labels)
 
     def consistency_function(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """X at r = 0 for x = x_0 + sigma z, a consistency function: (B, ...), (B,), (B,) or None -> (B, ...)."""
@@ -103,14 +105,13 @@ class FlowMapModule(GenerativeModule):
     def generate(
         self, z: Tensor, labels: Tensor | None, sigmas: Sequence[float], generator: Generators, guidance: float = 0.0
     ) -> Tensor:
-        def to(x: Tensor, t: Tensor, r: Tensor) -> Tensor:
-            def f(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-                return self.flow_map(x, t, r[:1].expand(len(x)), labels)
+        def fresh(x: Tensor) -> Tensor:
+            return unit_noise(x.shape, generator, x.device, x.dtype)
 
-            return guided_function(f, labels, self.num_classes, guidance)(x, t)
-
-        _, sigma = self.objective.trajectory.path.scales(z.new_tensor(sigmas[0]))
-        return follow(to, sigma * z, [*sigmas, 0.0])
+        path = self.objective.trajectory.path
+        _, sigma = path.scales(z.new_tensor(sigmas[0]))
+        to = guided_jump(self.flow_map, labels, self.num_classes, guidance)
+        return follow(to, sigma * z, [*sigmas, 0.0], Renewal(self.gamma, path, renoise=fresh))
 
     def trained_levels(self) -> tuple[float, float]:
         return 0.0, 1.0

@@ -41,6 +41,9 @@ METHODS: Mapping[str, Callable[[MakeNetwork, Shape], GenerativeModule]] = {
     ),
     "guided CT": lambda net, shape: C.GuidedConsistencyTraining(net(False), shape),
     "CD": lambda net, shape: C.ConsistencyDistillation(net(False), shape, _teacher(net, shape)),
+    "CTM": lambda net, shape: C.TrajectoryDistillation(  # of one step of the teacher; each further one is two passes
+        net(True), shape, _teacher(net, shape), curriculum=C.JumpTimes(most=1)
+    ),
     "sCT": lambda net, shape: C.ContinuousConsistencyTraining(net(False), shape),
     "sCD": lambda net, shape: C.ContinuousConsistencyDistillation(net(False), shape, _teacher(net, shape)),
     "MeanFlow": lambda net, shape: C.MeanFlow(net(True), shape),

@@ -51,7 +51,7 @@ def test_another_width_is_refused_with_the_width_to_set(name, make):
         NETWORKS[name](noise_embedding=make(32))
 
 
-@pytest.mark.parametrize("embedding", [nn.Linear(5, 8), nn.Embedding(4, 8)])
+@pytest.mark.parametrize("embedding", [nn.Linear(7, 8), nn.Embedding(4, 8)])
 def test_an_embedding_that_takes_no_labels_is_refused(embedding):
     with pytest.raises(ConfigError, match=rf"noise_embedding must map .* to \(B, 8\): {type(embedding).__name__} does"):
         NETWORKS["UNet"](noise_embedding=embedding)

@@ -6,14 +6,18 @@ import re
 from contextlib import suppress
 from importlib import import_module
 
+import numpy as np
 import pytest
 import torch
 
 from cm_lightning.__main__ import _COMMANDS
+from cm_lightning.backbones.embedding import TwoTimesEmbedding
+from cm_lightning.backbones.mlp import ResidualMLP
 from cm_lightning.backbones.unet import UNet
 from cm_lightning.commands.parser import CommandParser
 from cm_lightning.commands.sample import main as sample
 from cm_lightning.errors import ConfigError
+from cm_lightning.modules.mean_flow import MeanFlow
 from cm_lightning.modules.training import ConsistencyTraining
 from tests.helpers import images, trainer
 
@@ -70,3 +74,18 @@ def test_sample_under_guidance_counts_its_evaluations(tmp_path, monkeypatch, cap
         assert f"evaluations of the network for each: {evaluations}\n" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="guidance needs a network that was trained with label_dropout"):
         sample(["--ckpt_path=0.0.ckpt", "--num_samples=4", "--guidance=1.5"])
+    with pytest.raises(ConfigError, match="--gamma is an option of flow maps, but this is a Consis"):
+        sample(["--ckpt_path=0.1.ckpt", "--num_samples=4", "--gamma=0.5"])
+
+
+def test_gamma_is_the_share_of_the_noise_that_a_flow_map_draws_anew(tmp_path, monkeypatch, capsys):
+    network = ResidualMLP(2, 16, 1, noise_embedding=TwoTimesEmbedding(16))
+    torch.nn.init.normal_(network.head.weight)
+    monkeypatch.setattr("cm_lightning.modules.loading.load_module", lambda *_: MeanFlow(network, (2,)))
+    drawn = []
+    for options in ([], ["--gamma=0"], ["--gamma=1"]):
+        sample(["--ckpt_path=x", "--steps=2", "--num_samples=3", f"--output={tmp_path}/x.npz", *options])
+        drawn.append(np.load(tmp_path / "x.npz")["images"])
+        assert "evaluations of the network for each: 2\n" in capsys.readouterr().out
+    assert (drawn[0] == drawn[1]).all()
+    assert (drawn[0] != drawn[2]).all()

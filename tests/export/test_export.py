@@ -4,7 +4,7 @@ from safetensors.torch import load_file
 
 from cm_lightning.backbones.adm import ADM
 from cm_lightning.backbones.ddpmpp import DDPMpp
-from cm_lightning.backbones.embedding import FourierEmbedding, TwoTimesEmbedding
+from cm_lightning.backbones.embedding import FourierEmbedding, GuidedTimesEmbedding, JumpEmbedding, TwoTimesEmbedding
 from cm_lightning.backbones.unet import UNet
 from cm_lightning.backbones.unet2d import DiffusersUNet
 from cm_lightning.callbacks.ema import EMA
@@ -13,9 +13,11 @@ from cm_lightning.core.parameterization import BoundaryShifted, Trigonometric
 from cm_lightning.errors import ConfigError
 from cm_lightning.modules.continuous import ContinuousConsistencyTraining
 from cm_lightning.modules.diffusion import DiffusionModule
+from cm_lightning.modules.guided_mean_flow import GuidedMeanFlow
 from cm_lightning.modules.loading import load_module
 from cm_lightning.modules.mean_flow import MeanFlow
 from cm_lightning.modules.training import ConsistencyTraining
+from cm_lightning.modules.trajectory_distillation import TrajectoryDistillation
 from tests.backbones.zoo import awake, unet2d
 from tests.helpers import images, trainer
 
@@ -108,14 +110,26 @@ def sct(noise_scale, backbone=None):
     ).eval()
 
 
+def unet(embedding):
+    return awake(UNet(3, 8, (1, 2), 1, num_classes=3, head_width=8, noise_embedding=embedding))
+
+
 def mean_flow():
-    embedding = TwoTimesEmbedding(8)
-    network = UNet(3, 8, (1, 2), 1, num_classes=3, head_width=8, noise_embedding=embedding)
-    return MeanFlow(awake(network), SHAPE).eval()
+    return MeanFlow(unet(TwoTimesEmbedding(8)), SHAPE).eval()
+
+
+def guided_mean_flow():
+    return GuidedMeanFlow(unet(GuidedTimesEmbedding(8)), SHAPE).eval()
+
+
+def ctm():
+    return TrajectoryDistillation(unet(JumpEmbedding(8)), SHAPE, "teacher.ckpt").eval()
 
 
 NEWER = pytest.mark.parametrize(
-    "make", [lambda: sct(0.25), lambda: sct(None), mean_flow], ids=["sCT of ln sigma", "sCT of t", "MeanFlow"]
+    "make",
+    [lambda: sct(0.25), lambda: sct(None), mean_flow, guided_mean_flow, ctm],
+    ids=["sCT of ln sigma", "sCT of t", "MeanFlow", "guided iMF", "CTM"],
 )
 
 
@@ -167,7 +181,7 @@ def test_diffusers_draws_what_sct_draws(make, scale, tmp_path, monkeypatch):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("make", [lambda: sct(None, adm(0)), mean_flow])
+@pytest.mark.parametrize("make", [lambda: sct(None, adm(0)), mean_flow, ctm])
 def test_diffusers_has_no_pipeline_for_another_time(make, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="ln sigma, but this network takes another time: give --format onnx"):
         write(monkeypatch, make(), "diffusers", tmp_path)

@@ -7,17 +7,26 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from cm_lightning.backbones.embedding import StepSizeEmbedding, TwoTimesEmbedding
+from cm_lightning.backbones.embedding import (
+    GuidedTimesEmbedding,
+    JumpEmbedding,
+    PositionalEmbedding,
+    StepSizeEmbedding,
+    TwoTimesEmbedding,
+)
 from cm_lightning.backbones.mlp import ResidualMLP
 from cm_lightning.core.curriculum import Clock
 from cm_lightning.core.target_rate import ConstantRate
 from cm_lightning.errors import ConfigError
+from cm_lightning.modules.consistency import ConsistencyModule
 from cm_lightning.modules.diffusion import DiffusionModule
+from cm_lightning.modules.guided_mean_flow import GuidedMeanFlow
 from cm_lightning.modules.improved_mean_flow import ImprovedMeanFlow
 from cm_lightning.modules.moment_matching import InductiveMomentMatching
 from cm_lightning.modules.progressive import ProgressiveDistillation
 from cm_lightning.modules.self_distillation import LagrangianSelfDistillation, ProgressiveSelfDistillation
 from cm_lightning.modules.shortcut import ShortcutModel
+from cm_lightning.modules.trajectory_distillation import TrajectoryDistillation
 from cm_lightning.modules.truncated import TruncatedConsistencyTraining
 from cm_lightning.modules.velocity_chords import AlphaFlow, SoFlow
 from tests.helpers import trainer
@@ -54,9 +63,11 @@ METHODS = {
     "shortcut": lambda first: ShortcutModel(**options(StepSizeEmbedding, finest=16, target_rate=ConstantRate(0.5))),
     "iMF": lambda first: ImprovedMeanFlow(**options(omega=2.0, interval=(0.1, 0.9))),
     "iMF, differences": lambda first: ImprovedMeanFlow(**options(derivative="difference")),
+    "iMF, guidance as an input": lambda first: GuidedMeanFlow(**options(GuidedTimesEmbedding, derivative="difference")),
     "alpha-Flow": lambda first: AlphaFlow(**options()),
     "SoFlow": lambda first: SoFlow(**options()),
     "IMM": lambda first: InductiveMomentMatching(**options()),
+    "CTM": lambda first: TrajectoryDistillation(**options(JumpEmbedding, teacher=first, start_from_teacher=False)),
     "TCM": lambda first: TruncatedConsistencyTraining(**options(None, start_from=first)),
     "progressive": lambda first: ProgressiveDistillation(**options(None, start_from=first, steps=4, stages=3)),
 }
@@ -191,3 +202,46 @@ def test_imm_starts_at_its_highest_level():
     torch.testing.assert_close(m.one_step(z, labels), sampled)
     with pytest.raises(ConfigError, match=r"sigmas must lie in 0 \.\.\. 0.994"):
         m.sample(1, sigmas=[1.0])
+
+
+def ctm(teacher, **own):
+    embedding = JumpEmbedding(16, PositionalEmbedding(16, endpoint=True))
+    return TrajectoryDistillation(**options(lambda width: embedding, teacher=teacher, **own))
+
+
+def test_ctm_starts_as_its_teacher_s_denoiser_and_has_a_target_of_its_own(tmp_path):
+    plain = DiffusionModule(**options(lambda width: PositionalEmbedding(width, endpoint=True)))
+    plain.backbone.head.weight.data.add_(0.1)
+    m = ctm(plain)
+    m.trainer = trainer(tmp_path)
+    m.setup("fit")
+    x, t, labels = torch.randn(4, 2), torch.logspace(-2, 1.9, 4), torch.tensor([0, 1, 2, 0])
+    with torch.no_grad():
+        own = m.parameterization.denoised(m.backbone, x, t, labels)
+        assert torch.equal(own, plain.denoiser(x, t, labels))
+        torch.testing.assert_close(m.flow_map(x, t, 0 * t, labels), m.consistency_function(x, t, labels))
+    assert m.progress(m.clock) == {"N": 18, "mu": 0.999}
+    m.loss(x, labels).backward()
+    assert any(p.grad.any() for p in m.backbone.parameters())
+    assert all(p.grad is None for other in (m.target, plain) for p in other.parameters())
+
+
+@pytest.mark.parametrize("make", [METHODS["PSD"], METHODS["CTM"]], ids=["PSD", "CTM"])
+def test_gamma_draws_noise_anew_between_steps(make, first):
+    m, drawn = make(first), {}
+    for m.gamma in (0.0, 0.5, 1.0):
+        drawn[m.gamma] = [m.sample(3, n, generator=torch.Generator().manual_seed(0)) for n in (1, 3)]
+    assert torch.equal(drawn[0.0][0], drawn[1.0][0])  # one step has nothing between
+    assert all(not torch.equal(drawn[0.0][1], drawn[gamma][1]) for gamma in (0.5, 1.0))
+    m.gamma = 1.5
+    with pytest.raises(ConfigError, match=r"^gamma must be a number in \[0, 1\], got 1.5"):
+        m.sample(3, 2)
+
+
+def test_all_noise_anew_is_the_sampling_of_consistency_models(first):
+    m, g = METHODS["CTM"](first).eval(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        z, labels = torch.randn(3, 2, generator=g), m.sample_labels(3, None)
+        expected = ConsistencyModule.generate(m, z, labels, m.default_sigmas(3), g)
+    m.gamma = 1.0
+    torch.testing.assert_close(m.sample(3, 3, generator=torch.Generator().manual_seed(0)), expected)
