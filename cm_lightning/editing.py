@@ -38,8 +38,8 @@ class Editor:
     the level.
 
     Args:
-        module: any model on images. A generator of one step has only :meth:`interpolate` and :meth:`vary`: nothing of an
-            image is left at the noise level on which it was trained.
+        module: any model on images. A generator of one step has :meth:`interpolate` and :meth:`vary` alone: nothing of
+            an image is left at the noise level on which it was trained.
         n: number of results.
         labels: classes, repeated in turn. If None, a network with classes draws without one, where it was trained with
             ``label_dropout``, and otherwise as of all classes in turn.

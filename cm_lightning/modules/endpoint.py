@@ -196,8 +196,8 @@ def _require_several(module: GenerativeModule, levels: Sequence[float]) -> None:
     """Raise ConfigError for a network that was trained on noise alone."""
     if len(levels) == 1:
         raise ConfigError(
-            f"this {type(module).__name__} was trained at noise level {levels[0]:g} alone, where nothing of an image is "
-            "left: edit with one that was trained at several levels"
+            f"this {type(module).__name__} was trained at noise level {levels[0]:g} alone, where nothing of an image "
+            "is left: edit with one that was trained at several levels"
         )
 
 
