@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cm_lightning.commands.edit_options import EDITS, check_edit, described, pair
+from cm_lightning.commands.edit_options import EDITS, add_outputs, check_edit, described, pair
 from cm_lightning.commands.parser import CommandParser, gives
 from cm_lightning.commands.results import check_outputs, write_results
 from cm_lightning.domains import COUNT, FINITE, FRACTION, NATURAL, POSITIVE, SEED, at_least
@@ -50,13 +50,7 @@ def parser() -> CommandParser:
     )
     add("--guidance", type=FINITE.parse, default=0.0, help="as for sample; it doubles the evaluations. default: 0")
     add("--seed", type=SEED.parse, default=0)
-    add(
-        "--output",
-        type=Path,
-        action="append",
-        help="a .png sheet of what was given and the results (default edited.png), a .gif or .npz or folder of the "
-        "results; may repeat",
-    )
+    add_outputs(parser)
     add("--columns", type=COUNT.parse, default=11, help="images in a row of the sheet")
     add("--scale", type=COUNT.parse, default=1, help="enlarge the pixels of a sheet or .gif by this factor")
     add("--weights", choices=("ema", "raw"), help="default: the averaged ones if there are any")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from cm_lightning.commands.parser import CommandParser
 from cm_lightning.domains import NATURAL
@@ -51,6 +52,17 @@ EDITS_BY_PROMPTS = {
 def described(edits: Mapping[str, Edit]) -> str:
     """What each of them does, for the help."""
     return "; ".join(f"{name}: {edit.what}" for name, edit in edits.items()) + "."
+
+
+def add_outputs(parser: CommandParser) -> None:
+    """Add the option that says where the results are written."""
+    parser.add_argument(
+        "--output",
+        type=Path,
+        action="append",
+        help="a .png sheet of what was given and the results (default edited.png), a .gif or .npz or folder of the "
+        "results; may repeat",
+    )
 
 
 def pair(text: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm_lightning.commands.edit_options import EDITS, EDITS_BY_PROMPTS, check_edit, described, pair
+from cm_lightning.commands.edit_options import EDITS, EDITS_BY_PROMPTS, add_outputs, check_edit, described, pair
 from cm_lightning.commands.parser import CommandParser
 from cm_lightning.commands.prompt import SIDE, add_model, drawn_prompts, load, settle
 from cm_lightning.commands.results import check_outputs, write_results
@@ -40,13 +40,7 @@ def parser() -> CommandParser:
         "inpaint and outpaint 1",
     )
     add("--resize", action="store_true", help="resize and crop images to --height and --width")
-    add(
-        "--output",
-        type=Path,
-        action="append",
-        help="a .png sheet of what was given and the results (default edited.png), a .gif or .npz or folder of the "
-        "results; may repeat",
-    )
+    add_outputs(parser)
     add("--columns", type=COUNT.parse, default=4, help="images in a row of the sheet")
     return parser
 

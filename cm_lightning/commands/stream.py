@@ -21,8 +21,6 @@ from cm_lightning.light import light_lightning
 if TYPE_CHECKING:
     from PIL import Image
 
-    from cm_lightning.serve.frames import Frame
-
 
 def parser() -> CommandParser:
     """The options of ``stream``."""
@@ -71,24 +69,26 @@ def main(argv: Sequence[str]) -> None:
     given = {field.name: getattr(args, field.name, None) for field in fields(Wish) if field.name != "steps"}
     wish = Wish(**{name: value for name, value in given.items() if value is not None})
     images = (fitted(read(), model.shape) for read in frames)
-    pictures = []
+    costs, shown = [], []
     for i, picture in enumerate(redraw_frames(model, images, wish, args.steps, args.threshold)):
-        pictures.append(picture)
-        if args.output.suffix != ".gif":
+        costs.append((picture.drawn, picture.seconds))
+        if args.output.suffix == ".gif":
+            shown.append(picture.pixels.expand(3, -1, -1))
+        else:
             write_png(args.output / f"{i:06d}.png", picture.pixels)
-    if args.output.suffix == ".gif":
-        write_gif(args.output, [picture.pixels.expand(3, -1, -1) for picture in pictures], milliseconds=40)
-    print(f"{_told(pictures)}: {args.output}")
+    if shown:
+        write_gif(args.output, shown, milliseconds=40)
+    print(f"{_told(costs)}: {args.output}")
 
 
-def _told(pictures: Sequence[Frame]) -> str:
-    """The numbers of frames, and how fast they were, without reading and writing."""
-    drawn = [picture.seconds for picture in pictures if picture.drawn]
-    rate = len(pictures) / sum(picture.seconds for picture in pictures)
+def _told(costs: Sequence[tuple[bool, float]]) -> str:
+    """The numbers of frames, and how fast they were, by whether each was drawn and its seconds."""
+    drawn = [seconds for drawn, seconds in costs if drawn]
+    rate = len(costs) / sum(seconds for _, seconds in costs)
     median, longest = 1e3 * statistics.median(drawn), 1e3 * max(drawn)
-    repeated = f", {len(pictures) - len(drawn)} of them repeated" if len(drawn) < len(pictures) else ""
+    repeated = f", {len(costs) - len(drawn)} of them repeated" if len(drawn) < len(costs) else ""
     return (
-        f"{len(pictures)} frames{repeated}, {rate:.3g} frames per second, {median:.3g} ms from a frame to its picture "
+        f"{len(costs)} frames{repeated}, {rate:.3g} frames per second, {median:.3g} ms from a frame to its picture "
         f"(at most {longest:.3g})"
     )
 
