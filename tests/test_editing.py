@@ -1,11 +1,13 @@
 """Editing with modules of every kind, in closed form where the data are Gaussian."""
 
+import inspect
 import math
 from functools import partial
 
 import pytest
 import torch
 
+import cm_lightning
 from cm_lightning.backbones.embedding import TwoTimesEmbedding
 from cm_lightning.backbones.unet import UNet
 from cm_lightning.core.editing import PatchMeans, Pixels
@@ -16,13 +18,16 @@ from cm_lightning.core.stages import Stage
 from cm_lightning.editing import Editor
 from cm_lightning.errors import ConfigError
 from cm_lightning.modules.adversarial import AdversarialDistillation
+from cm_lightning.modules.base import GenerativeModule
 from cm_lightning.modules.continuous import ContinuousConsistencyTraining
 from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.distribution_matching import DistributionMatchingDistillation
 from cm_lightning.modules.endpoint import endpoint
+from cm_lightning.modules.flow_map import FlowMapModule
 from cm_lightning.modules.mean_flow import MeanFlow
 from cm_lightning.modules.progressive import ProgressiveDistillation
 from cm_lightning.modules.training import ConsistencyTraining
+from cm_lightning.modules.truncated import TruncatedConsistencyTraining
 from tests.helpers import module as points_module
 
 SHAPE = (1, 8, 8)
@@ -277,3 +282,42 @@ def test_a_student_that_saw_noise_alone_varies_samples_and_edits_no_images(kind)
     assert editor.vary(0.5).shape == editor.interpolate([1, 2]).shape == (3, *SHAPE)
     with pytest.raises(ConfigError, match=rf"this {type(m).__name__} was trained at noise level 80 alone, where nothi"):
         editor.redraw(IMAGE)
+
+
+def test_a_truncated_model_is_edited_with_above_the_level_where_it_was_trained():
+    m = TruncatedConsistencyTraining(network("truncated"), SHAPE, "none")
+    m.low = 3.0
+    end = endpoint(m)
+    assert end.sigmas == (3.0, 80.0)
+    assert end.levels_near([90.0, 5.38, 2.24, 1.0]) == [80.0, 5.38, 3.0]
+    assert Editor(m).redraw(IMAGE).shape == (1, *SHAPE)
+
+
+#: The modules of images that the suite names.
+OF_THE_SUITE = [
+    kind
+    for kind in (getattr(cm_lightning, name) for name in cm_lightning.__all__)
+    if isinstance(kind, type) and issubclass(kind, GenerativeModule) and not inspect.isabstract(kind)
+]
+GIVEN = {
+    AdversarialDistillation: {"stages": [Stage(4, 2), Stage(2, 1)]},
+    DistributionMatchingDistillation: {"levels": [80.0, 5.0]},
+}
+
+
+@pytest.mark.parametrize("kind", OF_THE_SUITE)
+def test_every_module_of_images_edits(kind):
+    two = {"noise_embedding": TwoTimesEmbedding(8)} if issubclass(kind, FlowMapModule) else {}
+    needed = {name for name, given in inspect.signature(kind).parameters.items() if given.default is given.empty}
+    teacher = dict.fromkeys(needed & {"teacher", "start_from"}, "none")
+    net = UNet(1, 8, (1,), 1, (), num_classes=3, patch=4, **two)
+    editor = Editor(kind(net, SHAPE, **teacher, **GIVEN.get(kind, {}), label_dropout=0.1), steps=2)
+    mask = torch.eye(8, dtype=torch.bool)
+    drawn = editor.fill(Pixels(IMAGE[None], mask))
+    assert torch.equal(drawn[0][:, ~mask], IMAGE[:, ~mask])
+    assert editor.labels.tolist() == [3]
+    assert editor.end.levels_near([5.38, 2.24])
+
+
+def test_the_modules_of_the_suite_are_found():
+    assert {AdversarialDistillation, MeanFlow, DiffusionModule} < set(OF_THE_SUITE)

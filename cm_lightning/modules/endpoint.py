@@ -67,8 +67,9 @@ class Endpoint(ABC):
         return level
 
     def levels_near(self, sigmas: Sequence[float]) -> list[float]:
-        """The levels, among those that suit the module, that are nearest to descending noise levels."""
-        return [self.level(sigma) for sigma in sigmas]
+        """The levels, among those that suit the module, that are nearest to descending noise levels, each once."""
+        low, high = self.sigmas
+        return [self.level(sigma) for sigma in dict.fromkeys(min(max(sigma, low), high) for sigma in sigmas)]
 
     def point(self, x: Tensor, level: float) -> Tensor:
         """The point on the path of a noisy image x = x_0 + sigma z, sigma that of the level."""
@@ -78,7 +79,8 @@ class Endpoint(ABC):
 class _OfConsistency(Endpoint):
     def __init__(self, module: ConsistencyModule) -> None:
         self.module = module
-        self.sigmas = (max(module.parameterization.sigma_min, SIGMA_MIN), module.sigma_max)
+        low, high = module.trained_levels()
+        self.sigmas = max(low, SIGMA_MIN), high
 
     def function(self, labels: Tensor | None, guidance: float = 0.0) -> ConsistencyFunction:
         return guided_function(self.module.consistency_function, labels, self.module.num_classes, guidance)

@@ -80,7 +80,8 @@ class SampleDrawer(Drawer):
         n = 1 if self.end.solves else steps or self.module.default_steps
         lower = [sigma * _RATIO**i for i in range(1, n)]
         levels = [sigma, *(level for level in lower if level > self.end.sigmas[0])]
-        return self.module.sampling_levels(None, self.end.levels_near(levels))
+        self.module.sampling_levels(None, [self.end.level(sigma)])  # refuses one that is out of range
+        return self.end.levels_near(levels)
 
     def controls(self) -> dict[str, Any]:
         module = self.module
