@@ -39,8 +39,16 @@ def parser() -> CommandParser:
         help=f"variations of --seed: how far the noise moves, 0 to 1; default: {_AMOUNT}",
     )
     add("--seeds", type=SEED.parse_list, help="interpolate: in place of images, two seeds or more: 0,1")
-    add("--steps", type=COUNT.parse, help="noise levels; default: 40, 18 for a diffusion model, 1 from seeds")
-    add("--sigmas", type=POSITIVE.parse_list, help="noise levels; low ones keep more of the image. default: 5.38,2.24")
+    add(
+        "--steps",
+        type=COUNT.parse,
+        help="noise levels; default: 40, 18 for a diffusion model, a student's own, 1 from seeds",
+    )
+    add(
+        "--sigmas",
+        type=POSITIVE.parse_list,
+        help="noise levels; low ones keep more of the image. default: 5.38,2.24, or near these a student's own",
+    )
     add("--resize", action="store_true", help="resize and crop images to the model's size")
     add("--num_samples", type=COUNT.parse, help="results, or frames; default: 10; of denoise: one for each label")
     add(
