@@ -16,6 +16,7 @@ _COMMANDS = {
     "sample": "draw images from a checkpoint",
     "edit": "inpaint, enlarge, colour, denoise and interpolate images",
     "serve": "draw in the browser while a slider or the pen moves",
+    "stream": "draw the frames of a folder or an animation anew",
     "search": "find the noise levels of a few steps for a checkpoint",
     "evaluate": "measure text-to-image models over steps and guidance scales",
     "compare": "compare several runs by tables, curves and samples",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from cm_lightning.core.sampler import ConsistencyFunction
 from cm_lightning.domains import COUNT, FRACTION, POSITIVE, SEED
 from cm_lightning.errors import ConfigError
 from cm_lightning.modules.base import GenerativeModule, evaluated
-from cm_lightning.modules.endpoint import Noised, endpoint
+from cm_lightning.modules.endpoint import Endpoint, Noised, endpoint
 
 #: Noise levels for redrawing an image, those that CM takes for strokes.
 REDRAW_SIGMAS = (5.38, 2.24)
@@ -32,11 +33,13 @@ class _Batch:
 class Editor:
     """Edits images of a module's shape with the weights that it holds.
 
-    A consistency function and a flow map take one evaluation for each level; a diffusion model, whose ODE is solved
-    down from each level, takes many.
+    A consistency function, a flow map and the generator of DMD2 take one evaluation for each level. A diffusion model,
+    whose ODE is solved down from each level, takes many, and a student of several stages as many as it has steps below
+    the level.
 
     Args:
-        module: a consistency model, a flow map or a diffusion model on images.
+        module: any model on images. A generator of one step has :meth:`interpolate` and :meth:`vary` alone: nothing of
+            an image is left at the noise level on which it was trained.
         n: number of results.
         labels: classes, repeated in turn. If None, a network with classes draws without one, where it was trained with
             ``label_dropout``, and otherwise as of all classes in turn.
@@ -66,12 +69,17 @@ class Editor:
         if len(module.image_shape) != 3:
             raise ConfigError(f"editing needs a module of images, but this one draws {module.image_shape}")
         module.check_guidance(guidance)
-        self.module, self.end = module, endpoint(module)
+        self.module = module
         self.n, self.steps, self.sigmas, self.guidance = n, steps, sigmas, guidance
         self.seed, self.batch_size = seed, batch_size
         if labels is None and module.label_dropout:
             labels = [module.num_classes]  # the null class
         self.labels = module.sample_labels(n, labels and [labels[i % len(labels)] for i in range(n)])
+
+    @cached_property
+    def end(self) -> Endpoint:
+        """The end points of the module's trajectories, without which it only varies samples from noise."""
+        return endpoint(self.module)
 
     def fill(self, known: Known) -> Tensor:
         """Complete an image of which a part is known (CM, Algorithm 4).
@@ -222,4 +230,4 @@ class Editor:
         return list(default()) if self.steps is None else self.end.levels(self.steps)
 
     def _redraw_levels(self) -> list[float]:
-        return self._levels(lambda: [self.end.level(sigma) for sigma in REDRAW_SIGMAS])
+        return self._levels(lambda: self.end.levels_near(REDRAW_SIGMAS))

@@ -42,19 +42,19 @@ def sheet(images: Tensor, columns: int = 10, scale: int = 1) -> Tensor:
 def write_png(path: str | Path, pixels: Tensor) -> None:
     """Write a uint8 image (3, H, W) or (1, H, W)."""
     with replacing(path) as temporary:
-        _picture(_rgb(pixels)).save(temporary)
+        picture(_rgb(pixels)).save(temporary)
 
 
 def png_bytes(pixels: Tensor) -> bytes:
     """The PNG file of a uint8 image (3, H, W) or (1, H, W)."""
     buffer = io.BytesIO()
-    _picture(_rgb(pixels)).save(buffer, "PNG", compress_level=1)
+    picture(_rgb(pixels)).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
 def write_gif(path: str | Path, frames: Sequence[Tensor], milliseconds: int = 120) -> None:
     """Write an animation of uint8 images (3, H, W), each shown for a time, which repeats."""
-    first, *others = map(_picture, frames)
+    first, *others = map(picture, frames)
     with replacing(path) as temporary:
         first.save(temporary, save_all=True, append_images=others, duration=milliseconds, loop=0)
 
@@ -72,7 +72,8 @@ def _grid(pixels: Tensor, columns: int) -> Tensor:
     return grid
 
 
-def _picture(pixels: Tensor) -> Image.Image:
+def picture(pixels: Tensor) -> Image.Image:
+    """A uint8 image (3, H, W) as Pillow's."""
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 

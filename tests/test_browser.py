@@ -12,6 +12,7 @@ import torch
 
 from cm_lightning.export.web import write_page
 from cm_lightning.modules.diffusion import DiffusionModule
+from cm_lightning.modules.distribution_matching import DistributionMatchingDistillation
 from cm_lightning.modules.mean_flow import MeanFlow
 from cm_lightning.modules.training import ConsistencyTraining
 from cm_lightning.serve.drawer import Drawer
@@ -129,6 +130,32 @@ def pixels(browser):
         "return [canvas.height, canvas.width, [...pen.getImageData(0, 0, canvas.width, canvas.height).data]]"
     )
     return np.array(values).reshape(height, width, 4)[..., :3]
+
+
+def test_a_camera_is_drawn_frame_by_frame(browser):
+    with served(make(channels=3)) as server:
+        browser.open(server.url)
+        browser.wait(cost("student"))
+        shown = browser.run(f"return {image('student')}")
+        browser.run("document.getElementById('camera').click()")
+        for _ in range(3):
+            shown = changed(browser, "student", shown)
+        assert browser.run("return document.getElementById('camera').ariaPressed") == "true"
+        browser.run("window.track = painting.camera.getTracks()[0]; document.getElementById('clear').click()")
+        assert browser.run("return [painting.camera, track.readyState]") == [None, "ended"]
+        np.testing.assert_array_equal(pixels(browser), draw(server, label=0)[0])
+
+
+def test_a_model_that_cannot_draw_anew_has_no_canvas(browser):
+    with served(make(DistributionMatchingDistillation, teacher="none")) as server:
+        browser.open(server.url)
+        browser.wait(cost("student"))
+        assert browser.run("return document.getElementById('drawing').hidden") is True
+        browser.run(_DROP)
+        move(browser, "seed", 7)
+        browser.wait("document.getElementById('seed-value').textContent === '7.00'")
+        np.testing.assert_array_equal(pixels(browser), draw(server, seed=7, label=0)[0])
+        assert browser.run("return document.getElementById('problem').hidden") is True
 
 
 def test_moves_while_a_picture_is_drawn_are_not_queued(browser):

@@ -1,21 +1,33 @@
 """Editing with modules of every kind, in closed form where the data are Gaussian."""
 
+import inspect
+import math
+from functools import partial
+
 import pytest
 import torch
 
+import cm_lightning
 from cm_lightning.backbones.embedding import TwoTimesEmbedding
 from cm_lightning.backbones.unet import UNet
 from cm_lightning.core.editing import PatchMeans, Pixels
 from cm_lightning.core.noise import generators
 from cm_lightning.core.oracle import GaussianOracle
 from cm_lightning.core.path import Linear, TrigFlow
+from cm_lightning.core.stages import Stage
 from cm_lightning.editing import Editor
 from cm_lightning.errors import ConfigError
+from cm_lightning.modules.adversarial import AdversarialDistillation
+from cm_lightning.modules.base import GenerativeModule
 from cm_lightning.modules.continuous import ContinuousConsistencyTraining
 from cm_lightning.modules.diffusion import DiffusionModule
+from cm_lightning.modules.distribution_matching import DistributionMatchingDistillation
 from cm_lightning.modules.endpoint import endpoint
+from cm_lightning.modules.flow_map import FlowMapModule
 from cm_lightning.modules.mean_flow import MeanFlow
+from cm_lightning.modules.progressive import ProgressiveDistillation
 from cm_lightning.modules.training import ConsistencyTraining
+from cm_lightning.modules.truncated import TruncatedConsistencyTraining
 from tests.helpers import module as points_module
 
 SHAPE = (1, 8, 8)
@@ -25,8 +37,12 @@ KINDS = {
     "trigonometric": ContinuousConsistencyTraining,
     "two times": MeanFlow,
     "diffusion": DiffusionModule,
+    "stages": partial(AdversarialDistillation, teacher="none", stages=[Stage(12, 6), Stage(6, 3)]),
+    "matching": partial(DistributionMatchingDistillation, teacher="none", levels=[80.0, 6.0, 1.5, 0.05]),
 }
 EACH = pytest.mark.parametrize("kind", KINDS)
+#: Those whose end points the exact denoiser or flow gives; a student's few steps do not solve the ODE.
+EXACT = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "stages"])
 
 
 def network(kind, num_classes=0):
@@ -51,7 +67,7 @@ class Exact:
 
     def __init__(self, kind):
         path = {"two times": Linear(), "trigonometric": TrigFlow()}.get(kind)
-        self.oracle, self.denoises = GaussianOracle(0.5, path=path, sigma_min=0.0), kind == "diffusion"
+        self.oracle, self.denoises = GaussianOracle(0.5, path=path, sigma_min=0.0), kind in ("diffusion", "stages")
 
     def __call__(self, network, x, t, class_label=None, r=None):
         if self.denoises:
@@ -67,7 +83,7 @@ def exact(kind):
     return m
 
 
-@EACH
+@EXACT
 @pytest.mark.parametrize("sigma", [0.05, 1.0, 5.38])
 def test_denoising_in_closed_form(kind, sigma):
     (found,) = Editor(exact(kind)).denoise(IMAGE, sigma)
@@ -75,7 +91,7 @@ def test_denoising_in_closed_form(kind, sigma):
     torch.testing.assert_close(found, expected, rtol=0.02 if kind == "diffusion" else 1e-4, atol=1e-5)
 
 
-@EACH
+@EXACT
 def test_redrawing_in_closed_form(kind):
     m, sigma = exact(kind), 1.0
     level = endpoint(m).level(sigma)
@@ -205,3 +221,103 @@ def test_what_an_editor_refuses(call, message):
 def test_another_kind_of_module_has_no_end_points():
     with pytest.raises(ConfigError, match="a Module does not map points to the ends of trajectories: give one of"):
         endpoint(torch.nn.Module())
+
+
+def test_a_student_of_stages_goes_down_its_own_few_steps():
+    m = exact("stages")
+    first, second, third = m.default_sigmas(3)
+    (found,) = Editor(m).denoise(IMAGE, 5.38)
+
+    def shrunk(sigma, below):
+        """What an Euler step from sigma to the level below leaves of a point."""
+        return 1 + (below - sigma) / sigma * (1 - 0.25 / (0.25 + sigma**2))
+
+    assert first > second > 5.38 > third
+    torch.testing.assert_close(found, IMAGE * shrunk(5.38, third) * shrunk(third, 0.0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "calls"), [("stages", 3 + 2 + 1), ("matching", 3)])
+def test_students_of_few_steps_take_few_evaluations(kind, calls):
+    m, seen = make(kind), []
+    m.backbone.register_forward_hook(lambda *_: seen.append(1))
+    Editor(m, 2, steps=3).fill(PatchMeans(torch.zeros(1, 1, 4, 4), 2))
+    assert len(seen) == calls
+
+
+def test_a_student_that_halved_its_steps_takes_those_that_it_has_now():
+    m, seen = ProgressiveDistillation(network("diffusion"), SHAPE, "none", steps=4, stages=3), []
+    m.backbone.register_forward_hook(lambda *_: seen.append(1))
+    Editor(m, 2).fill(PatchMeans(torch.zeros(1, 1, 4, 4), 2))
+    assert m.default_steps == 1
+    assert len(seen) == 4  # one for each level on which its first stage trained it
+
+
+@pytest.mark.parametrize("kind", ["stages", "matching"])
+def test_without_levels_those_are_taken_on_which_the_student_was_trained(kind):
+    m, seen = make(kind), []
+    trained = m.default_sigmas(6) if kind == "stages" else m.levels
+    end = endpoint(m)
+    noised = end.noised
+    end.noised = lambda noise: lambda x, level: seen.append(level) or noised(noise)(x, level)
+    editor = Editor(m)
+    editor.end = end
+    editor.fill(PatchMeans(torch.zeros(1, 1, 4, 4), 2))
+    assert seen == trained
+    seen.clear()
+    editor.redraw(IMAGE)
+    assert seen == [min(trained, key=lambda level: abs(math.log(level / sigma))) for sigma in (5.38, 2.24)]
+
+
+SINGLE = {
+    "matching": partial(DistributionMatchingDistillation, teacher="none"),
+    "stages": partial(AdversarialDistillation, teacher="none", stages=[Stage(4, 1), Stage(4, 1, "unconditional")]),
+    "halved": partial(ProgressiveDistillation, start_from="none", steps=1, stages=1),
+}
+
+
+@pytest.mark.parametrize("kind", SINGLE)
+def test_a_student_that_saw_noise_alone_varies_samples_and_edits_no_images(kind):
+    m = SINGLE[kind](network(kind), SHAPE)
+    editor = Editor(m, 3)
+    assert editor.vary(0.5).shape == editor.interpolate([1, 2]).shape == (3, *SHAPE)
+    with pytest.raises(ConfigError, match=rf"this {type(m).__name__} was trained at noise level 80 alone, where nothi"):
+        editor.redraw(IMAGE)
+
+
+def test_a_truncated_model_is_edited_with_above_the_level_where_it_was_trained():
+    m = TruncatedConsistencyTraining(network("truncated"), SHAPE, "none")
+    m.low = 3.0
+    end = endpoint(m)
+    assert end.sigmas == (3.0, 80.0)
+    assert end.levels_near([90.0, 5.38, 2.24, 1.0]) == [80.0, 5.38, 3.0]
+    assert Editor(m).redraw(IMAGE).shape == (1, *SHAPE)
+
+
+#: The modules of images that the suite names.
+OF_THE_SUITE = [
+    kind
+    for kind in (getattr(cm_lightning, name) for name in cm_lightning.__all__)
+    if isinstance(kind, type) and issubclass(kind, GenerativeModule) and not inspect.isabstract(kind)
+]
+GIVEN = {
+    AdversarialDistillation: {"stages": [Stage(4, 2), Stage(2, 1)]},
+    DistributionMatchingDistillation: {"levels": [80.0, 5.0]},
+}
+
+
+@pytest.mark.parametrize("kind", OF_THE_SUITE)
+def test_every_module_of_images_edits(kind):
+    two = {"noise_embedding": TwoTimesEmbedding(8)} if issubclass(kind, FlowMapModule) else {}
+    needed = {name for name, given in inspect.signature(kind).parameters.items() if given.default is given.empty}
+    teacher = dict.fromkeys(needed & {"teacher", "start_from"}, "none")
+    net = UNet(1, 8, (1,), 1, (), num_classes=3, patch=4, **two)
+    editor = Editor(kind(net, SHAPE, **teacher, **GIVEN.get(kind, {}), label_dropout=0.1), steps=2)
+    mask = torch.eye(8, dtype=torch.bool)
+    drawn = editor.fill(Pixels(IMAGE[None], mask))
+    assert torch.equal(drawn[0][:, ~mask], IMAGE[:, ~mask])
+    assert editor.labels.tolist() == [3]
+    assert editor.end.levels_near([5.38, 2.24])
+
+
+def test_the_modules_of_the_suite_are_found():
+    assert {AdversarialDistillation, MeanFlow, DiffusionModule} < set(OF_THE_SUITE)

@@ -23,6 +23,7 @@ from cm_lightning.editing import Editor
 from cm_lightning.errors import ConfigError
 from cm_lightning.images import to_pixels, to_unit_range
 from cm_lightning.modules.diffusion import DiffusionModule
+from cm_lightning.modules.distribution_matching import DistributionMatchingDistillation
 from cm_lightning.modules.mean_flow import MeanFlow
 from cm_lightning.modules.training import ConsistencyTraining
 from cm_lightning.serve.painter import Painter
@@ -438,3 +439,21 @@ def test_a_port_outside_the_range_is_refused(port, command, capsys):
     with pytest.raises(SystemExit):
         command(f"--port={port}")
     assert "--port: must be a whole number from 0 to 65535" in capsys.readouterr().err
+
+
+def test_a_generator_of_few_steps_draws_anew_at_its_own_levels():
+    m = make(DistributionMatchingDistillation, teacher="none", levels=[80.0, 6.0, 1.5])
+    drawer = SampleDrawer(m, "x")
+    assert drawer.controls()["noise"] == {"name": "sigma", "range": [1.5, 40.0], "value": 5.38}
+    picture = drawer.draw(Wish(label=1, seed=5, image=encoded(PIXELS), sigma=5.0), 2)
+    expected = Editor(m, 1, [1], sigmas=[6.0, 1.5], seed=5).redraw(to_unit_range(torch.from_numpy(PIXELS)[None]))
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(picture.png))), shown(expected))
+    assert picture.evaluations == 2
+
+
+def test_a_generator_of_one_step_draws_samples_and_takes_no_drawings():
+    drawer = SampleDrawer(make(DistributionMatchingDistillation, teacher="none"), "x")
+    assert drawer.controls()["noise"] is None
+    assert drawer.draw(Wish(seed=3), None).evaluations == 1
+    with pytest.raises(ConfigError, match="was trained at noise level 80 alone, where nothing of an image is left"):
+        drawer.draw(Wish(image=encoded(PIXELS)), None)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cm_lightning.commands.parser import CommandParser
+from cm_lightning.commands.edit_options import EDITS, add_outputs, check_edit, described, pair
+from cm_lightning.commands.parser import CommandParser, gives
 from cm_lightning.commands.results import check_outputs, write_results
 from cm_lightning.domains import COUNT, FINITE, FRACTION, NATURAL, POSITIVE, SEED, at_least
 from cm_lightning.errors import ConfigError
@@ -19,61 +19,18 @@ from cm_lightning.viewer import show
 if TYPE_CHECKING:
     from cm_lightning.modules.base import GenerativeModule
 
-
-@dataclass(frozen=True)
-class _Edit:
-    """One way of editing: what it does, the options that it needs, those that it takes too, and how many images."""
-
-    what: str
-    needs: tuple[str, ...] = ()
-    takes: tuple[str, ...] = ()
-    images: tuple[int, ...] = (1,)
-
-
-_LEVELS = ("steps", "sigmas")
-_EDITS = {
-    "inpaint": _Edit("draw anew what a mask covers", ("image", "mask"), (*_LEVELS, "resize")),
-    "outpaint": _Edit("draw what surrounds an image that is smaller than the model's", ("image",), (*_LEVELS, "at")),
-    "colourise": _Edit("colour an image, of which only the brightness is used", ("image",), (*_LEVELS, "resize")),
-    "super-resolution": _Edit(
-        "enlarge an image by a whole factor", ("image",), (*_LEVELS, "factor")
-    ),
-    "denoise": _Edit("remove noise of a known strength", ("image", "sigma"), ("resize",)),
-    "stroke": _Edit("make a picture from strokes", ("image",), ("sigmas", "resize")),
-    "variations": _Edit(
-        "draw images near an image, or near the sample of --seed", (), (*_LEVELS, "image", "amount", "resize"), (0, 1)
-    ),
-    "interpolate": _Edit(
-        "go from one image to another, or from the sample of a seed to that of another",
-        (), (*_LEVELS, "image", "seeds", "resize"), (0, 2),
-    ),
-}  # fmt: skip
 _AMOUNT = 0.3
-#: Options that belong to some of the edits only.
-_OF_SOME = ("image", "mask", "at", "factor", "sigma", "amount", "seeds", "steps", "sigmas", "resize")
-
-
-def _pair(text: str) -> tuple[int, int]:
-    values = NATURAL.parse_list(text)
-    if len(values) != 2:
-        raise argparse.ArgumentTypeError(f"must be two whole numbers, TOP,LEFT, got {text!r}")
-    return int(values[0]), int(values[1])
 
 
 def parser() -> CommandParser:
     """The options of ``edit``."""
-    parser = CommandParser(
-        "edit",
-        "Edit images with a model that was trained for none of it. "
-        + "; ".join(f"{name}: {edit.what}" for name, edit in _EDITS.items())
-        + ".",
-    )
+    parser = CommandParser("edit", f"Edit images with a model that was trained for none of it. {described(EDITS)}")
     add = parser.add_argument
-    add("edit", choices=tuple(_EDITS), metavar="EDIT", help=", ".join(_EDITS))
+    add("edit", choices=tuple(EDITS), metavar="EDIT", help=", ".join(EDITS))
     add("--ckpt_path", help="a checkpoint, openai:FILE, edm:FILE or diffusers:FOLDER", required=True)
     add("--image", type=Path, action="append", default=[], help="an image file; interpolate takes two")
     add("--mask", type=Path, help="an image of the same size: what is white (or transparent) is drawn anew")
-    add("--at", type=_pair, metavar="TOP,LEFT", help="outpaint: place of the image, in pixels; default: the centre")
+    add("--at", type=pair, metavar="TOP,LEFT", help="outpaint: place of the image, in pixels; default: the centre")
     add("--factor", type=at_least(2).parse, help="super-resolution: take an image of the model's size, made smaller so")
     add("--sigma", type=POSITIVE.parse, help="denoise: the noise's standard deviation where black is -1 and white 1")
     add(
@@ -82,8 +39,16 @@ def parser() -> CommandParser:
         help=f"variations of --seed: how far the noise moves, 0 to 1; default: {_AMOUNT}",
     )
     add("--seeds", type=SEED.parse_list, help="interpolate: in place of images, two seeds or more: 0,1")
-    add("--steps", type=COUNT.parse, help="noise levels; default: 40, 18 for a diffusion model, 1 from seeds")
-    add("--sigmas", type=POSITIVE.parse_list, help="noise levels; low ones keep more of the image. default: 5.38,2.24")
+    add(
+        "--steps",
+        type=COUNT.parse,
+        help="noise levels; default: 40, 18 for a diffusion model, a student's own, 1 from seeds",
+    )
+    add(
+        "--sigmas",
+        type=POSITIVE.parse_list,
+        help="noise levels; low ones keep more of the image. default: 5.38,2.24, or near these a student's own",
+    )
     add("--resize", action="store_true", help="resize and crop images to the model's size")
     add("--num_samples", type=COUNT.parse, help="results, or frames; default: 10; of denoise: one for each label")
     add(
@@ -93,13 +58,7 @@ def parser() -> CommandParser:
     )
     add("--guidance", type=FINITE.parse, default=0.0, help="as for sample; it doubles the evaluations. default: 0")
     add("--seed", type=SEED.parse, default=0)
-    add(
-        "--output",
-        type=Path,
-        action="append",
-        help="a .png sheet of what was given and the results (default edited.png), a .gif or .npz or folder of the "
-        "results; may repeat",
-    )
+    add_outputs(parser)
     add("--columns", type=COUNT.parse, default=11, help="images in a row of the sheet")
     add("--scale", type=COUNT.parse, default=1, help="enlarge the pixels of a sheet or .gif by this factor")
     add("--weights", choices=("ema", "raw"), help="default: the averaged ones if there are any")
@@ -114,15 +73,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options, checked as far as possible before the checkpoint is read."""
     options = parser()
     args = options.parse_args(argv)
-    edit = _EDITS[args.edit]
-    given = [name for name in _OF_SOME if getattr(args, name) != options.get_default(name)]
-    if missing := [name for name in edit.needs if name not in given]:
-        options.error(f"{args.edit} needs --{missing[0]}")
-    if strange := [name for name in given if name not in edit.needs + edit.takes]:
-        others = [name for name, other in _EDITS.items() if strange[0] in other.needs + other.takes]
-        options.error(f"--{strange[0]} is not an option of {args.edit}, but of {', '.join(others)}: leave it out")
-    if len(args.image) not in edit.images:
-        options.error(f"{args.edit} takes {' or '.join(map(str, edit.images))} --image, got {len(args.image)}")
+    check_edit(options, args, EDITS)
     _check_pairs(options, args)
     args.amount = _AMOUNT if args.amount is None else args.amount
     args.output = args.output or [Path("edited.png")]
@@ -145,8 +96,23 @@ def _check_pairs(options: CommandParser, args: argparse.Namespace) -> None:
         options.error(f"interpolate draws one class: give --labels {args.labels[0]}")
 
 
+def _help() -> None:
+    from cm_lightning.commands.edit_prompt import parser as prompt_parser
+
+    print(parser().format_help())
+    print(prompt_parser().format_help())
+
+
 def main(argv: Sequence[str]) -> None:
     """Parse, read, draw, write."""
+    if "--help" in argv or "-h" in argv:
+        _help()
+        return
+    if gives(argv, "--pipeline"):
+        from cm_lightning.commands.edit_prompt import main as edit_with_prompts
+
+        edit_with_prompts(argv)
+        return
     args = _parse(argv)
 
     light_lightning()

@@ -6,11 +6,10 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from cm_lightning.commands.pictures import read_picture, require_size
+from cm_lightning.commands.pictures import place_on, read_mask, read_picture, require_size
 from cm_lightning.core.editing import Brightness, Known, PatchMeans, Pixels, brightness
 from cm_lightning.editing import Editor
 from cm_lightning.errors import ConfigError
@@ -40,36 +39,14 @@ def _filled(editor: Editor, known: Known) -> Drawn:
 
 def _inpaint(args: argparse.Namespace, editor: Editor) -> Drawn:
     (image,) = _read(args, editor)
-    shape = (1, *image.shape[1:])
-    brightness = read_picture(args.mask, "--mask", shape, args.resize)
-    require_size(brightness, args.mask, "--mask", shape)
-    mask = brightness.to(editor.device) > 0
-    if mask.all() or not mask.any():
-        colour = "white" if mask.all() else "black"
-        raise ConfigError(
-            f"--mask {args.mask} is {colour} everywhere: make white what is drawn anew, and the rest black"
-        )
-    return _filled(editor, Pixels(image[None], mask))
+    mask = read_mask(args.mask, image.shape, args.resize)
+    return _filled(editor, Pixels(image[None], mask.to(editor.device)))
 
 
 def _outpaint(args: argparse.Namespace, editor: Editor) -> Drawn:
     (path,), shape = args.image, editor.module.image_shape
-    image = read_picture(path, "--image", shape)
-    (_, h, w), (_, height, width) = image.shape, shape
-    if h > height or w > width or (h, w) == (height, width):
-        raise ConfigError(
-            f"--image {path} has {w} x {h} pixels, the model {width} x {height}: outpaint takes a smaller image"
-        )
-    top, left = args.at or ((height - h) // 2, (width - w) // 2)
-    if top + h > height or left + w > width:
-        raise ConfigError(
-            f"--at {top},{left}: the image ends beyond {width} x {height}: give at most {height - h},{width - w}"
-        )
-    canvas = torch.zeros(1, *shape)
-    mask = torch.ones(height, width, dtype=torch.bool)
-    canvas[..., top : top + h, left : left + w] = image
-    mask[top : top + h, left : left + w] = False
-    return _filled(editor, Pixels(canvas.to(editor.device), mask.to(editor.device)))
+    canvas, mask = place_on(read_picture(path, "--image", shape), path, shape[1:], args.at)
+    return _filled(editor, Pixels(canvas[None].to(editor.device), mask.to(editor.device)))
 
 
 def _colourise(args: argparse.Namespace, editor: Editor) -> Drawn:

@@ -10,6 +10,11 @@ from typing import NoReturn
 from cm_lightning.errors import near
 
 
+def gives(argv: Sequence[str], option: str) -> bool:
+    """Whether an option is among the arguments."""
+    return any(argument.partition("=")[0] == option for argument in argv)
+
+
 class CommandParser(argparse.ArgumentParser):
     """An argument parser that reports an error in one line, which names the option, and exits with status 2.
 

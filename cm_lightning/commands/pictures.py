@@ -45,3 +45,54 @@ def require_size(image: Tensor, path: Path, option: str, shape: Sequence[int]) -
         raise ConfigError(
             f"{option} {path} has {w} x {h} pixels, but the model draws {width} x {height}: scale it, or add --resize"
         )
+
+
+def read_mask(path: Path, shape: Sequence[int], resize: bool = False) -> Tensor:
+    """Read --mask for images (C, H, W).
+
+    Returns:
+        (1, H, W) bool, true where the mask is white or transparent, which is drawn anew.
+
+    Raises:
+        DataError: the file is missing or damaged.
+        ConfigError: it has another size, or covers everything or nothing.
+    """
+    shape = (1, *shape[1:])
+    brightness = read_picture(path, "--mask", shape, resize)
+    require_size(brightness, path, "--mask", shape)
+    mask = brightness > 0
+    if mask.all() or not mask.any():
+        colour = "white" if mask.all() else "black"
+        raise ConfigError(f"--mask {path} is {colour} everywhere: make white what is drawn anew, and the rest black")
+    return mask
+
+
+def place_on(image: Tensor, path: Path, size: Sequence[int], at: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+    """Place the --image of outpainting on a larger canvas.
+
+    Args:
+        image: (C, h, w) in [-1, 1].
+        path: its file, for messages.
+        size: height and width of the canvas.
+        at: top and left of the image; if None, it is centred.
+
+    Returns:
+        The canvas (C, H, W), 0 around the image, and a mask (H, W), true there.
+
+    Raises:
+        ConfigError: the image is not smaller, or does not fit at that place.
+    """
+    (channels, h, w), (height, width) = image.shape, size
+    if h > height or w > width or (h, w) == (height, width):
+        raise ConfigError(
+            f"--image {path} has {w} x {h} pixels, the model {width} x {height}: outpaint takes a smaller image"
+        )
+    top, left = at or ((height - h) // 2, (width - w) // 2)
+    if top + h > height or left + w > width:
+        raise ConfigError(
+            f"--at {top},{left}: the image ends beyond {width} x {height}: give at most {height - h},{width - w}"
+        )
+    canvas, mask = torch.zeros(channels, height, width), torch.ones(height, width, dtype=torch.bool)
+    canvas[:, top : top + h, left : left + w] = image
+    mask[top : top + h, left : left + w] = False
+    return canvas, mask

@@ -15,7 +15,7 @@ from cm_lightning.files import require_writable
 from cm_lightning.latent.few_step import compare, only_one, unsaid
 from cm_lightning.viewer import show
 
-_SIDE = multiple_of(8)
+SIDE = multiple_of(8)
 _STRENGTH = 0.5
 _STEPS = 4
 
@@ -23,6 +23,17 @@ _STEPS = 4
 def parser() -> CommandParser:
     """The options of ``sample --pipeline``."""
     parser = CommandParser(prog="sample --pipeline PATH", description="Draw images from prompts in few steps.")
+    add_model(parser)
+    add = parser.add_argument
+    add("--image", type=Path, help="start from this image")
+    add("--strength", type=SHARE.parse, help=f"with --image: how much of it to change, in (0, 1]; default: {_STRENGTH}")
+    add("--output", type=Path, default=Path("samples.png"), help="a .png sheet, or a folder of PNG files")
+    add("--columns", type=COUNT.parse, default=4, help="images in a row of the sheet")
+    return parser
+
+
+def add_model(parser: CommandParser) -> None:
+    """Add the options that say which text-to-image model draws, what, and how."""
     add = parser.add_argument
     add("--pipeline", required=True, help="a folder of diffusers or a name on the hub: SD 1.5, 2.1, XL, or an LCM")
     add(
@@ -50,18 +61,13 @@ def parser() -> CommandParser:
         help="default: that of a student which says it, as SDXL-Lightning's files do (euler); lcm with another LoRA, "
         "else trailing",
     )
-    add("--image", type=Path, help="start from this image")
-    add("--strength", type=SHARE.parse, help=f"with --image: how much of it to change, in (0, 1]; default: {_STRENGTH}")
-    add("--height", type=_SIDE.parse, help="pixels, a multiple of 8; default: the model's")
-    add("--width", type=_SIDE.parse, help="pixels, a multiple of 8")
+    add("--height", type=SIDE.parse, help="pixels, a multiple of 8; default: the model's")
+    add("--width", type=SIDE.parse, help="pixels, a multiple of 8")
     add("--seed", type=SEED.parse, default=0)
-    add("--output", type=Path, default=Path("samples.png"), help="a .png sheet, or a folder of PNG files")
-    add("--columns", type=COUNT.parse, default=4, help="images in a row of the sheet")
     add("--batch_size", type=COUNT.parse, default=4)
     add("--device", default="auto", help="cpu, cuda, ...; auto takes an accelerator if there is one")
     add("--open", action="store_true", help="show the pictures when they are drawn")
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="type of the weights")
-    return parser
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -72,20 +78,21 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         options.error(f"--output {args.output}: give a .png, or a folder")
     if args.strength is not None and not args.image:
         options.error("--strength needs --image: give one, or leave it out")
-    args.strength = _STRENGTH if args.strength is None else args.strength
     if args.image and (args.height is None) != (args.width is None):
         options.error("--height and --width of an --image go together, or it would be stretched: give both or neither")
-    _settle(args)
-    if args.image and args.steps * args.strength < 1:
-        options.error(f"--steps {args.steps} at --strength {args.strength} makes less than one step: raise one of them")
-    if args.negative_prompt is not None and args.guidance <= 1:
-        options.error("--negative_prompt has no effect without guidance: set --guidance above 1, or leave it out")
+    if args.image and args.strength is None:
+        args.strength = _STRENGTH
+    settle(options, args)
     require_writable(args.output if args.output.suffix else args.output / "000000.png", "--output")
     return args
 
 
-def _settle(args: argparse.Namespace) -> None:
-    """Settle steps and scheduler by what the student says, with a note on what it does not say or is drawn against."""
+def settle(options: CommandParser, args: argparse.Namespace) -> None:
+    """Settle steps and scheduler by what the student says, with a note on what it does not say or is drawn against.
+
+    ``args.strength`` is the share of the steps that are taken, None for all. The program ends with a line if none is
+    left, or if a negative prompt would have no effect.
+    """
     args.lora = lora_weights(args.lora)
     parts = [*args.lora, *([args.unet] if args.unet else [])]
     told = only_one(args.pipeline, parts)
@@ -97,33 +104,27 @@ def _settle(args: argparse.Namespace) -> None:
         note = None if args.scheduler else unsaid(parts, args.steps, "lcm" if args.lora else "trailing")
     if note:
         sys.stderr.write(f"note: {note}\n")
+    if args.strength is not None and args.steps * args.strength < 1:
+        options.error(f"--steps {args.steps} at --strength {args.strength} makes less than one step: raise one of them")
+    if args.negative_prompt is not None and args.guidance <= 1:
+        options.error("--negative_prompt has no effect without guidance: set --guidance above 1, or leave it out")
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, load, draw, write."""
     args = _parse(argv)
-    how = args.how
-    n = args.num_samples or len(args.prompt)
 
-    from cm_lightning.device import chosen_device
     from cm_lightning.images import sheet, to_unit_range, write_png
     from cm_lightning.latent.draw import draw_all, evaluations
-    from cm_lightning.latent.pipelines import few_step_pipeline, image_to_image
+    from cm_lightning.latent.pipelines import image_to_image
 
-    device = chosen_device(args.device)
-    pipe = few_step_pipeline(args.pipeline, args.lora, args.scheduler, device, args.dtype, unet=args.unet, how=how)
-    if args.negative_prompt is not None and pipe.unet.config.time_cond_proj_dim is not None:
-        raise ConfigError(
-            "--negative_prompt has no effect on a model that takes the guidance as an input: leave it out"
-        )
-    options = _options(args)
-    if how:
-        options |= how.options(args.steps, args.scheduler)
+    pipe, options = load(args)
     if args.image:
+        options |= {"image": _read_image(args.image, args.height, args.width), "strength": args.strength}
         pipe = image_to_image(pipe)
     else:
         options["size"] = _size(args, pipe)
-    prompts = [args.prompt[i % len(args.prompt)] for i in range(n)]
+    prompts = drawn_prompts(args)
     pixels = draw_all(pipe, prompts, args.steps, args.guidance, args.seed, args.batch_size, **options)
     if args.output.suffix == ".png":
         write_png(args.output, sheet(to_unit_range(pixels), args.columns))
@@ -131,7 +132,7 @@ def main(argv: Sequence[str]) -> None:
         for i, image in enumerate(pixels):
             write_png(args.output / f"{i:06d}.png", image)
     steps = int(args.steps * args.strength) if args.image else args.steps
-    print(f"{n} images of {evaluations(pipe, steps, args.guidance)} evaluations each: {args.output}")
+    print(f"{len(prompts)} images of {evaluations(pipe, steps, args.guidance)} evaluations each: {args.output}")
     if args.open:
         show([args.output])
 
@@ -153,13 +154,27 @@ def lora_weights(loras: Sequence[str]) -> dict[str, float]:
     return weights
 
 
-def _options(args: argparse.Namespace) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    if args.negative_prompt is not None:
-        options["negative_prompt"] = args.negative_prompt
-    if args.image:
-        options |= {"image": _read_image(args.image, args.height, args.width), "strength": args.strength}
-    return options
+def load(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The pipeline, ready to draw, and the arguments that it takes for each image."""
+    from cm_lightning.device import chosen_device
+    from cm_lightning.latent.pipelines import few_step_pipeline
+
+    device = chosen_device(args.device)
+    pipe = few_step_pipeline(args.pipeline, args.lora, args.scheduler, device, args.dtype, unet=args.unet, how=args.how)
+    if args.negative_prompt is None:
+        options: dict[str, Any] = {}
+    elif pipe.unet.config.time_cond_proj_dim is None:
+        options = {"negative_prompt": args.negative_prompt}
+    else:
+        raise ConfigError(
+            "--negative_prompt has no effect on a model that takes the guidance as an input: leave it out"
+        )
+    return pipe, options | (args.how.options(args.steps, args.scheduler) if args.how else {})
+
+
+def drawn_prompts(args: argparse.Namespace) -> list[str]:
+    """The prompt of each image."""
+    return [args.prompt[i % len(args.prompt)] for i in range(args.num_samples or len(args.prompt))]
 
 
 def _size(args: argparse.Namespace, pipe: Any) -> tuple[int, int] | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from cm_lightning.commands.parser import CommandParser
+from cm_lightning.commands.parser import CommandParser, gives
 from cm_lightning.commands.results import check_outputs, write_results
 from cm_lightning.domains import COUNT, FINITE, FRACTION, NATURAL, POSITIVE, SEED
 from cm_lightning.light import light_lightning
@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
     if "--help" in argv or "-h" in argv:
         _help()
         return
-    if any(argument.split("=")[0] == "--pipeline" for argument in argv):
+    if gives(argv, "--pipeline"):
         from cm_lightning.commands.prompt import main as draw_prompts
 
         draw_prompts(argv)

@@ -13,6 +13,9 @@ from cm_lightning.domains import COUNT, INTEGER, NON_NEGATIVE
 from cm_lightning.errors import ConfigError
 from cm_lightning.images import to_pixels
 
+#: Arguments of a pipeline that apply to each prompt.
+_EACH = ("image", "mask_image", "negative_prompt")
+
 
 def draw(
     pipe: Any,
@@ -35,8 +38,9 @@ def draw(
         seed: seed of the noise.
         first: the number of the first image; image number i has the same noise in every batch.
         size: (height, width) in pixels; the default of the model if None.
-        options: more arguments of the pipeline; ``image`` and ``negative_prompt`` apply to each prompt. ``latents`` are
-            unit noise in place of the seed's, whose later noise, that of the scheduler's steps, stays the same.
+        options: more arguments of the pipeline; ``image``, ``mask_image`` and ``negative_prompt`` apply to each
+            prompt. ``latents`` are unit noise in place of the seed's, whose later noise, that of the scheduler's steps,
+            stays the same.
 
     Raises:
         ConfigError: a number is out of range, or the pipeline refuses the size or the number of steps.
@@ -46,7 +50,7 @@ def draw(
     INTEGER.check(seed=seed)
     if size:
         options |= {"height": size[0], "width": size[1]}
-    options |= {name: [options[name]] * len(prompts) for name in ("image", "negative_prompt") if name in options}
+    options |= {name: [options[name]] * len(prompts) for name in _EACH if name in options}
     noise = generators(seed, range(first, first + len(prompts)))
     if "latents" in options:
         unit_noise(options["latents"].shape, noise)  # as the pipeline would have drawn from them

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoPipelineForImage2Image, EulerDiscreteScheduler, LCMScheduler
+from diffusers import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    EulerDiscreteScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
+    StableDiffusionInpaintPipeline,
+)
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -163,6 +170,22 @@ def _usual(pipe: Any, loras: Sequence[str]) -> Scheduler:
 
 def image_to_image(pipe: Any) -> Any:
     """The same model as a pipeline that starts from an image."""
-    changed = AutoPipelineForImage2Image.from_pipe(pipe)
+    return _as(AutoPipelineForImage2Image, pipe)
+
+
+def inpainting(pipe: Any) -> Any:
+    """The same model as a pipeline that keeps the part of an image that a mask does not cover."""
+    if isinstance(pipe, LatentConsistencyModelPipeline):  # which the automatic choice does not know
+        return _as(StableDiffusionInpaintPipeline, pipe)
+    return _as(AutoPipelineForInpainting, pipe)
+
+
+def _as(kind: Any, pipe: Any) -> Any:
+    try:
+        changed = kind.from_pipe(pipe)
+    except ValueError as error:
+        raise ConfigError(
+            f"--pipeline: diffusers has no {kind.__name__} of a {type(pipe).__name__}: give another base"
+        ) from error
     changed.set_progress_bar_config(disable=True)
     return changed

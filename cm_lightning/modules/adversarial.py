@@ -87,6 +87,11 @@ class AdversarialDistillation(StagedDistillation, Distilled):
     def loss(self, x: Tensor, labels: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
         return self.joined(self.losses(x, labels, generator))
 
+    @property
+    def most_steps(self) -> int:
+        """The student's steps in the stage in which it takes the most."""
+        return max(stage.student_steps for stage in self.stages.stages)
+
     def denoiser(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """The student's estimate of the clean image: (B, ...), (B,), (B,) or None -> (B, ...)."""
         return self.parameterization(self.backbone, x, sigma, labels)
@@ -113,6 +118,9 @@ class AdversarialDistillation(StagedDistillation, Distilled):
     ) -> Tensor:
         denoiser = guided_function(self.denoiser, labels, self.num_classes, guidance)
         return integrate(euler_step, denoiser, z, torch.tensor(sigmas, dtype=torch.float64))
+
+    def trained_levels(self) -> tuple[float, float]:
+        return float(self.ladder.levels[-1]), self.sigma_max
 
     def default_sigmas(self, steps: int) -> list[float]:
         return [float(sigma) for sigma in self.ladder.levels[:: self.ladder.stride(steps)]]

@@ -75,6 +75,7 @@ class ProgressiveDistillation(DiffusionModule):
             label_dropout, optimizer, lr_scheduler, start_from,
         )  # fmt: skip
         self.objective = Chord(curriculum, teacher, distance or L2(), weighting or TruncatedSNR())
+        self.most_steps = steps
         self.default_steps = steps // 2 ** (stages - 1)
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         before = StudentOfBefore(backbone, curriculum.begins)

@@ -8,13 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from cm_lightning.core.editing import noise_at
 from cm_lightning.core.noise import unit_noise
 from cm_lightning.errors import ConfigError
-from cm_lightning.images import to_pixels
+from cm_lightning.images import picture, to_pixels
 from cm_lightning.latent.draw import draw
 from cm_lightning.latent.few_step import FewStep, only_one
 from cm_lightning.latent.pipelines import few_step_pipeline, image_to_image
@@ -69,15 +68,18 @@ class PromptDrawer(Drawer):
         steps, guidance = steps or self.steps, 1.0 if wish.guidance is None else wish.guidance
         if self.how and self.how.departures(steps, guidance):
             raise ConfigError(f"{self.name} was distilled for {self.how}: leave out other steps and guidance")
-        options: dict[str, Any] = self.how.options(steps) if self.how else {}
         prompts, seed = [wish.prompt or ""], int(wish.seed)
         if drawing is not None:
-            options |= {"image": _picture(drawing), "strength": wish.strength}
             steps = max(steps, math.ceil(1 / wish.strength))  # of which at least one remains
-            return draw(self.redrawing, prompts, steps, guidance, seed, **options)[0]
+            again = {"image": picture(to_pixels(drawing)), "strength": wish.strength, **self._timesteps(steps)}
+            return draw(self.redrawing, prompts, steps, guidance, seed, **again)[0]
+        options = self._timesteps(steps)
         if wish.seed != seed:
             options["latents"] = self._latents(wish.seed)
         return draw(self.pipe, prompts, steps, guidance, seed, **options)[0]
+
+    def _timesteps(self, steps: int) -> dict[str, Any]:
+        return self.how.options(steps) if self.how else {}
 
     def _latents(self, seed: float) -> Tensor:
         """Noise between that of two seeds; what a scheduler adds later is that of the lower one."""
@@ -97,7 +99,3 @@ class PromptDrawer(Drawer):
 
     def as_teacher(self, wish: Wish) -> Wish:
         return replace(wish, guidance=_TEACHER_GUIDANCE)
-
-
-def _picture(drawing: Tensor) -> Image.Image:
-    return Image.fromarray(to_pixels(drawing).permute(1, 2, 0).contiguous().numpy())

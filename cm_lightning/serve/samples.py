@@ -1,8 +1,9 @@
-"""Consistency models, flow maps and diffusion models of pixels behind the page."""
+"""Models of pixels behind the page."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +15,7 @@ from cm_lightning.errors import ConfigError
 from cm_lightning.images import to_pixels
 from cm_lightning.modules.base import GenerativeModule, evaluated
 from cm_lightning.modules.diffusion import DiffusionModule
-from cm_lightning.modules.endpoint import endpoint
+from cm_lightning.modules.endpoint import Endpoint, endpoint
 from cm_lightning.serve.drawer import Drawer
 from cm_lightning.serve.wish import Wish
 
@@ -31,19 +32,23 @@ class SampleDrawer(Drawer):
     """Draws samples of a class, and drawings anew.
 
     Args:
-        module: a consistency model, a flow map or a diffusion model of grey or colour images.
+        module: any model of grey or colour images.
         name: how the page calls it.
 
     Raises:
-        ConfigError: the module is of another kind.
+        ConfigError: the module draws other data.
     """
 
     def __init__(self, module: GenerativeModule, name: str) -> None:
         if len(module.image_shape) != 3 or module.image_shape[0] not in (1, 3):
             raise ConfigError(f"{name} does not draw grey or colour images: give another checkpoint")
         super().__init__(module.backbone, name, module.image_shape)
-        self.module, self.end = module, endpoint(module)
-        self.diffuses = isinstance(module, DiffusionModule)
+        self.module, self.diffuses = module, isinstance(module, DiffusionModule)
+
+    @cached_property
+    def end(self) -> Endpoint:
+        """The end points of the module's trajectories, from which it draws anew."""
+        return endpoint(self.module)
 
     @property
     def kind(self) -> str:
@@ -71,21 +76,31 @@ class SampleDrawer(Drawer):
             return redraw(f, start, self._levels(wish.sigma, steps), noised).clamp(-1, 1)
 
     def _levels(self, sigma: float, steps: int | None) -> list[float]:
-        """The levels of drawing anew; a diffusion model solves its ODE from the first."""
-        n = 1 if self.diffuses else steps or self.module.default_steps
+        """The levels of drawing anew; one, from which it solves its ODE, for a module that does."""
+        n = 1 if self.end.solves else steps or self.module.default_steps
         lower = [sigma * _RATIO**i for i in range(1, n)]
         levels = [sigma, *(level for level in lower if level > self.end.sigmas[0])]
-        return self.module.sampling_levels(None, [self.end.level(level) for level in levels])
+        self.module.sampling_levels(None, [self.end.level(sigma)])  # refuses one that is out of range
+        return self.end.levels_near(levels)
 
     def controls(self) -> dict[str, Any]:
-        module, (low, high) = self.module, self.end.sigmas
+        module = self.module
         return {
             "classes": module.num_classes,
             "guidance": [*_GUIDANCE, 0.0] if module.label_dropout else None,
             "steps": self._choices(),
             "default_steps": module.default_steps,
-            "noise": {"name": "sigma", "range": [max(_SIGMAS[0], low), min(_SIGMAS[1], high)], "value": Wish.sigma},
+            "noise": self._noise(),
         }
+
+    def _noise(self) -> dict[str, Any] | None:
+        """The control of the noise over a drawing; None for a module that cannot draw anew."""
+        try:
+            low, high = self.end.sigmas
+        except ConfigError:
+            return None
+        low, high = max(_SIGMAS[0], low), min(max(_SIGMAS[1], 2 * low), high)
+        return {"name": "sigma", "range": [low, high], "value": min(max(Wish.sigma, low), high)}
 
     def as_teacher(self, wish: Wish) -> Wish:
         return wish if self.module.label_dropout else replace(wish, guidance=None)

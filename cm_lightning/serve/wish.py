@@ -91,10 +91,15 @@ class Wish:
         """
         if self.image is None:
             return None
-        channels, height, width = shape
-        picture = _decoded(self.image).convert("L" if channels == 1 else "RGB")
-        pixels = np.array(ImageOps.fit(picture, (width, height), Image.Resampling.BOX))
-        return to_unit_range(torch.from_numpy(pixels).reshape(height, width, channels).permute(2, 0, 1))
+        return fitted(_decoded(self.image), shape)
+
+
+def fitted(image: Image.Image, shape: Sequence[int]) -> Tensor:
+    """An image resized and cropped for a model of images (C, H, W): (C, H, W) in [-1, 1]."""
+    channels, height, width = shape
+    picture = ImageOps.fit(image.convert("L" if channels == 1 else "RGB"), (width, height), Image.Resampling.BOX)
+    pixels = torch.from_numpy(np.array(picture))
+    return to_unit_range(pixels.reshape(height, width, channels).permute(2, 0, 1))
 
 
 def _decoded(text: object) -> Image.Image:

@@ -1,6 +1,7 @@
 """The command edit: what it writes, prints and refuses, for models of several origins."""
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,13 +12,23 @@ from cm_lightning.backbones.embedding import TwoTimesEmbedding
 from cm_lightning.backbones.unet import UNet
 from cm_lightning.commands.edit import main as edit
 from cm_lightning.commands.sample import main as sample
+from cm_lightning.core.stages import Stage
 from cm_lightning.errors import CmError
 from cm_lightning.export.folder import write_export
+from cm_lightning.modules.adversarial import AdversarialDistillation
+from cm_lightning.modules.distribution_matching import DistributionMatchingDistillation
 from cm_lightning.modules.mean_flow import MeanFlow
 from cm_lightning.modules.training import ConsistencyTraining
 from tests.interop.test_edm import reference as edm
 from tests.interop.test_openai import SIZES
 from tests.interop.test_openai import reference as openai
+
+KINDS = {
+    "two": MeanFlow,
+    "stages": partial(AdversarialDistillation, teacher="none", stages=[Stage(4, 2), Stage(2, 1, "unconditional")]),
+    "matching": partial(DistributionMatchingDistillation, teacher="none", levels=[80.0, 6.0, 1.5]),
+    "single": partial(DistributionMatchingDistillation, teacher="none"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +40,15 @@ def files(tmp_path_factory):
         "grey": UNet(1, 8, (1,), 1, (), num_classes=3, patch=4),
         "colour": UNet(3, 8, (1,), 1, (), patch=4),
         "two": UNet(1, 8, (1,), 1, (), num_classes=3, patch=4, noise_embedding=TwoTimesEmbedding(8)),
+        "stages": UNet(1, 8, (1,), 1, (), num_classes=3, patch=4),
+        "matching": UNet(1, 8, (1,), 1, (), patch=4),
+        "single": UNet(1, 8, (1,), 1, (), patch=4),
     }
     for name, net in nets.items():
         for p in net.parameters():
             torch.nn.init.normal_(p, std=0.2)
         shape = (3 if name == "colour" else 1, 8, 8)
-        kind = MeanFlow if name == "two" else ConsistencyTraining
+        kind = KINDS.get(name, ConsistencyTraining)
         dropout = {"label_dropout": 0.1} if name == "grey" else {}
         (root / name).mkdir()
         write_export(kind(net, shape, **dropout), root / name, 0, "raw")
@@ -74,7 +88,7 @@ def drawn(line, tmp_path, capsys):
 GREY, FEW = "--ckpt_path=grey", "--steps=2"
 
 
-@pytest.mark.parametrize("model", ["grey", "two"])
+@pytest.mark.parametrize("model", ["grey", "two", "stages", "matching"])
 def test_inpainting_keeps_what_is_black_in_the_mask(model, tmp_path, capsys):
     line = f"inpaint --ckpt_path={model} --image=a.png --mask=mask.png {FEW} --num_samples=3"
     images, told = drawn(line, tmp_path, capsys)
@@ -125,6 +139,12 @@ def test_super_resolution_keeps_the_means(given, factor, tmp_path, capsys):
         (f"interpolate {GREY} --image=a.png --image=b.png", 10, 2),
         (f"interpolate {GREY} --seeds=0,1,2 --num_samples=7 {FEW}", 7, 2),
         ("interpolate --ckpt_path=two --image=a.png --image=b.png --labels=1", 10, 2),
+        ("stroke --ckpt_path=stages --image=a.png", 10, 1),  # the nearest of its two levels
+        ("stroke --ckpt_path=matching --image=a.png", 10, 2),
+        ("inpaint --ckpt_path=matching --image=a.png --mask=mask.png", 10, 3),
+        ("denoise --ckpt_path=matching --image=a.png --sigma=3", 1, 1),
+        ("variations --ckpt_path=single --amount=0.5", 10, 1),
+        ("interpolate --ckpt_path=single --seeds=0,1", 10, 1),
     ],
 )
 def test_the_number_of_results_and_evaluations(line, n, evaluations, tmp_path, capsys):
@@ -247,6 +267,11 @@ def test_options_are_refused_before_a_model_is_read(line, message, capsys, monke
         ("stroke --ckpt_path=colour --image=a.png --labels=0", "the network is unconditional"),
         ("stroke --ckpt_path=two --image=a.png --guidance=1", "guidance needs a network that was trained with label_d"),
         ("interpolate --ckpt_path=two --image=a.png --image=b.png", "interpolate draws images of one class: give --la"),
+        ("stroke --ckpt_path=single --image=a.png",
+         "this DistributionMatchingDistillation was trained at noise level 80 alone, where nothing of an image is l"),
+        ("stroke --ckpt_path=matching --image=a.png --sigmas=1", "sigmas must lie in 1.5 ... 80"),
+        ("inpaint --ckpt_path=stages --image=a.png --mask=mask.png --steps=3",
+         "3 steps do not divide the 4 of the first teacher: choose a divisor"),
         ("variations --ckpt_path=none", "no checkpoint at none"),
     ],
 )  # fmt: skip

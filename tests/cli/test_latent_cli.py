@@ -26,6 +26,7 @@ from diffusers import DiffusionPipeline, LCMScheduler
 from cm_lightning.__main__ import main as cm_lightning
 from cm_lightning.checkpoint import read_checkpoint
 from cm_lightning.cli import main
+from cm_lightning.commands.edit import main as edit
 from cm_lightning.commands.evaluate import main as evaluate
 from cm_lightning.commands.export import main as export
 from cm_lightning.commands.sample import main as sample
@@ -186,6 +187,34 @@ def test_an_image_is_where_drawing_starts(capsys):
     sample([*common[:-1], "--image=black.png", "--steps=4", "--strength=0.5", "--output=from_black.png"])
     assert (pixels("from_white.png") - pixels("from_black.png")).abs().mean() > 1  # something of it is left
     assert "makes less than one step" in failure(capsys, *common, "--steps=1", run=sample)
+
+
+@pytest.mark.parametrize(
+    ("model", "evaluations"),
+    [
+        ([BASE, f"--lora={LORA}"], 4),
+        ([FULL], 4),
+        (["runs/lightning-sd21"], None),
+        (["runs/dmd2-sd21"], None),
+    ],
+    ids=["LoRA", "full LCM", "Lightning", "DMD2"],
+)
+def test_a_part_of_an_image_is_drawn_anew(model, evaluations, capsys):
+    Image.new("RGB", (32, 32), (200, 10, 10)).save("red.png")
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (0, 0, 32, 12))
+    mask.save("mask.png")
+    pipeline, *parts = model
+    edit(["inpaint", f"--pipeline={pipeline}", *parts, "--prompt=a six", "--image=red.png", "--mask=mask.png",
+          "--num_samples=2", "--output=edited"])  # fmt: skip
+    expected = evaluations or few_step.told(pipeline).steps
+    assert f"evaluations of the network for each: {expected}\n" in capsys.readouterr().out
+    first, second = (pixels(f"edited/00000{i}.png") for i in range(2))
+    given = pixels("red.png")
+    assert torch.equal(first[12:], given[12:])
+    assert torch.equal(second[12:], given[12:])
+    assert (first[:12] - given[:12]).abs().mean() > 10
+    assert not torch.equal(first, second)
 
 
 CELLS = ["--num_samples=12", "--steps=1,2", "--latency=100"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cm_lightning.commands import serve
+from cm_lightning.commands import serve, stream
 from cm_lightning.errors import ConfigError
 from cm_lightning.latent.draw import draw
 from cm_lightning.latent.few_step import FewStep
@@ -117,3 +117,23 @@ def test_the_command_serves_a_pipeline_and_its_teacher(tmp_path, monkeypatch, ca
     again = Image.open(io.BytesIO(picture.png))
     (expected,) = draw(pipeline("trailing"), ["a"], 5, 7.5, 0)
     np.testing.assert_array_equal(np.asarray(again), expected.permute(1, 2, 0).numpy())
+
+
+def test_a_student_with_a_timestep_of_its_own_draws_an_image_anew():
+    student = PromptDrawer(pipeline(), "runs/x", FewStep(1, "lcm", timesteps=(399,)))
+    image = encoded(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    assert pixels(student, prompt="a", image=image, strength=0.5)[1] == 1
+
+
+def test_a_stream_of_frames_is_drawn_by_a_prompt(pipe, drawer, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("cm_lightning.serve.prompts.few_step_pipeline", lambda *_, **__: pipe)
+    (tmp_path / "frames").mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"frames/{i}.png")
+    stream.main(["--pipeline=x", "--prompt=a b", "--strength=0.3", "--steps=4", "--seed=5", "--device=cpu",
+                 f"--input={tmp_path}/frames", f"--output={tmp_path}/out"])  # fmt: skip
+    assert capsys.readouterr().out.startswith("2 frames, ")
+    for i, image in enumerate(images):
+        expected, _ = pixels(drawer, prompt="a b", seed=5, steps=4, strength=0.3, image=encoded(image))
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f"out/00000{i}.png")), expected)

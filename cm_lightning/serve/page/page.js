@@ -114,7 +114,7 @@ function slider(id, text, set) {
 
 /** The canvas: strokes and images on a plain ground. */
 const painting = {
-  canvas: element("canvas"), used: false, colour: "#ffffff", ground: "#000000", scale: 1,
+  canvas: element("canvas"), used: false, colour: "#ffffff", ground: "#000000", scale: 1, camera: null,
 
   begin(shape) {
     const [channels, height, width] = shape;
@@ -128,7 +128,6 @@ const painting = {
     this.colours(channels === 1 ? ["#ffffff", "#000000"]
       : ["#222222", "#ffffff", "#d33c32", "#e9b22f", "#3f9b48", "#3677d1"]);
     this.clear();
-    this.listen();
   },
 
   colours(values) {
@@ -169,17 +168,47 @@ const painting = {
     update();
   },
 
+  /** Fill the canvas with an image or a frame of the given size, cut to its shape. */
+  cover(image, width, height) {
+    const { canvas } = this;
+    const scale = Math.max(canvas.width / width, canvas.height / height);
+    const [w, h] = [width * scale, height * scale];
+    this.pen.imageSmoothingQuality = "high";
+    this.pen.drawImage(image, (canvas.width - w) / 2, (canvas.height - h) / 2, w, h);
+    this.use(true);
+    update();
+  },
+
+  /** Show a camera's stream on the canvas, the next frame when the last is drawn; null ends it. */
+  film(stream) {
+    if (this.camera) this.camera.getTracks().forEach((track) => track.stop());
+    this.camera = stream;
+    element("camera").setAttribute("aria-pressed", stream !== null);
+    if (stream === null) return;
+    const video = Object.assign(document.createElement("video"), { srcObject: stream, muted: true, playsInline: true });
+    const next = () => {
+      if (this.camera !== stream) return;
+      if (!student.busy && video.videoWidth) this.cover(video, video.videoWidth, video.videoHeight);
+      requestAnimationFrame(next);
+    };
+    video.play().then(next);
+  },
+
+  async toggleCamera() {
+    if (this.camera) return this.film(null);
+    try {
+      this.film(await navigator.mediaDevices.getUserMedia({ video: true }));
+    } catch {
+      tell("The browser gives no camera to this page.");
+    }
+  },
+
   /** Put an image file on the canvas, cut to its shape. */
   async open(file) {
     try {
       const image = await createImageBitmap(file);
-      const { width, height } = this.canvas;
-      const scale = Math.max(width / image.width, height / image.height);
-      const [w, h] = [image.width * scale, image.height * scale];
-      this.pen.imageSmoothingQuality = "high";
-      this.pen.drawImage(image, (width - w) / 2, (height - h) / 2, w, h);
-      this.use(true);
-      update();
+      this.film(null);
+      this.cover(image, image.width, image.height);
     } catch {
       tell("This file is not an image that the browser can show.");
     }
@@ -199,7 +228,8 @@ const painting = {
       last = next;
     });
     for (const end of ["pointerup", "pointercancel"]) this.canvas.addEventListener(end, () => { last = null; });
-    element("clear").addEventListener("click", () => { this.clear(); update(); });
+    element("clear").addEventListener("click", () => { this.film(null); this.clear(); update(); });
+    element("camera").addEventListener("click", () => this.toggleCamera());
     element("file").addEventListener("change", (event) => this.open(event.target.files[0]));
     window.addEventListener("dragover", (event) => { event.preventDefault(); this.canvas.classList.add("over"); });
     window.addEventListener("dragleave", () => this.canvas.classList.remove("over"));
@@ -268,7 +298,11 @@ async function start() {
   painting.begin(model.shape);
   slider("seed", () => wish.seed.toFixed(2), (value) => { wish.seed = value; });
   guidance(model.guidance);
-  noise(model.noise);
+  element("drawing").hidden = !model.noise;
+  if (model.noise) {
+    noise(model.noise);
+    painting.listen();
+  }
   element("teacher").hidden = !model.teacher;
   if (model.teacher) teacher = new Channel(element("teacher"), true);
   student = new Channel(element("student"), false);
