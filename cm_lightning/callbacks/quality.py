@@ -126,7 +126,9 @@ class Quality(Callback):
 
     def _check_subject(self, data: GenerativeDataModule) -> None:
         """A classifier of digits gives numbers for clothes too, but they mean nothing."""
-        for measure in self.measures if data.subject else ():
+        if data.subject is None:
+            return
+        for measure in self.measures:
             if measure.subject not in (None, data.subject):
                 raise ConfigError(
                     f"Quality: {measure.label} measures {measure.subject}, and {type(data).__name__} has "
