@@ -45,6 +45,7 @@ from cm_lightning.core import (
 )
 from cm_lightning.core.distance import PseudoHuber
 from cm_lightning.core.objective import Tangent
+from cm_lightning.core.path import VE
 from cm_lightning.core.residual import Adaptive, Learned
 from cm_lightning.core.sampler import spread_sigmas
 from cm_lightning.core.schedule import HoldThenCosine, Ramp
@@ -95,6 +96,10 @@ GIVEN: dict[str, Any] = {
     "teacher_steps": 2,
     "student_steps": 1,
     "stages": [Stage(2, 1)],
+    "network": ResidualMLP(width=8, depth=1),
+    "null": 3,
+    "gamma": 0.5,
+    "path": VE(),
 }
 
 

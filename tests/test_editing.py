@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import cm_lightning
-from cm_lightning.backbones.embedding import TwoTimesEmbedding
+from cm_lightning.backbones.embedding import GuidedTimesEmbedding, TwoTimesEmbedding
 from cm_lightning.backbones.unet import UNet
 from cm_lightning.core.editing import PatchMeans, Pixels
 from cm_lightning.core.noise import generators
@@ -23,7 +23,6 @@ from cm_lightning.modules.continuous import ContinuousConsistencyTraining
 from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.distribution_matching import DistributionMatchingDistillation
 from cm_lightning.modules.endpoint import endpoint
-from cm_lightning.modules.flow_map import FlowMapModule
 from cm_lightning.modules.mean_flow import MeanFlow
 from cm_lightning.modules.progressive import ProgressiveDistillation
 from cm_lightning.modules.training import ConsistencyTraining
@@ -307,10 +306,10 @@ GIVEN = {
 
 @pytest.mark.parametrize("kind", OF_THE_SUITE)
 def test_every_module_of_images_edits(kind):
-    two = {"noise_embedding": TwoTimesEmbedding(8)} if issubclass(kind, FlowMapModule) else {}
+    embedding = {1: None, 2: TwoTimesEmbedding(8), 5: GuidedTimesEmbedding(8)}[kind.noise_labels_given]
     needed = {name for name, given in inspect.signature(kind).parameters.items() if given.default is given.empty}
     teacher = dict.fromkeys(needed & {"teacher", "start_from"}, "none")
-    net = UNet(1, 8, (1,), 1, (), num_classes=3, patch=4, **two)
+    net = UNet(1, 8, (1,), 1, (), num_classes=3, patch=4, noise_embedding=embedding)
     editor = Editor(kind(net, SHAPE, **teacher, **GIVEN.get(kind, {}), label_dropout=0.1), steps=2)
     mask = torch.eye(8, dtype=torch.bool)
     drawn = editor.fill(Pixels(IMAGE[None], mask))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cm_lightning.core.noise import expand
-from cm_lightning.domains import ABOVE_ONE
+from cm_lightning.domains import ABOVE_ONE, POSITIVE
 from cm_lightning.errors import ConfigError
 from cm_lightning.recording import Recorded
 
@@ -72,6 +72,7 @@ class GuidanceInput:
     """
 
     def __init__(self, network: Callable[..., Tensor], null: int, noise_scale: float = 1.0) -> None:
+        POSITIVE.check(self, noise_scale=noise_scale)
         self.network, self.null, self.noise_scale = network, null, noise_scale
 
     def __call__(self, x: Tensor, times: Tensor, c: Any = None) -> Tensor:

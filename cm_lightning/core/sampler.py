@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cm_lightning.core.noise import SIGMA_MAX, SIGMA_MIN, karras_sigmas
 from cm_lightning.core.path import Path
-from cm_lightning.domains import COUNT, FRACTION
+from cm_lightning.domains import COUNT, FRACTION, NON_NEGATIVE
 
 #: x (B, ...), t (B,) -> the clean end point of the trajectory through x, (B, ...).
 ConsistencyFunction = Callable[[Tensor, Tensor], Tensor]
@@ -99,7 +99,8 @@ class Renewal:
         sigma_min: float = 0.0,
         renoise: Callable[[Tensor], Tensor] = torch.randn_like,
     ) -> None:
-        FRACTION.check(gamma=gamma)
+        FRACTION.check(self, gamma=gamma)
+        NON_NEGATIVE.check(self, sigma_min=sigma_min)
         self.gamma, self.path, self.sigma_min, self.renoise = gamma, path, sigma_min, renoise
 
     def below(self, r: float) -> float:

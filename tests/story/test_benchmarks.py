@@ -1,9 +1,14 @@
-"""The scripts of experiments/benchmarks run, each at a small size."""
+"""The scripts of experiments run, each at a small size."""
 
 import re
+import runpy
+import sys
 
 import pytest
+from PIL import Image
 
+from cm_lightning import MNIST, ConsistencyTraining, UNet
+from tests.helpers import trainer
 from tests.processes import ROOT, fork
 
 FOLDER = ROOT / "experiments/benchmarks"
@@ -19,6 +24,16 @@ FOLDER = ROOT / "experiments/benchmarks"
 def test_a_benchmark_prints_its_table(script, options, line, tmp_path):
     done = fork(str(FOLDER / script), *options.split(), cwd=tmp_path)
     assert re.search(line, done.stdout), done.stdout
+
+
+def test_the_sheet_of_edits_is_drawn_with_a_checkpoint(tmp_path, monkeypatch):
+    checkpoint = tmp_path / "digits.ckpt"
+    run = trainer(tmp_path, max_steps=1, limit_train_batches=1, limit_val_batches=0)
+    run.fit(ConsistencyTraining(UNet(1, 8, (1,), 1, (), num_classes=10, patch=4), (1, 28, 28)), MNIST(batch_size=8))
+    run.save_checkpoint(checkpoint)
+    monkeypatch.setattr(sys, "argv", ["edits.py", str(checkpoint), f"--output={tmp_path}/sheet.png"])
+    runpy.run_path(str(ROOT / "experiments/use/edits.py"), run_name="__main__")
+    assert min(Image.open(tmp_path / "sheet.png").size) > 300
 
 
 def test_the_check_of_a_gpu_names_scripts_and_options_that_exist():
