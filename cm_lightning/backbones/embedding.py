@@ -176,6 +176,9 @@ class JumpEmbedding(Recorded, nn.Module):
         start: the embedding of t; :class:`PositionalEmbedding` if None.
         low: the lowest frequency of the jump's embedding, in radians per unit of the label.
         high: the highest one.
+
+    Raises:
+        ConfigError: a value is out of range, or ``start`` has another width or takes more than one label.
     """
 
     def __init__(self, width: int, start: nn.Module | None = None, low: float = 0.25, high: float = 2.0) -> None:
@@ -184,6 +187,10 @@ class JumpEmbedding(Recorded, nn.Module):
         POSITIVE.check(self, low=low, high=high)
         super().__init__()
         self.start, self.jump = start or PositionalEmbedding(width), SinusoidEmbedding(width, low, high)
+        if 1 not in labels_taken(self.start, width):
+            raise ConfigError(
+                "JumpEmbedding: start must take a single label: set it to a SinusoidEmbedding, or leave it out"
+            )
 
     def forward(self, labels: Tensor) -> Tensor:
         """(B, 2) -> (B, width)."""

@@ -7,6 +7,7 @@ from torch import nn
 from cm_lightning.backbones.embedding import (
     AngleEmbedding,
     FourierEmbedding,
+    JumpEmbedding,
     PositionalEmbedding,
     SinusoidEmbedding,
     TwoTimesEmbedding,
@@ -101,3 +102,16 @@ def test_the_angle_of_a_noise_level_is_embedded_as_trigflow_s_time():
     found = AngleEmbedding(8, 0.5, 4.0)(0.25 * sigma.log())
     torch.testing.assert_close(found, SinusoidEmbedding(8, 0.5, 4.0)((sigma / 0.5).atan()))
     torch.testing.assert_close(TrigFlow(0.5).level(sigma), (sigma / 0.5).atan())
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (PositionalEmbedding(16), "PositionalEmbedding gives 16 values .* takes 8"),
+        (TwoTimesEmbedding(8), "start must take a single label"),
+    ],
+)
+def test_the_embedding_of_a_jump_starts_as_one_of_its_width(start, message):
+    with pytest.raises(ConfigError, match=message):
+        JumpEmbedding(8, start)
+    assert JumpEmbedding(8, PositionalEmbedding(8))(torch.ones(3, 2)).shape == (3, 8)

@@ -429,7 +429,12 @@ def tiny_data(path):
 def tiny_parts(recipe):
     """Options that replace the parts of a model that are large, or that have files."""
     embedding = ["--model.backbone.noise_embedding.init_args.width=8"] if "noise_embedding" in recipe else []
-    return embedding + (["--model.distance=L2"] if "LPIPS" in recipe else [])  # its networks have a test of their own
+    if "start: {class_path: PositionalEmbedding" in recipe:
+        embedding += ["--model.backbone.noise_embedding.init_args.start.init_args.width=8"]
+    shallow = ["--model.backbone.blocks=1"] if "blocks:" in recipe else []
+    return (
+        embedding + shallow + (["--model.distance=L2"] if "LPIPS" in recipe else [])
+    )  # its networks have a test of their own
 
 
 def fit_two_steps(path, *options):
