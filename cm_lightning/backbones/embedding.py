@@ -188,9 +188,7 @@ class JumpEmbedding(Recorded, nn.Module):
         super().__init__()
         self.start, self.jump = start or PositionalEmbedding(width), SinusoidEmbedding(width, low, high)
         if 1 not in labels_taken(self.start, width):
-            raise ConfigError(
-                "JumpEmbedding: start must take a single label: set it to a SinusoidEmbedding, or leave it out"
-            )
+            raise ConfigError("JumpEmbedding: start must take a single label: leave it out, or set another")
 
     def forward(self, labels: Tensor) -> Tensor:
         """(B, 2) -> (B, width)."""

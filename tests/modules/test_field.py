@@ -234,7 +234,7 @@ def test_gamma_draws_noise_anew_between_steps(make, first):
     assert torch.equal(drawn[0.0][0], drawn[1.0][0])  # one step has nothing between
     assert all(not torch.equal(drawn[0.0][1], drawn[gamma][1]) for gamma in (0.5, 1.0))
     m.gamma = 1.5
-    with pytest.raises(ConfigError, match=r"^gamma must be a number in \[0, 1\], got 1.5"):
+    with pytest.raises(ConfigError, match=r"^Renewal: gamma must be a number in \[0, 1\], got 1.5"):
         m.sample(3, 2)
 
 
