@@ -1,0 +1,95 @@
+"""Every method of the suite for a few steps on two ranks.
+
+Started by test_every_method.py as ``python every_method.py OUTPUT``. One pair of forks is the two ranks of all methods,
+which meet in a file.
+"""
+
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import lightning as L
+import torch
+from torch import distributed
+from torch.utils.data import DataLoader, TensorDataset
+
+import cm_lightning as C
+from tests.helpers import images, trainer
+from tests.processes import ROOT
+
+SHAPE = (1, 8, 8)
+METHODS = runpy.run_path(str(ROOT / "experiments/benchmarks/steps.py"))["METHODS"]
+
+
+def made(method):
+    """The module of a method, with a network whose output is not zero."""
+
+    def network(two_times):
+        net = C.UNet(1, 8, (1,), 1, (), num_classes=3, noise_embedding=C.TwoTimesEmbedding(8) if two_times else None)
+        torch.nn.init.normal_(net.head[2].weight, std=0.2)
+        return net
+
+    torch.manual_seed(1)
+    return METHODS[method](network, SHAPE)
+
+
+def batches():
+    """Images of three classes, other ones on each rank."""
+    return images(SHAPE, n=16, batch_size=4, classes=3)
+
+
+def same_batches():
+    """One batch, many times, so that only the method's own state tells one step from another."""
+    (x, labels), *_ = images(SHAPE, n=4, batch_size=4, classes=3)
+    return DataLoader(TensorDataset(x.repeat(8, 1, 1, 1), labels.repeat(8)), batch_size=4)
+
+
+class Compare(L.Callback):
+    """Notes whether the ranks saw other images, and hold the same weights, which moved."""
+
+    def __init__(self):
+        self.found = {}
+
+    def on_train_start(self, trainer, pl_module):
+        self.start = weights(pl_module)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, *_):
+        self.seen = batch[0].flatten()
+
+    def on_train_end(self, trainer, pl_module):
+        (first, second), seen = trainer.strategy.all_gather(weights(pl_module)), trainer.strategy.all_gather(self.seen)
+        self.found = {
+            "equal": torch.equal(first, second),
+            "moved": not torch.equal(first, self.start),
+            "other images": not torch.equal(seen[0], seen[1]),
+        }
+
+
+def weights(module):
+    """All that a module trains, in one vector."""
+    return torch.cat([p.detach().flatten() for p in module.parameters() if p.requires_grad])
+
+
+def found(method):
+    """What a rank finds for a method."""
+    compare = Compare()
+    trainer(".", max_steps=2, limit_val_batches=0, devices=2, strategy="ddp", callbacks=[compare]).fit(
+        made(method), batches()
+    )
+    return compare.found
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    child = os.fork()
+    rank = "1" if child == 0 else "0"
+    os.environ |= {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}
+    store = distributed.FileStore("meet", 2)
+    distributed.init_process_group("gloo", store=store, rank=int(rank), world_size=2)
+    names = {method: found(method) for method in METHODS}
+    if child == 0:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    Path(sys.argv[1]).write_text(json.dumps(names))
