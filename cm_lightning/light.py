@@ -1,7 +1,8 @@
-"""Lightning without the metrics, which it imports and ``sample`` does not need.
+"""Lightning without the metrics and the compiler, which it imports and ``sample`` does not need.
 
 Lightning takes two classes of torchmetrics, whose package imports all metrics at once, and with them torchvision, scipy
-and transformers. Here that waits until another name of the package is used, and then happens as it would have.
+and transformers; and one class of torch's compiler, with all of that. Here both wait until another name of the package
+is used, and then happen as they would have.
 """
 
 from __future__ import annotations
@@ -16,9 +17,25 @@ from typing import Any
 
 
 def light_lightning() -> None:
-    """Postpone the import of torchmetrics' metrics, unless they are imported already."""
+    """Postpone the import of torchmetrics' metrics and of torch's compiler, unless they are imported already."""
     given = {"__version__": version("torchmetrics"), "_logger": logging.getLogger("torchmetrics")}
     _put_off("torchmetrics", given, {"Metric": _metric, "MetricCollection": _collection})
+    _put_off("torch._dynamo", {}, {"OptimizedModule": lambda: _Compiled, "disable": lambda: _uncompiled})
+
+
+class _OfCompiler(type):
+    def __instancecheck__(cls, instance: object) -> bool:
+        compiler = sys.modules.get("torch._dynamo.eval_frame")  # without which nothing is compiled
+        return compiler is not None and isinstance(instance, compiler.OptimizedModule)
+
+
+class _Compiled(metaclass=_OfCompiler):
+    """In place of the class of compiled modules, by which Lightning only asks whether a module is one."""
+
+
+def _uncompiled(function: Any = None, *_: Any, **__: Any) -> Any:
+    """In place of the mark of a function that must not be compiled."""
+    return _uncompiled if function is None else function
 
 
 def _metric() -> Any:
