@@ -1,8 +1,8 @@
 """Lightning without the metrics and the compiler, which it imports and ``sample`` does not need.
 
 Lightning takes two classes of torchmetrics, whose package imports all metrics at once, and with them torchvision, scipy
-and transformers; and one class of torch's compiler, with all of that. Here both wait until another name of the package
-is used, and then happen as they would have.
+and transformers. Here that waits until another name of the package is used, and then happens as it would have. Of
+torch's compiler Lightning takes one class and one mark; here others stand for them, and the compiler is not imported.
 """
 
 from __future__ import annotations
@@ -13,14 +13,20 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec, module_from_spec
+from types import ModuleType
 from typing import Any
 
 
 def light_lightning() -> None:
-    """Postpone the import of torchmetrics' metrics and of torch's compiler, unless they are imported already."""
+    """Import Lightning, unless it is imported already, without torchmetrics' metrics and torch's compiler."""
     given = {"__version__": version("torchmetrics"), "_logger": logging.getLogger("torchmetrics")}
     _put_off("torchmetrics", given, {"Metric": _metric, "MetricCollection": _collection})
-    _put_off("torch._dynamo", {}, {"OptimizedModule": lambda: _Compiled, "disable": lambda: _uncompiled})
+    if "torch._dynamo" not in sys.modules:
+        stand_in = ModuleType("torch._dynamo")
+        vars(stand_in).update(OptimizedModule=_Compiled, disable=_uncompiled)
+        sys.modules["torch._dynamo"] = stand_in
+        import_module("lightning.pytorch.cli")
+        del sys.modules["torch._dynamo"]  # from now on, who needs the compiler imports it
 
 
 class _OfCompiler(type):

@@ -6,7 +6,8 @@ from cm_lightning.cli import main
 from tests.processes import CONF, start
 
 HEAVY = [
-    "torchmetrics.functional", "torchvision", "scipy", "sympy", "torch._dynamo.eval_frame", "transformers", "diffusers", "wandb", "mlxtend",
+    "torchmetrics.functional", "torchvision", "scipy", "sympy", "torch._dynamo.eval_frame",
+    "transformers", "diffusers", "wandb", "mlxtend",
     "cm_lightning.cli", "cm_lightning.data.base", "cm_lightning.callbacks.progress",
 ]  # fmt: skip
 CODE = f"""
