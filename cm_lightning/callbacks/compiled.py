@@ -75,18 +75,18 @@ class Compile(Callback):
             return
         networks = dict.fromkeys(module.networks())  # each once
         objective = getattr(module, "objective", None)
-        if getattr(objective, "forward_mode", False):
+        forward_mode, keeps_graph = (getattr(objective, name, False) for name in ("forward_mode", "keeps_graph"))
+        if forward_mode:
             rank_zero_info(
                 "callbacks.compile: forward-mode derivatives stay uncompiled; derivative: difference has none"
             )
-        keeps_graph = getattr(objective, "keeps_graph", False)
         if keeps_graph:
             del networks[module.backbone]
             rank_zero_info(
                 "callbacks.compile: the student stays uncompiled, because gradients in its last layer are compared; "
                 "balanced: false compares none"
             )
-        self._set(keeps_graph)
+        self._set(partly_plain=forward_mode or keeps_graph, keeps_graph=keeps_graph)
         self.calls = [call for network in networks for call in _calls(network, self.backend)]
 
     def begin_step(self) -> None:
@@ -104,12 +104,18 @@ class Compile(Callback):
         self.end_step()
         self._settings.close()
 
-    def _set(self, keeps_graph: bool) -> None:
-        import torch._dynamo  # takes seconds
+    def _set(self, partly_plain: bool, keeps_graph: bool) -> None:
+        """Settings of the compiler, until :meth:`close`."""
+        import torch._dynamo  # these take seconds
         import torch._functorch.config
+        import torch._inductor.config
 
         limit = max(_MOST_GRAPHS, torch._dynamo.config.recompile_limit)
         self._settings.enter_context(torch._dynamo.config.patch(recompile_limit=limit))
+        if partly_plain:  # compiled and plain passes must draw the same dropout masks
+            torch.compiler.reset()  # graphs are shared by all networks of a class, also those of a run before this one
+            self._settings.callback(torch.compiler.reset)
+            self._settings.enter_context(torch._inductor.config.patch(fallback_random=True))
         if keeps_graph:  # a buffer that is reused in a backward pass is not there for the next
             self._settings.enter_context(torch._functorch.config.patch(donated_buffer=False))
 

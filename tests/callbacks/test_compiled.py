@@ -243,7 +243,11 @@ def test_what_stays_plain_is_told(method, said, monkeypatch):
     monkeypatch.setattr("cm_lightning.callbacks.compiled.rank_zero_info", told.append)
     m, callback = made(method), Compile("eager")
     callback.prepare(m)
+    # compiled and plain passes of one step draw the same dropout masks
+    assert torch._inductor.config.fallback_random == bool(said)
+    assert torch._functorch.config.donated_buffer == (method != "CTM")
     callback.close()
+    assert (torch._inductor.config.fallback_random, torch._functorch.config.donated_buffer) == (False, True)
     assert said in "".join(told)
     assert bool(told) == bool(said)
     compiled = [call.network for call in callback.calls]
