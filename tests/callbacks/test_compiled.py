@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cm_lightning.callbacks.compiled import Compile, CompiledCall, missing_for
 from cm_lightning.callbacks.ema import EMA
 from cm_lightning.checkpoint import read_checkpoint
+from cm_lightning.core.curriculum import ContinuousCurriculum
 from cm_lightning.core.target_rate import ConstantRate
 from cm_lightning.errors import ConfigError
 from cm_lightning.modules.loading import load_module
@@ -133,9 +134,13 @@ def fit(tmp_path: Any, name: str, steps: int, compiled: bool, resume: str | None
     """A run's checkpoint."""
     callbacks: list[Any] = [Compile("aot_eager")] if compiled else []
     callbacks += [EMA(0.9), ModelCheckpoint(tmp_path / name, "x")]
-    m = module(target_rate=ConstantRate(0.9), optimizer=lambda p: torch.optim.Adam(p, lr=0.01))
+    m = module(
+        curriculum=ContinuousCurriculum(stages=1),  # the same for all lengths of a run
+        target_rate=ConstantRate(0.9),
+        optimizer=lambda p: torch.optim.Adam(p, lr=0.01),
+    )
     run = trainer(tmp_path, callbacks=callbacks, max_steps=steps, enable_checkpointing=True)
-    run.fit(m, points(), points(), ckpt_path=resume and tmp_path / resume / "x.ckpt")
+    run.fit(m, points(32), points(32), ckpt_path=resume and tmp_path / resume / "x.ckpt")
     return read_checkpoint(tmp_path / name / "x.ckpt")
 
 
@@ -176,7 +181,7 @@ class Watch(L.Callback):
 def test_networks_are_plain_outside_of_steps_and_after_a_failure(tmp_path):
     watch, callback = Watch(), Compile("eager")
     m = module()
-    trainer(tmp_path, callbacks=[callback, watch], max_steps=2).fit(m, points(), points())
+    trainer(tmp_path, callbacks=[callback, watch], max_steps=2, val_check_interval=1).fit(m, points(), points())
     assert watch.seen == {"step": {True}, "validation": {False}, "after a step": {False}}
     callback.prepare(m)
     callback.begin_step()
