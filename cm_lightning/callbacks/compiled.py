@@ -132,6 +132,8 @@ class CompiledCall:
 
     def __init__(self, network: nn.Module, attribute: str, plain: Callable[..., Any], backend: Any) -> None:
         self.network, self.attribute, self.plain = network, attribute, plain
+        #: What a network does before each pass, outside of the graph.
+        self.before: Callable[[], None] | None = getattr(network, "before_pass", None)
         self.compiled = torch.compile(plain, backend=backend)
         self.failed = False
 
@@ -149,6 +151,8 @@ class CompiledCall:
         # within a larger graph it is traced as it is; functorch's derivatives do not pass through compiled graphs
         if torch.compiler.is_compiling() or self.failed or torch._C._functorch.maybe_current_level() is not None:
             return self.plain(*args, **kwargs)
+        if self.before is not None:
+            self.before()
         try:
             return self.compiled(*args, **kwargs)
         except TorchDynamoException as error:

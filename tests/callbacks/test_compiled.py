@@ -93,6 +93,22 @@ def test_a_compiled_step_has_the_loss_and_the_gradients_of_a_plain_one(method):
     assert not any(call.failed for call in callback.calls)
 
 
+def test_what_a_network_does_before_a_pass_stays_outside_of_the_graph():
+    ours, theirs = (awake(NETWORKS["EDM2"]()) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    x, t = torch.randn(2, *SHAPE), torch.rand(2)
+    call = CompiledCall(ours, "_compiled_call_impl", ours._call_impl, "eager")
+    call.enter()
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for network in (ours, theirs):
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        for _ in range(3):  # each step changes the version of the weights
+            network(x, t).square().mean().backward()
+            optimizer.step()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+
+
 class Loss(nn.Module):
     """What a strategy wraps: a module whose forward is the training step."""
 
