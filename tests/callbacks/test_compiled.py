@@ -19,6 +19,7 @@ from cm_lightning.callbacks.ema import EMA
 from cm_lightning.checkpoint import read_checkpoint
 from cm_lightning.core.curriculum import ContinuousCurriculum
 from cm_lightning.core.target_rate import ConstantRate
+from cm_lightning.data.toy import Toy
 from cm_lightning.errors import ConfigError
 from cm_lightning.modules.loading import load_module
 from tests.backbones.zoo import NETWORKS, SHAPE, awake
@@ -149,14 +150,14 @@ def test_a_network_of_the_zoo_is_one_graph(name):
 def fit(tmp_path: Any, name: str, steps: int, compiled: bool, resume: str | None = None) -> dict[str, Any]:
     """A run's checkpoint."""
     callbacks: list[Any] = [Compile("aot_eager")] if compiled else []
-    callbacks += [EMA(0.9), ModelCheckpoint(tmp_path / name, "x")]
+    callbacks += [EMA(0.9), ModelCheckpoint(tmp_path / name, "x", every_n_train_steps=steps)]
     m = module(
         curriculum=ContinuousCurriculum(stages=1),  # the same for all lengths of a run
         target_rate=ConstantRate(0.9),
         optimizer=lambda p: torch.optim.Adam(p, lr=0.01),
     )
-    run = trainer(tmp_path, callbacks=callbacks, max_steps=steps, enable_checkpointing=True)
-    run.fit(m, points(32), points(32), ckpt_path=resume and tmp_path / resume / "x.ckpt")
+    run = trainer(tmp_path, callbacks=callbacks, max_steps=steps, enable_checkpointing=True, limit_val_batches=0)
+    run.fit(m, Toy(num_points=60, batch_size=10), ckpt_path=resume and tmp_path / resume / "x.ckpt")
     return read_checkpoint(tmp_path / name / "x.ckpt")
 
 
