@@ -28,6 +28,8 @@ from tests.processes import ROOT
 
 METHODS = runpy.run_path(str(ROOT / "experiments/benchmarks/steps.py"))["METHODS"]
 IMAGES = (1, 4, 4)
+#: The networks that are traced in a second or two; ADM, NCSN++, the U-Net and diffusers' are made of the same blocks.
+QUICK = ("DDPMpp", "DiT", "EDM2", "ResidualMLP")
 
 
 class Tiny(nn.Module):
@@ -129,7 +131,7 @@ def test_a_compiled_step_within_ddp_has_the_gradients_of_a_plain_one():
         wrapped = nn.parallel.DistributedDataParallel(Loss(m))
         torch.manual_seed(1)
         x, labels = torch.randn(4, *IMAGES), torch.randint(3, (4,))
-        with a_step(m, Compile("aot_eager")):
+        with a_step(m, Compile("eager")):
             wrapped(x, labels).backward()
     finally:
         dist.destroy_process_group()
@@ -137,19 +139,19 @@ def test_a_compiled_step_within_ddp_has_the_gradients_of_a_plain_one():
     torch.testing.assert_close(gradients, {n: g for n, g in plain.items() if n != "loss"}, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", QUICK)
 def test_a_network_of_the_zoo_is_one_graph(name):
     network = awake(NETWORKS[name](num_classes=3) if name != "ResidualMLP" else NETWORKS[name]())
     x, t = torch.randn(2, *SHAPE), torch.rand(2)
     labels = None if name == "ResidualMLP" else torch.tensor([0, 3])
     plain = network(x, t, labels)
-    network.compile(backend="eager", fullgraph=True)
+    network.compile(backend="eager", fullgraph=True)  # which raises where the graph breaks
     torch.testing.assert_close(network(x, t, labels), plain)
 
 
 def fit(tmp_path: Any, name: str, steps: int, compiled: bool, resume: str | None = None) -> dict[str, Any]:
     """A run's checkpoint."""
-    callbacks: list[Any] = [Compile("aot_eager")] if compiled else []
+    callbacks: list[Any] = [Compile("eager")] if compiled else []
     callbacks += [EMA(0.9), ModelCheckpoint(tmp_path / name, "x", every_n_train_steps=steps)]
     m = module(
         curriculum=ContinuousCurriculum(stages=1),  # the same for all lengths of a run
