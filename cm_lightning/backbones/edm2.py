@@ -25,7 +25,7 @@ _CHANNELS = {"XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
 
 def _unit(x: Tensor, dims: Sequence[int]) -> Tensor:
     """X scaled to a mean square of 1 over ``dims``."""
-    size = math.prod(x.shape[d] for d in dims)
+    size = math.prod([x.shape[d] for d in dims])  # torch.compile cannot pass a generator on
     dtype = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=tuple(dims), keepdim=True, dtype=dtype) / math.sqrt(size)
     scale: Tensor = norm + 1e-4
