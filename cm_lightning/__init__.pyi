@@ -21,6 +21,7 @@ from .backbones.protocol import Backbone as Backbone
 from .backbones.unet import UNet as UNet
 from .backbones.unet2d import DiffusersUNet as DiffusersUNet
 from .callbacks.bad_steps import SkipBadSteps as SkipBadSteps
+from .callbacks.compiled import Compile as Compile
 from .callbacks.ema import EMA as EMA
 from .callbacks.export import Export as Export
 from .callbacks.progress import RunProgress as RunProgress

@@ -14,6 +14,7 @@ from cm_lightning.errors import ConfigError, near
 
 #: The suite's names and classes, in the order in which the Trainer gets them: samples are drawn of averaged weights.
 NAMES = {
+    "compile": "Compile",
     "ema": "EMA",
     "throughput": "Throughput",
     "samples": "SampleGrid",
@@ -27,6 +28,7 @@ NAMES = {
 _HELP = """Callbacks by name: {} is one with its defaults, null leaves it out; your own take a new name and a class_path
 
 Args:
+    compile: compiles the networks for training steps.
     ema: averages the weights, for evaluation.
     throughput: logs the speed of the training.
     samples: draws sheets of samples.

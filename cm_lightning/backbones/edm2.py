@@ -25,7 +25,7 @@ _CHANNELS = {"XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
 
 def _unit(x: Tensor, dims: Sequence[int]) -> Tensor:
     """X scaled to a mean square of 1 over ``dims``."""
-    size = math.prod(x.shape[d] for d in dims)
+    size = math.prod([x.shape[d] for d in dims])  # torch.compile cannot pass a generator on
     dtype = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=tuple(dims), keepdim=True, dtype=dtype) / math.sqrt(size)
     scale: Tensor = norm + 1e-4
@@ -249,11 +249,20 @@ class EDM2(Recorded, nn.Module):
         """The features of the coarsest level: (B, bottleneck_width, h, w)."""
         return self.pyramid.bottleneck(*self._inputs(x, noise_label, class_label))
 
-    def _inputs(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def before_pass(self) -> None:
+        """Bring the weights back to unit norm if the pass that follows computes a gradient.
+
+        A pass does this itself, but for a graph of ``torch.compile``, which would be compiled anew for each version of
+        the weights: whoever calls such a graph calls this before it.
+        """
         if self.training and torch.is_grad_enabled():
             for module in self.modules():
                 if isinstance(module, UnitLinear):
                     module.force_norm()
+
+    def _inputs(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        if not torch.compiler.is_compiling():
+            self.before_pass()
         ones = torch.ones_like(x[:, :1])  # in place of biases, which the layers do not have
         image = torch.cat([x, ones], dim=1).contiguous(memory_format=torch.channels_last)
         return self.stem(image), self.conditioning(noise_label, class_label), image

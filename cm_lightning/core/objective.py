@@ -45,6 +45,8 @@ class Objective(Recorded, nn.Module, ABC):
     coupling: Coupling | None = None
     #: Whether the loss takes the network's forward-mode derivative, which not every kernel has.
     forward_mode: bool = False
+    #: Whether the loss takes gradients in the network's last layer, before those of the step, through the same graph.
+    keeps_graph: bool = False
 
     def __init__(self) -> None:
         super().__init__()

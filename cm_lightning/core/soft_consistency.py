@@ -112,6 +112,10 @@ class SoftConsistency(Objective):
         self.curriculum, self.trajectory, self.distance, self.weighting = curriculum, trajectory, distance, weighting
         self.density, self.denoising_weight, self.balanced = density or LogNormalAndHigh(), denoising_weight, balanced
 
+    @property
+    def keeps_graph(self) -> bool:  # type: ignore[override]
+        return self.balanced and self.denoising_weight > 0
+
     def loss(
         self, map: Map, target: FlowMap, x: Tensor, c: Any, clock: Clock, generator: Generator | None = None
     ) -> Tensor:

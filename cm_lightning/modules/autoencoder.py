@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 
 from cm_lightning.core.noise import unit_noise
 from cm_lightning.core.schedule import RateSchedule
@@ -55,6 +55,9 @@ class AutoencoderModule(TrainedModule):
         self.kl_weight = kl_weight
         self.variance: Tensor
         self.register_buffer("variance", torch.ones(()))
+
+    def networks(self) -> list[nn.Module]:
+        return list(self.backbone.children())  # encode and decode call these
 
     def forward_one(self) -> None:
         size = self.backbone.config.get("sample_size", 32)

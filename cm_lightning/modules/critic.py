@@ -57,6 +57,9 @@ class WithCritic(TrainedModule):
         self._watched: dict[str, Tensor] = {}
         self._watched_steps = 0
 
+    def networks(self) -> list[nn.Module]:
+        return [*super().networks(), *self.critic.children()]
+
     def trained_parameters(self) -> list[Any]:
         critic = [p for p in self.critic.parameters() if p.requires_grad]
         of_critic = set(critic)  # parameters are compared by identity

@@ -16,6 +16,8 @@ from cm_lightning.core.target_rate import TargetRate
 class Follower(Protocol):
     """Weights that follow those of a trained network."""
 
+    network: nn.Module
+
     def follow(self, clock: Clock) -> None:
         """Update them after the optimizer step of a clock."""
 

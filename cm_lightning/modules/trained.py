@@ -92,6 +92,12 @@ class TrainedModule(Recorded, L.LightningModule):
         }
         return {name: network for name, network in found.items() if network is not None}
 
+    def networks(self) -> list[nn.Module]:
+        """All networks that a training step calls: the trained ones, what follows them, and the frozen ones."""
+        frozen = [part.network for part in self.modules() if isinstance(part, Frozen)]
+        teachers = [getattr(network, "backbone", network) for network in frozen]  # a method's network is what it calls
+        return [self.backbone, *(follower.network for follower in self.followers), *teachers]
+
     def progress(self, clock: Clock) -> Mapping[str, float]:
         """The values of the method's schedules at a step, to be logged under the papers' names."""
         return {}

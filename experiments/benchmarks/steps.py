@@ -2,6 +2,7 @@
 
     python experiments/benchmarks/steps.py                                    this machine's CPU
     python experiments/benchmarks/steps.py --device cuda --precision bfloat16 --channels 128 --side 64 --images 64
+    python experiments/benchmarks/steps.py --compile --only EDM ECT CD        beside it the step of compiled networks
 
 A step is loss, gradients and Adam. The ratio is that to EDM's step, which is the least: one pass of the network and its
 gradients. Rounds of all methods are interleaved, so that changes in the speed of the machine affect all alike.
@@ -19,6 +20,7 @@ import torch
 from torch import nn
 
 import cm_lightning as C
+from cm_lightning.callbacks.compiled import Compile
 from cm_lightning.core.stages import Stage
 from cm_lightning.device import keep_freed_memory
 from cm_lightning.modules.base import GenerativeModule
@@ -62,14 +64,20 @@ METHODS: Mapping[str, Callable[[MakeNetwork, Shape], GenerativeModule]] = {
 
 
 class Stepper:
-    """A method that takes steps on one batch."""
+    """A method that takes steps on one batch, with networks that a backend compiles if there is one."""
 
-    def __init__(self, make: Callable[[], GenerativeModule], shape: Shape, args: argparse.Namespace) -> None:
+    def __init__(
+        self, make: Callable[[], GenerativeModule], shape: Shape, args: argparse.Namespace, backend: str | None = None
+    ) -> None:
         torch.manual_seed(0)
         self.module, self.device = make().to(args.device), torch.device(args.device)
         if hasattr(self.module, "hold_teacher"):
             self.module.setup("fit")  # which starts from the teacher
         self.module.train()
+        self.compiled = Compile(backend) if backend else None
+        if self.compiled:
+            self.compiled.prepare(self.module)
+            self.compiled.begin_step()
         self.precision = getattr(torch, args.precision)
         self.optimizer = torch.optim.Adam(self.module.trained_parameters(), lr=1e-4)
         self.x = torch.randn(args.images, *shape, device=self.device).clamp(-1, 1)
@@ -108,6 +116,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16, help="in a batch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--compile", nargs="?", const="inductor", metavar="BACKEND", help="measure compiled steps too")
     args = parser.parse_args()
     keep_freed_memory()
     shape = (3, args.side, args.side)
@@ -116,18 +125,32 @@ def main() -> None:
         embedding = C.TwoTimesEmbedding(args.channels) if two_times else None
         return C.UNet(3, args.channels, num_classes=10, noise_embedding=embedding)
 
-    steppers = {name: Stepper(lambda: METHODS[name](network, shape), shape, args) for name in args.only}  # noqa: B023
+    backends = [None, args.compile] if args.compile else [None]
+    steppers = {
+        (name, backend): Stepper(lambda: METHODS[name](network, shape), shape, args, backend)  # noqa: B023
+        for name in args.only
+        for backend in backends
+    }
     for stepper in steppers.values():
-        stepper.step(count=False)  # the first step reserves memory
+        for _ in range(2):  # the first steps reserve memory and compile
+            stepper.step(count=False)
     for _ in range(args.rounds):
         for stepper in steppers.values():
             stepper.step()
-    times = {name: statistics.median(stepper.seconds) for name, stepper in steppers.items()}
-    least = times.get("EDM", min(times.values()))
-    print("| method | ms per step | to EDM | peak GiB | loss |\n|---|---|---|---|---|")
-    for name, stepper in steppers.items():
+    times = {key: statistics.median(stepper.seconds) for key, stepper in steppers.items()}
+    least = times.get(("EDM", None), min(times.values()))
+    print(
+        "| method | ms per step | to EDM | peak GiB | loss |" + (" compiled, ms | to plain |" if args.compile else "")
+    )
+    print("|---|---|---|---|---|" + ("---|---|" if args.compile else ""))
+    for name in args.only:
+        stepper, plain = steppers[name, None], times[name, None]
         peak = f"{stepper.peak:.2f}" if stepper.peak else ""
-        print(f"| {name} | {1000 * times[name]:.1f} | {times[name] / least:.2f} | {peak} | {stepper.loss:.4g} |")
+        row = f"| {name} | {1000 * plain:.1f} | {plain / least:.2f} | {peak} | {stepper.loss:.4g} |"
+        if args.compile:
+            compiled = times[name, args.compile]
+            row += f" {1000 * compiled:.1f} | {compiled / plain:.2f} |"
+        print(row)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,8 @@ def test_null_leaves_all_out(built, null):
 
 def test_the_order_is_the_suites_and_then_the_users(built):
     names = {"mine": {"class_path": OWN, "init_args": {"step": 3}}, "progress": {}, "bad_steps": {}, "export": {},
-             "save_last": {}, "quality": {}, "prompts": {}, "samples": {}, "throughput": {}, "ema": {}}  # fmt: skip
+             "save_last": {}, "quality": {}, "prompts": {}, "samples": {}, "throughput": {}, "ema": {},
+             "compile": {}}  # fmt: skip
     Path("all.yaml").write_text(yaml.safe_dump({"callbacks": names}, sort_keys=False))
     arguments = [f"--config={CONF}/image.yaml", "--config=all.yaml", "--trainer.enable_progress_bar=true"]
     found = built(*arguments, "--trainer.callbacks+=LearningRateMonitor")
