@@ -121,6 +121,7 @@ from .latent.base import TextToImageBase as TextToImageBase  # lcm
 from .latent.small import SmallBase as SmallBase  # lcm
 from .latent.student import LoRA as LoRA  # lcm
 from .latent.student import WholeUNet as WholeUNet  # lcm
+from .metrics.energy import EnergyDistance as EnergyDistance
 from .metrics.extractor import CaptionedDigits as CaptionedDigits
 from .metrics.extractor import Inception as Inception
 from .metrics.extractor import MnistJudge as MnistJudge

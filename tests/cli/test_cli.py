@@ -269,7 +269,7 @@ def test_errors_are_a_line_that_names_the_option(toy_run, capsys):
     Path("loop.yaml").write_text("base: loop.yaml\n")
     assert "builds on itself" in failure(capsys, "fit", "--config=loop.yaml")
     assert "set --data.root" in failure(capsys, "fit", toy, "--data=FashionMNIST", "--data.root=nowhere")
-    assert "set its extractor to Inception" in failure(capsys, "fit", toy, "--callbacks.quality={}")
+    assert "set measures to an EnergyDistance of dim 2" in failure(capsys, "fit", toy, "--callbacks.quality={}")
 
 
 def test_distillation_by_the_command_line(toy_run, capsys):
@@ -420,6 +420,8 @@ def tiny_data(path):
     """Options that replace a data set by a little data."""
     if "mnist" in path.parts:
         return ["--data.source=embedded"]
+    if "plane" in path.parts:
+        return ["--data.num_points=100"]
     return ["--data.root=images", "--data.num_workers=0"] if "folder" in path.parts else []
 
 
@@ -429,12 +431,17 @@ def tiny_parts(recipe):
     return embedding + (["--model.distance=L2"] if "LPIPS" in recipe else [])  # its networks have a test of their own
 
 
+def tiny_width(path):
+    """The option that makes a recipe's network small."""
+    return "--model.backbone.width=8" if "plane" in path.parts else "--model.backbone.channels=8"
+
+
 def fit_two_steps(path, *options):
     watch, fit = Watch(), Start.fit
     short = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1",
              "--trainer.accumulate_grad_batches=1", "--trainer.log_every_n_steps=1"]  # fmt: skip
     here = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"]
-    tiny = ["--model.backbone.channels=8", "--data.batch_size=2"]
+    tiny = [tiny_width(path), "--data.batch_size=2"]
     callbacks = "--callbacks={throughput: null, samples: null, quality: null, progress: null}"
 
     def watched(start, **given):
