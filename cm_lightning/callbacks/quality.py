@@ -107,16 +107,14 @@ class Quality(Callback):
 
     def _check_shapes(self, data: tuple[int, ...], model: tuple[int, ...] | None) -> None:
         if model is not None and model != tuple(data):
-            shape = ",".join(map(str, data))
+            wanted = ",".join(map(str, data))
             raise ConfigError(
                 f"the data has images of shape {tuple(data)}, but the model expects {model}: "
-                f"set --model.image_shape=[{shape}] and the channels of its backbone"
+                f"set --model.image_shape=[{wanted}] and the channels of its backbone"
             )
         if wrong := [measure for measure in self.measures if measure.image_shape not in (None, tuple(data))]:
-            raise ConfigError(
-                f"Quality: {wrong[0].label} measures {_kind(wrong[0].image_shape)} of shape {wrong[0].image_shape} only: "
-                f"{_remedy(data)}"
-            )
+            label, shape = wrong[0].label, wrong[0].image_shape
+            raise ConfigError(f"Quality: {label} measures {_kind(shape)} of shape {shape} only: {_remedy(data)}")
         any_images = [measure for measure in self.measures if measure.image_shape is None]
         if any_images and (len(data) != 3 or data[0] not in (1, 3)):
             raise ConfigError(

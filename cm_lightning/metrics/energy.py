@@ -52,8 +52,8 @@ class EnergyDistance(Measure):
     def compute(self) -> dict[str, float]:
         drawn, real = self._together(self._drawn).features, self._together(self._real).features
         if self._real_spread is None:
-            self._real_spread = mean_distance(real, real)
-        return {"energy": 2 * mean_distance(drawn, real) - mean_distance(drawn, drawn) - self._real_spread}
+            self._real_spread = mean_distance(real)
+        return {"energy": 2 * mean_distance(drawn, real) - mean_distance(drawn) - self._real_spread}
 
     def identity(self) -> str:
         return f"{self.limit} points"
@@ -74,7 +74,17 @@ class EnergyDistance(Measure):
         return kept.of_all_ranks(self.dim, self._device)
 
 
-def mean_distance(x: Tensor, y: Tensor) -> float:
-    """The mean of |a - b| over all pairs of points (N, D) and (M, D); NaN if there are none."""
-    sums = [torch.cdist(rows, y).sum(dtype=torch.float64) for rows in x.split(_ROWS)]
-    return float(sum(sums, x.new_zeros((), dtype=torch.float64)) / (len(x) * len(y) or float("nan")))
+def mean_distance(x: Tensor, y: Tensor | None = None) -> float:
+    """The mean of |a - b| over all pairs of points (N, D) and (M, D), or of x with itself; NaN if there are none."""
+    other, total = x if y is None else y, x.new_zeros((), dtype=torch.float64)
+    for start in range(0, len(x), _ROWS):
+        rows = x[start : start + _ROWS]
+        if y is not None:
+            total += _distances(rows, y)
+        else:  # each pair once
+            total += 2 * _distances(rows, x[start:]) - _distances(rows, rows)
+    return float(total / (len(x) * len(other) or float("nan")))
+
+
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    return torch.cdist(x, y).sum(dtype=torch.float64)

@@ -28,7 +28,7 @@ def is_leading(metric: str) -> bool:
 
 
 def decimals(metric: str, value: float) -> int:
-    """The digits after the point of a value in a table: kernel and energy distances of good samples are of the order of 0.001."""
+    """The digits after the point of a value in a table: ``kid`` and ``energy`` of good samples are about 0.001."""
     if _is_one_of(metric, ("kid", "energy")):
         return 5 if abs(value) < 0.1 else 3
     return 3 if abs(value) < 2 else 1

@@ -65,11 +65,9 @@ def test_it_does_not_depend_on_the_number_of_ranks(limit, monkeypatch):
         measure.reset()
         measure.add_reference(real[rank::2])
         measure.add(drawn[rank::2], None)
-    own = {id(t): i for i, k in enumerate(m for r in ranks for m in (r._drawn, r._real)) for t in (k.keys, k.features)}
-    assert len(own) == 8
 
     def gathered(tensor):
-        """What both ranks hold, found by the shape and type of what one of them holds."""
+        """What both ranks hold in place of what one of them gives."""
         pairs = [(a, b) for kind in ("_drawn", "_real") for name in ("keys", "features")
                  for a, b in [[getattr(getattr(m, kind), name) for m in ranks]]]  # fmt: skip
         return next([a, b] for a, b in pairs if any(tensor.shape == t.shape and torch.equal(tensor, t) for t in (a, b)))
@@ -92,9 +90,17 @@ def test_the_reference_is_kept_and_read():
     assert first.identity() != EnergyDistance().identity()
 
 
+def test_the_distances_within_a_set_are_those_from_itself():
+    for size in (1, 49, 50, 51, 120):
+        points = normal(size)
+        assert mean_distance(points) == pytest.approx(mean_distance(points, points), rel=1e-5)
+        assert mean_distance(points) == pytest.approx(torch.cdist(points, points).mean().item(), rel=1e-5, abs=1e-3)
+
+
 def test_no_points_have_no_distance():
     assert math.isnan(energy(torch.empty(0, 2), normal(5)))
     assert math.isnan(mean_distance(torch.empty(0, 2), normal(5)))
+    assert math.isnan(mean_distance(torch.empty(0, 2)))
 
 
 @pytest.mark.parametrize(

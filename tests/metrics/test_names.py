@@ -4,8 +4,8 @@ from cm_lightning.metrics.names import decimals, has_direction, is_leading, is_r
 
 RISING = ["accuracy", "accuracy2", "val/accuracy_nfe1", "val/accuracy2_nfe4", "precision", "recall", "precision_mnist2",
           "test/recall_mnist_nfe1", "precision_resnet50", "val/recall_dinov2_nfe2", "clip_score"]  # fmt: skip
-FALLING = ["frechet_mnist", "frechet_mnist2", "fid", "kid", "kid_mnist2", "val/fid_nfe1", "val/loss", "accuracyloss", "energy",
-           "val/energy_nfe1"]  # fmt: skip
+FALLING = ["frechet_mnist", "frechet_mnist2", "fid", "kid", "kid_mnist2", "val/fid_nfe1", "val/loss", "accuracyloss",
+           "energy", "val/energy_nfe1"]  # fmt: skip
 NEITHER = ["mid_grey", "black", "val/mid_grey_nfe1", "test/black_nfe4", "val/black_floor"]
 
 
