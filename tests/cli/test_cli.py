@@ -420,7 +420,7 @@ def tiny_data(path):
     """Options that replace a data set by a little data."""
     if "mnist" in path.parts:
         return ["--data.source=embedded"]
-    if "plane" in path.parts:
+    if path.parent.name == "plane":
         return ["--data.num_points=100"]
     return ["--data.root=images", "--data.num_workers=0"] if "folder" in path.parts else []
 
@@ -428,12 +428,14 @@ def tiny_data(path):
 def tiny_parts(recipe):
     """Options that replace the parts of a model that are large, or that have files."""
     embedding = ["--model.backbone.noise_embedding.init_args.width=8"] if "noise_embedding" in recipe else []
+    if "start: {class_path" in recipe:
+        embedding.append("--model.backbone.noise_embedding.init_args.start.init_args.width=8")
     return embedding + (["--model.distance=L2"] if "LPIPS" in recipe else [])  # its networks have a test of their own
 
 
 def tiny_width(path):
     """The option that makes a recipe's network small."""
-    return "--model.backbone.width=8" if "plane" in path.parts else "--model.backbone.channels=8"
+    return "--model.backbone.width=8" if path.parent.name == "plane" else "--model.backbone.channels=8"
 
 
 def fit_two_steps(path, *options):
