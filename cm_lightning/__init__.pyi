@@ -122,6 +122,7 @@ from .latent.base import TextToImageBase as TextToImageBase  # lcm
 from .latent.small import SmallBase as SmallBase  # lcm
 from .latent.student import LoRA as LoRA  # lcm
 from .latent.student import WholeUNet as WholeUNet  # lcm
+from .metrics.energy import EnergyDistance as EnergyDistance
 from .metrics.extractor import CaptionedDigits as CaptionedDigits
 from .metrics.extractor import FashionJudge as FashionJudge
 from .metrics.extractor import Inception as Inception

@@ -75,6 +75,8 @@ GIVEN: dict[str, Any] = {
     "channels_in": 8,
     "channels_out": 8,
     "means": torch.zeros(1, 2),
+    "centres": torch.zeros(1, 2),
+    "half": 0.5,
     "stds": torch.ones(1),
     "condition": 8,
     "dropout": 0.0,

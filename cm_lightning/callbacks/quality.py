@@ -34,7 +34,8 @@ class Quality(Callback):
 
     For each extractor these are the Frechet distance and the kernel distance of its features, their precision and
     recall, and, if it also classifies, the accuracy of the requested labels; for grey images also the shares of
-    mid-grey and of black pixels. The images of the split ``val`` give the floor: the scores of real images. Samples,
+    mid-grey and of black pixels. Points have an :class:`~cm_lightning.metrics.energy.EnergyDistance`, given as one of
+    the measures. The images of the split ``val`` give the floor: the scores of real images. Samples,
     reference and floor are divided among the ranks; each sample has its own noise, so the scores do not depend on the
     number of ranks. The extractors stay outside the module, and so outside its checkpoints. If weights of an extractor
     are missing, nothing is measured, and a line says where to put them.
@@ -111,18 +112,20 @@ class Quality(Callback):
 
     def _check_shapes(self, data: tuple[int, ...], model: tuple[int, ...] | None) -> None:
         if model is not None and model != tuple(data):
-            shape = ",".join(map(str, data))
+            wanted = ",".join(map(str, data))
             raise ConfigError(
                 f"the data has images of shape {tuple(data)}, but the model expects {model}: "
-                f"set --model.image_shape=[{shape}] and the channels of its backbone"
+                f"set --model.image_shape=[{wanted}] and the channels of its backbone"
             )
-        if wrong := [measure for measure in self.measures if measure.image_shape not in (None, model)]:
+        if wrong := [measure for measure in self.measures if measure.image_shape not in (None, tuple(data))]:
+            label, shape = wrong[0].label, wrong[0].image_shape
+            raise ConfigError(f"Quality: {label} measures {_kind(shape)} of shape {shape} only: {_remedy(data)}")
+        any_images = [measure for measure in self.measures if measure.image_shape is None]
+        if any_images and (len(data) != 3 or data[0] not in (1, 3)):
             raise ConfigError(
-                f"Quality: {wrong[0].label} measures images of shape {wrong[0].image_shape} only: set its extractor to "
-                "Inception or TorchvisionFeatures"
+                f"Quality: {any_images[0].label} measures grey and colour images, not samples of shape {tuple(data)}: "
+                f"{_remedy(data)}"
             )
-        if len(data) != 3 or data[0] not in (1, 3):
-            raise ConfigError(f"Quality measures grey and colour images, not samples of shape {tuple(data)}: remove it")
 
     def _check_subject(self, data: GenerativeDataModule) -> None:
         """A classifier of digits gives numbers for clothes too, but they mean nothing."""
@@ -233,6 +236,19 @@ def _fingerprint(trainer: L.Trainer, identity: str) -> str:
     for i in range(0, len(images), -(-len(images) // 64)):
         digest.update(images[i][0].numpy().tobytes())
     return f"{type(data).__name__}-train-{len(images)}-{digest.hexdigest()[:16]}"
+
+
+def _kind(shape: Sequence[int] | None) -> str:
+    return "points" if shape and len(shape) == 1 else "images"
+
+
+def _remedy(data: Sequence[int]) -> str:
+    """What measures samples of a shape."""
+    if len(data) == 1:
+        return f"set measures to an EnergyDistance of dim {data[0]}, or remove it"
+    if len(data) == 3 and data[0] in (1, 3):
+        return "set its extractor to Inception or TorchvisionFeatures"
+    return "remove it"
 
 
 def _repeated(measures: Sequence[Measure]) -> str:

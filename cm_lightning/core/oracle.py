@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.special import log_ndtr
 
 from cm_lightning.core.noise import SIGMA_MIN, expand
 from cm_lightning.core.path import VE, Path
@@ -98,15 +101,53 @@ class Posterior(NamedTuple):
         return means + stds[:, None] * torch.randn(means.shape, dtype=means.dtype, generator=generator)
 
 
-class MixtureOracle:
+class Trajectories(ABC):
+    """Data with an exact denoiser on the VE path, whose ODE is solved accurately.
+
+    Args:
+        sigma_min: noise level eps at which trajectories end.
+        steps: Runge-Kutta steps of :meth:`flow` and :meth:`consistency`.
+    """
+
+    def __init__(self, sigma_min: float, steps: int) -> None:
+        POSITIVE.check(self, sigma_min=sigma_min)
+        COUNT.check(self, steps=steps)
+        self.sigma_min, self.steps = sigma_min, steps
+
+    @abstractmethod
+    def denoiser(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """E[x0 | x] for x (B, D), sigma (B,)."""
+
+    def flow(self, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        """The point at sigma_next of the trajectory through x at sigma: fourth-order Runge-Kutta in u = ln sigma."""
+        u, h = sigma.log(), (sigma_next.log() - sigma.log()) / self.steps
+
+        def dx_du(x: Tensor, u: Tensor) -> Tensor:
+            return expand(u.exp(), x) * slope(self.denoiser, x, u.exp())
+
+        for _ in range(self.steps):
+            k1 = dx_du(x, u)
+            k2 = dx_du(x + expand(h / 2, x) * k1, u + h / 2)
+            k3 = dx_du(x + expand(h / 2, x) * k2, u + h / 2)
+            k4 = dx_du(x + expand(h, x) * k3, u + h)
+            x = x + expand(h / 6, x) * (k1 + 2 * k2 + 2 * k3 + k4)
+            u = u + h
+        return x
+
+    def consistency(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """f(x, sigma) for x (B, D), sigma (B,)."""
+        return self.flow(x, sigma, torch.full_like(sigma, self.sigma_min))
+
+
+class MixtureOracle(Trajectories):
     """A mixture of isotropic Gaussians with an exact denoiser and an accurate ODE solution as consistency function.
 
     Args:
         means: (K, D).
         stds: (K,) standard deviations; 0 is a point mass.
         weights: (K,) probabilities; equal if None.
-        sigma_min: noise level eps at which trajectories end.
-        steps: Runge-Kutta steps of :meth:`consistency`; the default is accurate to about 1e-9 in float64.
+        sigma_min: see :class:`Trajectories`.
+        steps: see :class:`Trajectories`; the default is accurate to about 1e-9 in float64.
     """
 
     def __init__(
@@ -117,11 +158,9 @@ class MixtureOracle:
         sigma_min: float = SIGMA_MIN,
         steps: int = 1024,
     ) -> None:
-        POSITIVE.check(self, sigma_min=sigma_min)
-        COUNT.check(self, steps=steps)
+        super().__init__(sigma_min, steps)
         self.means, self.stds = means, stds
         self.weights = torch.full_like(stds, 1 / len(stds)) if weights is None else weights
-        self.sigma_min, self.steps = sigma_min, steps
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw n points of the data, (n, D)."""
@@ -145,22 +184,36 @@ class MixtureOracle:
         """E[x0 | x] for x (B, D), sigma (B,): the components' posterior means, weighted by their responsibilities."""
         return self.posterior(x, sigma).mean()
 
-    def flow(self, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """The point at sigma_next of the trajectory through x at sigma: fourth-order Runge-Kutta in u = ln sigma."""
-        u, h = sigma.log(), (sigma_next.log() - sigma.log()) / self.steps
 
-        def dx_du(x: Tensor, u: Tensor) -> Tensor:
-            return expand(u.exp(), x) * slope(self.denoiser, x, u.exp())
+class BoxesOracle(Trajectories):
+    """Points that are uniform in boxes of one size, such as a checkerboard, with an exact denoiser.
 
-        for _ in range(self.steps):
-            k1 = dx_du(x, u)
-            k2 = dx_du(x + expand(h / 2, x) * k1, u + h / 2)
-            k3 = dx_du(x + expand(h / 2, x) * k2, u + h / 2)
-            k4 = dx_du(x + expand(h, x) * k3, u + h)
-            x = x + expand(h / 6, x) * (k1 + 2 * k2 + 2 * k3 + k4)
-            u = u + h
-        return x
+    Args:
+        centres: (K, D) of the boxes, which have equal probabilities.
+        half: half the side of a box, above 0.
+        sigma_min, steps: see :class:`Trajectories`.
+    """
 
-    def consistency(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """f(x, sigma) for x (B, D), sigma (B,)."""
-        return self.flow(x, sigma, torch.full_like(sigma, self.sigma_min))
+    def __init__(self, centres: Tensor, half: float, sigma_min: float = SIGMA_MIN, steps: int = 1024) -> None:
+        POSITIVE.check(self, half=half)
+        super().__init__(sigma_min, steps)
+        self.centres, self.half = centres, half
+
+    def denoiser(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """E[x0 | x] for x (B, D), sigma (B,): the means of truncated Gaussians, weighted by the boxes' masses."""
+        offset = (self.centres - x[:, None]) / sigma[:, None, None]
+        half = (self.half / sigma)[:, None, None]
+        # the mass of (low, high) and of (-high, -low) is the same, and that of the lower one does not cancel
+        side = offset.sign()
+        high, low = -side * offset + half, -side * offset - half
+        upper, lower = log_ndtr(high), log_ndtr(low)
+        log_mass = upper + (-(lower - upper).exp()).log1p()
+        shift = side * (_density(high, log_mass) - _density(low, log_mass))
+        means = x[:, None] + expand(sigma, shift) * shift
+        weights: Tensor = log_mass.sum(-1).softmax(1)
+        return (weights[..., None] * means).sum(1)
+
+
+def _density(z: Tensor, log_mass: Tensor) -> Tensor:
+    """The normal density at z, divided by a mass."""
+    return torch.exp(-z.square() / 2 - math.log(2 * math.pi) / 2 - log_mass)

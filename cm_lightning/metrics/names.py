@@ -9,7 +9,7 @@ _RISING = ("accuracy", "clip_score", "coverage", "density", "inception_score", "
 #: Measures for which neither is better: good samples have about the value of real images.
 _NEITHER = ("mid_grey", "black")
 #: Measures that sum up the others, but for those of a second classifier.
-_LEADING = re.compile(r"(accuracy|clip_score|fid|frechet_(?!mnist2)\w+)")
+_LEADING = re.compile(r"(accuracy|clip_score|energy|fid|frechet_(?!mnist2)\w+)")
 
 
 def is_rising(metric: str) -> bool:
@@ -28,8 +28,8 @@ def is_leading(metric: str) -> bool:
 
 
 def decimals(metric: str, value: float) -> int:
-    """The digits after the point of a value in a table: kernel distances of good samples are of the order of 0.001."""
-    if _is_one_of(metric, ("kid",)):
+    """The digits after the point of a value in a table: ``kid`` and ``energy`` of good samples are about 0.001."""
+    if _is_one_of(metric, ("kid", "energy")):
         return 5 if abs(value) < 0.1 else 3
     return 3 if abs(value) < 2 else 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -103,15 +104,15 @@ def _fill(network: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> 
 def _module(
     config: Mapping[str, Any], trust: Sequence[str], path: str | Path, given: Mapping[str, Any]
 ) -> TrainedModule:
-    # what only training needs is left out: an optimizer is a function to call, start_from a separate file
-    training = {"optimizer", "lr_scheduler", "start_from"}
     try:
+        if not issubclass(cls := _trusted_class(config["class_path"], trust), TrainedModule):
+            raise CheckpointError(f"it holds {config['class_path']}, which is not a module of this suite")
+        # what only training needs is left out: an optimizer is a function to call, start_from a separate file
+        training = {"optimizer", "lr_scheduler", "start_from"} - _required(cls)
         recorded = config.get("init_args") or {}
         arguments = {name: value for name, value in recorded.items() if name not in {*training, *given}}
         if isinstance(arguments.get("teacher"), dict):  # its weights are not in the file, and sampling needs none
             arguments["teacher"] = "the teacher that was given in Python"
-        if not issubclass(_trusted_class(config["class_path"], trust), TrainedModule):
-            raise CheckpointError(f"it holds {config['class_path']}, which is not a module of this suite")
         module = _build({**config, "init_args": arguments}, trust, given)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -119,6 +120,11 @@ def _module(
         raise CheckpointError(f"{path}: its module cannot be built: {error}") from error
     assert isinstance(module, TrainedModule)
     return module
+
+
+def _required(cls: type) -> set[str]:
+    """The arguments without which a class is not built: a method of two stages requires ``start_from``."""
+    return {name for name, p in inspect.signature(cls).parameters.items() if p.default is p.empty}
 
 
 def _build(value: Any, trusted: Sequence[str], given: Mapping[str, Any] | None = None) -> Any:

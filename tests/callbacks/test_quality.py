@@ -12,11 +12,13 @@ from cm_lightning.callbacks.prompt_grid import PromptGrid
 from cm_lightning.callbacks.quality import Quality
 from cm_lightning.callbacks.sample_grid import SampleGrid
 from cm_lightning.cli import main
+from cm_lightning.core.noise import generators
 from cm_lightning.core.ode_sampler import DDIM
 from cm_lightning.data.folder import ImageFolder
 from cm_lightning.data.mnist import MNIST, FashionMNIST
 from cm_lightning.data.toy import Toy
 from cm_lightning.errors import CheckpointError, ConfigError
+from cm_lightning.metrics.energy import EnergyDistance
 from cm_lightning.metrics.extractor import CaptionedDigits, FashionJudge, Inception, MnistJudge, SecondMnistJudge
 from cm_lightning.metrics.feature_scores import FeatureScores
 from cm_lightning.metrics.features import TorchvisionFeatures
@@ -346,7 +348,10 @@ def test_wrong_weights_and_too_few_images_are_said_before_the_training(tmp_path,
 
 @pytest.mark.parametrize("extractor", [TorchvisionFeatures(), Inception()])
 def test_photographs_networks_do_not_judge_points(extractor, tmp_path):
-    with pytest.raises(ConfigError, match=r"grey and colour images, not samples of shape \(2,\): remove it"):
+    line = (
+        r"grey and colour images, not samples of shape \(2,\): set measures to an EnergyDistance of dim 2, or remove it"
+    )
+    with pytest.raises(ConfigError, match=line):
         trainer(tmp_path, callbacks=[Quality(extractor=extractor)]).fit(module(), Toy())
 
 
@@ -384,3 +389,39 @@ def test_a_classifier_measures_only_what_it_was_trained_on(tmp_path, quality, da
         return
     with pytest.raises(ConfigError, match=f"^Quality: {remedy}"):
         start.setup(t, tiny(), "fit")
+
+
+def measure_points(tmp_path, **options):
+    quality = Quality(**{"nfe": [1, 2], "num_samples": 30, "batch_size": 8, "measures": [EnergyDistance()],
+                         "cache": str(tmp_path / "cache"), **options})  # fmt: skip
+    m = module()
+    torch.nn.init.normal_(m.backbone.head.weight, std=0.2)
+    (measured,) = trainer(tmp_path, callbacks=[quality]).validate(m, Toy(num_points=100), verbose=False)
+    return m, measured
+
+
+def test_points_have_an_energy_distance_from_those_of_training(tmp_path):
+    m, measured = measure_points(tmp_path)
+    assert {name for name in measured if "energy" in name} == {f"val/energy_{row}" for row in ("floor", "nfe1", "nfe2")}
+    real, held_out = (torch.cat([points for points, _ in Toy(num_points=100).in_order(s)]) for s in ("train", "val"))
+    drawn = m.sample(30, 1, generator=generators(0, range(30)))
+    for name, points_of_it in (("floor", held_out), ("nfe1", drawn)):
+        distances = [
+            torch.cdist(a, b).mean().item() for a, b in ((points_of_it, real), (points_of_it,) * 2, (real,) * 2)
+        ]
+        assert measured[f"val/energy_{name}"] == pytest.approx(2 * distances[0] - distances[1] - distances[2], rel=1e-3)
+    assert [path.name.rpartition("-")[0] for path in (tmp_path / "cache").iterdir()] == ["energy-Toy-train-100"]
+    again = measure_points(tmp_path, num_samples=30, batch_size=30)[1]
+    assert again == pytest.approx(measured, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dim", "m", "data", "line"),
+    [
+        (3, module, Toy, r"EnergyDistance measures points of shape \(3,\) only: set measures to an EnergyDistance of"),
+        (2, tiny, MNIST, r"EnergyDistance measures points of shape \(2,\) only: set its extractor to Inception"),
+    ],
+)  # fmt: skip
+def test_an_energy_distance_of_another_shape_gets_a_line(dim, m, data, line, tmp_path):
+    with pytest.raises(ConfigError, match=f"^Quality: {line}"):
+        trainer(tmp_path, callbacks=[Quality(measures=[EnergyDistance(dim)])]).fit(m(), data())

@@ -269,7 +269,7 @@ def test_errors_are_a_line_that_names_the_option(toy_run, capsys):
     Path("loop.yaml").write_text("base: loop.yaml\n")
     assert "builds on itself" in failure(capsys, "fit", "--config=loop.yaml")
     assert "set --data.root" in failure(capsys, "fit", toy, "--data=FashionMNIST", "--data.root=nowhere")
-    assert "set its extractor to Inception" in failure(capsys, "fit", toy, "--callbacks.quality={}")
+    assert "set measures to an EnergyDistance of dim 2" in failure(capsys, "fit", toy, "--callbacks.quality={}")
 
 
 def test_distillation_by_the_command_line(toy_run, capsys):
@@ -423,18 +423,24 @@ def tiny_data(path):
         return ["--data.source=embedded"]
     if "fashion" in path.parts:
         return ["--data.root=clothes"]
+    if path.parent.name == "plane":
+        return ["--data.num_points=100"]
     return ["--data.root=images", "--data.num_workers=0"] if "folder" in path.parts else []
 
 
 def tiny_parts(recipe):
     """Options that replace the parts of a model that are large, or that have files."""
     embedding = ["--model.backbone.noise_embedding.init_args.width=8"] if "noise_embedding" in recipe else []
-    if "start: {class_path: PositionalEmbedding" in recipe:
-        embedding += ["--model.backbone.noise_embedding.init_args.start.init_args.width=8"]
+    if "start: {class_path" in recipe:
+        embedding.append("--model.backbone.noise_embedding.init_args.start.init_args.width=8")
     shallow = ["--model.backbone.blocks=1"] if "blocks:" in recipe else []
-    return (
-        embedding + shallow + (["--model.distance=L2"] if "LPIPS" in recipe else [])
-    )  # its networks have a test of their own
+    distance = ["--model.distance=L2"] if "LPIPS" in recipe else []  # its networks have a test of their own
+    return embedding + shallow + distance
+
+
+def tiny_width(path):
+    """The option that makes a recipe's network small."""
+    return "--model.backbone.width=8" if path.parent.name == "plane" else "--model.backbone.channels=8"
 
 
 def fit_two_steps(path, *options):
@@ -442,7 +448,7 @@ def fit_two_steps(path, *options):
     short = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1",
              "--trainer.accumulate_grad_batches=1", "--trainer.log_every_n_steps=1"]  # fmt: skip
     here = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"]
-    tiny = ["--model.backbone.channels=8", "--data.batch_size=2"]
+    tiny = [tiny_width(path), "--data.batch_size=2"]
     callbacks = "--callbacks={throughput: null, samples: null, quality: null, progress: null}"
 
     def watched(start, **given):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cm_lightning.core.noise import karras_sigmas
-from cm_lightning.core.oracle import GaussianOracle, MixtureOracle
+from cm_lightning.core.oracle import BoxesOracle, GaussianOracle, MixtureOracle
 from cm_lightning.core.sampler import multistep, one_step, spread_sigmas
 from cm_lightning.core.solver import euler_step, heun_step
 
@@ -99,3 +99,35 @@ def test_spread_levels_start_at_the_top_and_stop_above_the_bottom():
     assert spread_sigmas(2) == pytest.approx([80.0, 2.5152189], rel=1e-5)
     assert spread_sigmas(4)[0] == 80.0
     assert len(spread_sigmas(4)) == 4
+
+
+def board() -> BoxesOracle:
+    centres = [[-0.75, -0.75], [0.25, -0.75], [-0.75, 0.25], [0.25, 0.25]]
+    return BoxesOracle(torch.tensor(centres, dtype=torch.float64), 0.25, steps=128)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.3, 2.0])
+def test_the_denoiser_of_boxes_is_the_posterior_mean_by_quadrature(sigma):
+    side = (torch.arange(400, dtype=torch.float64) + 0.5) / 800 - 0.25  # the middles of 400 cells of a box
+    cells = torch.cartesian_prod(side, side)
+    x0 = torch.cat([centre + cells for centre in board().centres])
+    for point in ([0.0, 0.01], [0.3, 0.2], [-0.52, -0.6], [0.9, 0.9]):
+        x = torch.tensor([point], dtype=torch.float64)
+        weights = (-(x0 - x).square().sum(1) / (2 * sigma**2)).softmax(0)
+        found = board().denoiser(x, torch.tensor([sigma], dtype=torch.float64))
+        torch.testing.assert_close(found, weights[None] @ x0, rtol=0, atol=1e-4)
+
+
+def test_far_from_all_boxes_the_nearest_edge_remains():
+    x = torch.tensor([[50.0, 0.3], [0.3, -40.0]], dtype=torch.float64)
+    found = board().denoiser(x, torch.full((2,), 0.01, dtype=torch.float64))
+    torch.testing.assert_close(found, torch.tensor([[0.5, 0.3], [0.3, -1.0]]).double(), rtol=0, atol=1e-5)
+
+
+def test_trajectories_of_boxes_end_in_them_with_the_mass_of_each():
+    oracle = board()
+    z = torch.randn(500, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ends = oracle.consistency(80 * z, torch.full((500,), 80.0, dtype=torch.float64))
+    inside = ((ends[:, None] - oracle.centres).abs() < oracle.half + 2 * oracle.sigma_min).all(-1)
+    assert inside.any(1).double().mean() > 0.995
+    torch.testing.assert_close(inside.double().mean(0), torch.full((4,), 0.25).double(), rtol=0, atol=0.06)

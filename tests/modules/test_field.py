@@ -22,6 +22,7 @@ from cm_lightning.modules.consistency import ConsistencyModule
 from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.guided_mean_flow import GuidedMeanFlow
 from cm_lightning.modules.improved_mean_flow import ImprovedMeanFlow
+from cm_lightning.modules.loading import load_module
 from cm_lightning.modules.moment_matching import InductiveMomentMatching
 from cm_lightning.modules.progressive import ProgressiveDistillation
 from cm_lightning.modules.self_distillation import LagrangianSelfDistillation, ProgressiveSelfDistillation
@@ -101,6 +102,9 @@ def test_a_run_trains_and_is_resumed_to_the_bit(make, first, tmp_path):
     trainer(tmp_path, max_steps=6).fit(rest, batches(), ckpt_path=tmp_path / "half.ckpt")
     assert rest.trained_steps == whole.trained_steps == 6
     torch.testing.assert_close(rest.state_dict(), whole.state_dict(), rtol=0, atol=0)
+    loaded = load_module(tmp_path / "half.ckpt")  # also a second stage, which is not built without its first
+    assert (type(loaded), loaded.trained_steps) == (type(whole), 3)
+    assert loaded.sample(2).shape == (2, 2)
 
 
 @EACH

@@ -90,7 +90,7 @@ def test_every_trial_of_every_shipped_sweep_parses_and_is_the_agent_s(path, monk
             parsed |= new
             cli.main(line[4:])
             assert seen[-1]["seed_everything"] == values["seed_everything"]
-        assert seen[-1]["wandb"] == "online"
+        assert seen[-1]["wandb"] == ("off" if path.stem == "plane" else "online")  # its runs take seconds
     assert len(combinations) >= 12
     assert seen
 

@@ -1,0 +1,148 @@
+"""The figure and the table of this page, from the checkpoints and logs of its runs.
+
+python experiments/plane/figure.py runs/plane-* [--output experiments/plane/samples.png]
+
+The rows of the figure are the methods, the best in one step first, and its columns the evaluations of the network. The
+table is in Markdown: the energy distances, and the error of one step, the root mean square distance from the end of the
+exact trajectory from the same noise; each is the mean over the versions of a run, with their standard deviation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cm_lightning import load_module
+from cm_lightning.core.noise import unit_noise
+from cm_lightning.core.oracle import BoxesOracle
+from cm_lightning.data.toy import draw
+from cm_lightning.errors import ConfigError
+from cm_lightning.modules.base import GenerativeModule
+from cm_lightning.modules.flow_map import FlowMapModule
+from cm_lightning.report.runs import Run, read_runs
+
+STEPS = (1, 2, 4, 8, 16)
+#: The level from which trajectories start that begin with pure noise: the data are 1 / 20,000 of it.
+FAR = 1e4
+
+
+def checkerboard() -> BoxesOracle:
+    """The distribution of the shape ``checkerboard``, whose trajectories are exact."""
+    corners = [(column, column % 2 + 2 * row) for column in range(4) for row in range(2)]
+    centres = (torch.tensor(corners, dtype=torch.float64) + 0.5) / 2 - 1
+    return BoxesOracle(centres, half=0.25, steps=512)
+
+
+def start_level(module: GenerativeModule) -> float:
+    """The noise level, in units of VE, at which a module's samples in one step start."""
+    level = module.default_sigmas(1)[0]
+    if not isinstance(module, FlowMapModule):
+        return level
+    return min(level / (1 - level), FAR) if level < 1 else FAR
+
+
+class Exact:
+    """The ends of the exact trajectories from fixed noise, computed once for each level.
+
+    Args:
+        noise: unit noise (N, 2).
+    """
+
+    def __init__(self, noise: Tensor) -> None:
+        self.noise, self.oracle, self._ends = noise, checkerboard(), dict[float, Tensor]()
+
+    def ends(self, level: float) -> Tensor:
+        """The ends (N, 2) from a level."""
+        if level not in self._ends:
+            z = self.noise.double()
+            self._ends[level] = self.oracle.consistency(level * z, torch.full((len(z),), level, dtype=torch.float64))
+        return self._ends[level]
+
+    @torch.no_grad()
+    def error(self, module: GenerativeModule) -> float:
+        """The root mean square distance of the samples in one step from the exact ends."""
+        samples = module.generate(self.noise, None, module.default_sigmas(1), None)
+        return float((samples - self.ends(start_level(module))).square().sum(1).mean().sqrt())
+
+
+def samples(module: GenerativeModule, steps: int, n: int) -> Tensor | None:
+    """Samples (n, 2) from the same noise for all; None where the module is not sampled in so many steps."""
+    try:
+        return module.sample(n, steps, generator=torch.Generator().manual_seed(0))
+    except ConfigError:
+        return None
+
+
+def picture(rows: list[tuple[str, list[Tensor | None]]], path: Path) -> None:
+    """Draw the points of each method, and the data beside the first."""
+    columns = 1 + len(STEPS)
+    figure, axes = plt.subplots(len(rows), columns, figsize=(1.05 * columns + 0.9, 1.05 * len(rows)), squeeze=False)
+    data = draw("checkerboard", len(rows[0][1][0]), torch.Generator().manual_seed(1))[0]  # type: ignore[arg-type]
+    heads = ["data", *(f"{steps} step{'s' * (steps > 1)}" for steps in STEPS)]
+    for number, ((name, found), line) in enumerate(zip(rows, axes, strict=True)):
+        for axis, head, points in zip(line, heads, [data, *found], strict=True):
+            axis.set(xticks=[], yticks=[], xlim=(-1.25, 1.25), ylim=(-1.25, 1.25), aspect="equal")
+            if number == 0:
+                axis.set_title(head, fontsize=9)
+            if points is None:
+                axis.axis("off")
+                continue
+            axis.hist2d(*points.T.numpy(), bins=40, range=[(-1.25, 1.25)] * 2, cmap="magma_r", vmax=len(points) / 300)
+        line[0].set_ylabel(name, fontsize=9, rotation=0, ha="right", va="center")
+    figure.subplots_adjust(left=0.15, right=0.995, bottom=0.005, top=0.975, wspace=0.04, hspace=0.04)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=90)
+    plt.close(figure)
+    Image.open(drawn).convert("RGB").quantize(48).save(path, optimize=True)  # a quarter of the size
+
+
+def energies(runs: Sequence[Run], steps: int) -> list[float]:
+    """The last energy distance of each run that has one."""
+    return [value for run in runs if (value := run.final("energy", steps)) is not None]
+
+
+def cell(values: Sequence[float], digits: int) -> str:
+    """The mean and the standard deviation as text, which is empty without values."""
+    if not values:
+        return ""
+    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def main() -> None:
+    """Read the runs, print the table, and write the figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+")
+    parser.add_argument("--output", type=Path, default=Path("samples.png"))
+    parser.add_argument("--points", type=int, default=20_000)
+    args = parser.parse_args()
+    methods: dict[str, list[Run]] = {}
+    for run in read_runs(args.runs):
+        methods.setdefault(run.name.removeprefix("plane-"), []).append(run)
+    in_order = sorted(methods.items(), key=lambda entry: mean(energies(entry[1], 1)))
+    exact, rows = Exact(unit_noise((2000, 2), torch.Generator().manual_seed(0))), []
+    print("| method | " + " | ".join(f"energy, {steps}" for steps in STEPS) + " | error of one step |")
+    print("|---" * (len(STEPS) + 2) + "|")
+    for name, runs in in_order:
+        modules = [load_module(run.directory / "checkpoints/last.ckpt") for run in runs]
+        cells = [cell(energies(runs, steps), 4) for steps in STEPS]
+        error = cell([exact.error(module) for module in modules], 3)
+        print(f"| {name} | " + " | ".join([*cells, error]) + " |", flush=True)
+        rows.append((name, [samples(modules[0], steps, args.points) for steps in STEPS]))
+    print(f"real points: {cell([run.floor['energy'] for runs in methods.values() for run in runs][:1], 5)}")
+    picture(rows, args.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The script of experiments/plane, against what is known of its parts."""
+
+import importlib.util
+
+import pytest
+import torch
+from PIL import Image
+
+from cm_lightning.backbones.embedding import TwoTimesEmbedding
+from cm_lightning.backbones.mlp import ResidualMLP
+from cm_lightning.core.ode_sampler import Euler
+from cm_lightning.data.toy import draw
+from cm_lightning.modules.diffusion import DiffusionModule
+from cm_lightning.modules.mean_flow import MeanFlow
+from cm_lightning.modules.moment_matching import InductiveMomentMatching
+from tests.processes import ROOT
+
+
+@pytest.fixture(scope="module")
+def figure():
+    spec = importlib.util.spec_from_file_location("plane_figure", ROOT / "experiments/plane/figure.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def two_times(kind):
+    return kind(ResidualMLP(width=8, depth=1, noise_embedding=TwoTimesEmbedding(8)), (2,))
+
+
+def diffusion():
+    return DiffusionModule(ResidualMLP(width=8, depth=1), (2,), sampler=Euler())
+
+
+def test_the_boxes_are_those_of_the_data(figure):
+    points, _ = draw("checkerboard", 4000, torch.Generator().manual_seed(0))
+    board = figure.checkerboard()
+    inside = ((points[:, None] - board.centres).abs() <= board.half + 1e-6).all(-1)
+    assert inside.any(1).all()
+    torch.testing.assert_close(inside.float().mean(0), torch.full((8,), 1 / 8), rtol=0, atol=0.02)
+
+
+def test_a_trajectory_starts_at_the_level_of_the_module(figure):
+    assert figure.start_level(diffusion()) == 80
+    assert figure.start_level(two_times(MeanFlow)) == figure.FAR
+    assert figure.start_level(two_times(InductiveMomentMatching)) == pytest.approx(0.994 / 0.006)
+
+
+def test_the_error_is_the_root_mean_square_distance_from_the_exact_ends(figure):
+    exact, module = figure.Exact(torch.randn(5, 2, generator=torch.Generator().manual_seed(0))), diffusion()
+    exact.oracle.steps = 32
+    module.generate = lambda z, labels, sigmas, generator: exact.ends(80) + torch.tensor([3.0, 4.0])
+    assert exact.error(module) == pytest.approx(5)
+
+
+def test_a_cell_has_mean_and_standard_deviation(figure):
+    assert [figure.cell(values, 2) for values in ([], [0.5], [1.0, 2.0, 3.0])] == ["", "0.50", "2.00 ± 1.00"]
+
+
+def test_a_picture_has_a_row_for_each_method_and_gaps(figure, tmp_path):
+    points = draw("checkerboard", 100, torch.Generator().manual_seed(0))[0]
+    for number in (1, 3):
+        figure.picture([("one", [points] * 4 + [None])] * number, tmp_path / f"{number}.png")
+    one, three = (Image.open(tmp_path / f"{number}.png").size for number in (1, 3))
+    assert (one[0], 3 * one[1]) == pytest.approx(three, abs=3)
