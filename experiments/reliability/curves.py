@@ -4,8 +4,8 @@
     python experiments/reliability/curves.py --seed 17     that run alone
 
 Each run is killed at one or two random calls of a function, in Python or C, between the beginning and the end of
-training, and resumed with ``--ckpt_path last`` until it is finished. Joined, the rows of its attempts must be the rows of
-the uninterrupted run, without the times; the last checkpoints must be equal to the bit.
+training, and resumed with ``--ckpt_path last`` until it is finished. Joined, the rows of its attempts must be the rows
+of the uninterrupted run, without the times; the last checkpoints must be equal to the bit.
 """
 
 from __future__ import annotations

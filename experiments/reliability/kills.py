@@ -3,9 +3,9 @@
     python experiments/reliability/kills.py                20 kills
     python experiments/reliability/kills.py --seed 7       that kill alone
 
-Each run is killed by SIGKILL when a random number of bytes of a random checkpoint, the second or a later one, is in the
-file. Then ``last`` must be the checkpoint before that one, complete to its checksums and with finite weights; a run that
-resumes it must reach its end, and what the killed process left must be gone.
+Each run is killed by SIGKILL when a random number of bytes of a random checkpoint, the second or a later one, is in
+the file. Then ``last`` must be the checkpoint before that one, complete to its checksums and with finite weights; a run
+that resumes it must reach its end, and what the killed process left must be gone.
 """
 
 from __future__ import annotations
@@ -73,6 +73,10 @@ def problem(folder: Path, number: int, size: int) -> str:
     parts = [path.stat().st_size for path in (folder / RUN).rglob(".last.*")]
     if parts != [size]:
         return f"it was not killed in mid-write: parts of {parts} bytes"
+    return _problem_of_last(folder, EVERY * number) or _problem_of_the_rest(folder)
+
+
+def _problem_of_last(folder: Path, step: int) -> str:
     path = last(folder)
     if path is None:
         return "there is no checkpoint"
@@ -80,8 +84,12 @@ def problem(folder: Path, number: int, size: int) -> str:
         found = read_checkpoint(path)
     except CheckpointError as error:
         return str(error)
-    if found["global_step"] != EVERY * number or not are_finite(found["state_dict"].values()):
-        return f"{path} is of step {found['global_step']}, not {EVERY * number}, or its weights are not finite"
+    if found["global_step"] != step or not are_finite(found["state_dict"].values()):
+        return f"{path} is of step {found['global_step']}, not {step}, or its weights are not finite"
+    return ""
+
+
+def _problem_of_the_rest(folder: Path) -> str:
     status = train(folder, WIDE, "--ckpt_path=last")
     end = last(folder)
     if status or end is None or read_checkpoint(end)["global_step"] != STEPS:
