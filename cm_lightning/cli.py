@@ -113,7 +113,7 @@ class _SaveConfig(SaveConfigCallback):
             path.write_text(yaml.safe_dump(self._content, sort_keys=False, allow_unicode=True))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.experiment.config.update({"cli": self._content})
+                logger.log_hyperparams({"cli": self._content})
 
 
 def _under(subcommand: str, config: Namespace) -> Namespace:

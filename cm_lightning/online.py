@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 import sys
 import urllib.error
 import urllib.request
@@ -16,10 +18,13 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
 
 from cm_lightning.errors import ConfigError
+from cm_lightning.failures import describe
 
 _ADDRESS = "https://api.wandb.ai"
 #: Seconds after which a server counts as out of reach.
 TIMEOUT_S = 10.0
+#: Seconds that the end of a run waits for a server that no longer answers; W&B itself would wait for days.
+FINISH_S = 60
 
 
 def wandb_logger(loggers: Sequence[Logger], mode: str) -> WandbLogger:
@@ -27,7 +32,46 @@ def wandb_logger(loggers: Sequence[Logger], mode: str) -> WandbLogger:
     csv = next((logger for logger in loggers if isinstance(logger, CSVLogger)), None)
     root = csv.root_dir if csv else "runs"
     Path(root).mkdir(parents=True, exist_ok=True)
-    return WandbLogger(project="cm_lightning", save_dir=root, offline=goes_offline(mode, root))
+    offline = goes_offline(mode, root)
+    if mode == "required":
+        return WandbLogger(project="cm_lightning", save_dir=root)
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT", str(FINISH_S))
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT_RAISES", "true")
+    logging.raiseExceptions = False  # or on a full disc each line of W&B's own log becomes a traceback on the screen
+    return ExpendableWandbLogger(project="cm_lightning", save_dir=root, offline=offline)
+
+
+class ExpendableWandbLogger(WandbLogger):
+    """A logger whose failures do not end the training: the first one is reported in a line, and the run goes on."""
+
+    _failed = False
+
+    def log_metrics(self, *args: Any, **options: Any) -> None:
+        self._attempt(super().log_metrics, *args, **options)
+
+    def log_image(self, *args: Any, **options: Any) -> None:
+        self._attempt(super().log_image, *args, **options)
+
+    def log_hyperparams(self, *args: Any, **options: Any) -> None:
+        self._attempt(super().log_hyperparams, *args, **options)
+
+    def finalize(self, status: str) -> None:
+        self._attempt(super().finalize, status)
+
+    def _attempt(self, log: Callable[..., Any], *args: Any, **options: Any) -> None:
+        if self._failed and self._experiment is None:  # it could not begin
+            return
+        try:
+            log(*args, **options)
+            if self.save_dir and not self._failed and shutil.disk_usage(self.save_dir).free == 0:
+                self._report(f"{self.save_dir}: no space left on device")  # which W&B does not say
+        except Exception as error:  # W&B has many kinds
+            self._report(describe(error))
+
+    def _report(self, reason: str) -> None:
+        if not self._failed:
+            rank_zero_warn(f"W&B does not get the whole log ({reason}); training goes on")
+        self._failed = True
 
 
 @contextmanager
@@ -43,7 +87,15 @@ def wandb_run_ends() -> Iterator[None]:
     finally:
         run = _wandb_run()
         if run is not None and run is not before:
-            run.finish(exit_code=status)
+            _finish(run, status)
+
+
+def _finish(run: Any, status: int) -> None:
+    try:
+        run.finish(exit_code=status)
+    except TimeoutError:
+        folder = Path(run.dir).parent
+        rank_zero_warn(f"W&B did not take the rest of the log in time; to upload it: wandb sync {folder}")
 
 
 def _wandb_run() -> Any:

@@ -100,6 +100,7 @@ def _run(arguments: tuple[str, ...], cwd: str, env: dict[str, str], said: list[s
         if module:
             runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
         else:
+            sys.path.insert(0, str(Path(arguments[0]).parent))  # as the interpreter does
             runpy.run_path(arguments[0], run_name="__main__")
     finally:
         atexit._run_exitfuncs()

@@ -28,10 +28,11 @@ def of_a_step_left_out(trainer: L.Trainer, step: int, count: int) -> str:
     return f"{said}: training images are not finite, {_numbers(images)}: repair or remove them" if images else said
 
 
-def of_the_weights(trainer: L.Trainer, step: int) -> str:
-    """The line for weights that are not finite at a step."""
+def of_the_weights(trainer: L.Trainer, step: int, part: str = "backbone") -> str:
+    """The line for weights of a network, such as ``critic``, that are not finite at a step."""
+    weights = "the weights" if part == "backbone" else f"the weights of {part}"
     return (
-        f"the weights are not finite at step {step}, so no checkpoint of them is written: {_remedy(trainer)}; "
+        f"{weights} are not finite at step {step}, so no checkpoint of them is written: {_remedy(trainer)}; "
         f"{_checkpoint_before(trainer)}"
     )
 

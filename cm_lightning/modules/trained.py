@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -261,8 +262,9 @@ class TrainedModule(Recorded, L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._stop_if_failed()
-        if not are_finite(self.backbone.parameters()):
-            raise NonFiniteLossError(faults.of_the_weights(self.trainer, self.trained_steps))
+        if not are_finite(_tensors(self)):
+            broken = (name for name, part in self.named_children() if not are_finite(_tensors(part)))
+            raise NonFiniteLossError(faults.of_the_weights(self.trainer, self.trained_steps, *islice(broken, 1)))
         checkpoint[FORMAT_KEY] = FORMAT
         checkpoint["trained_steps"] = self.trained_steps
         checkpoint["random_states"] = gather_states(self.device)
@@ -287,3 +289,8 @@ class TrainedModule(Recorded, L.LightningModule):
         if self._random_states is not None:
             set_state(self._random_states[self.global_rank], self.device)
             self._random_states = None
+
+
+def _tensors(part: nn.Module) -> list[Tensor]:
+    """The weights and buffers of a network on this rank."""
+    return [*part.parameters(), *part.buffers()]

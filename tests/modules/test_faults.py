@@ -1,5 +1,6 @@
 """Numbers that are not finite and memory that is full, in lines that fit the run."""
 
+import math
 import sys
 from types import SimpleNamespace
 
@@ -8,12 +9,13 @@ import torch
 
 from cm_lightning.callbacks.save_last import SaveLast
 from cm_lightning.cli import main
+from cm_lightning.core.target_rate import ConstantRate
 from cm_lightning.data.toy import Toy
 from cm_lightning.errors import NonFiniteLossError
 from cm_lightning.failures import describe
 from cm_lightning.modules import faults
 from cm_lightning.start import _smaller
-from tests.helpers import RaiseRate, module, trainer
+from tests.helpers import RaiseRate, module, points, trainer
 from tests.processes import CONF
 
 
@@ -59,8 +61,8 @@ def images_of(step, accumulate):
 def test_the_images_of_a_step_are_those_of_its_batch():
     toy = data()
     batches = [toy.split("train")[toy.images_of_step(step)][0] for step in range(6)]
-    for batch, (points, _) in zip(batches, toy.train_dataloader(), strict=True):
-        torch.testing.assert_close(batch, points)
+    for batch, (x, _) in zip(batches, toy.train_dataloader(), strict=True):
+        torch.testing.assert_close(batch, x)
     toy.load_state_dict({"step": 4, "images": 33})
     assert toy.images_of_step(4)[7:] == images_of(4, 1)[:3]
 
@@ -92,6 +94,44 @@ def test_modules_with_optimizers_of_their_own_are_not_told_to_clip(tmp_path):
         "the weights are not finite at step 3, so no checkpoint of them is written: lower the learning rate; "
         "there is no checkpoint from before that step"
     )
+
+
+def holder(**parts):
+    """A module with these networks beside its backbone."""
+    own = module()
+    for name, part in parts.items():
+        setattr(own, name, part)
+    return own
+
+
+@pytest.mark.parametrize("kind", ["parameter", "buffer"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [("backbone", "the weights"), ("critic", "the weights of critic"), ("target", "the weights of target")],
+)
+def test_no_part_of_a_checkpoint_may_be_not_finite(tmp_path, part, said, value, kind):
+    own = holder(target=torch.nn.BatchNorm1d(2), critic=torch.nn.BatchNorm1d(2))
+    own.backbone.extra = torch.nn.BatchNorm1d(2)
+    t = trainer(tmp_path)
+    t.strategy.connect(own)
+    own.trainer = t
+    tensors = [*getattr(own, part).parameters()] if kind == "parameter" else [*getattr(own, part).buffers()]
+    own.on_save_checkpoint({})
+    tensors[0].data.view(-1)[0] = value
+    with pytest.raises(NonFiniteLossError) as caught:
+        own.on_save_checkpoint({})
+    assert str(caught.value).startswith(f"{said} are not finite at step 0, so no checkpoint of them is written: lower")
+
+
+def test_the_target_network_is_among_the_parts(tmp_path):
+    own = module(target_rate=ConstantRate(0.9))
+    t = trainer(tmp_path, max_steps=1)
+    t.fit(own, points())
+    next(own.followers[0].network.parameters()).data.view(-1)[0] = math.nan
+    with pytest.raises(NonFiniteLossError, match=r"the weights of \w*target\w* are not finite at step 1, so no"):
+        t.save_checkpoint(tmp_path / "x.ckpt")
+    assert not (tmp_path / "x.ckpt").exists()
 
 
 def test_a_validation_that_is_not_finite_names_its_images(tmp_path):

@@ -26,6 +26,18 @@ def test_a_benchmark_prints_its_table(script, options, line, tmp_path):
     assert re.search(line, done.stdout), done.stdout
 
 
+@pytest.mark.parametrize(
+    ("script", "line"),
+    [
+        ("kills.py", "1 of 1 kills in mid-write of [\\d,]+ bytes left a checkpoint that loads"),
+        ("curves.py", "1 of 1 killed and resumed runs equal the uninterrupted one"),
+    ],
+)
+def test_a_killed_run_loses_nothing(script, line, tmp_path):
+    done = fork(str(ROOT / "experiments/reliability" / script), "--runs=1", cwd=tmp_path)
+    assert re.search(line, done.stdout), done.stdout
+
+
 def test_the_sheet_of_edits_is_drawn_with_a_checkpoint(tmp_path, monkeypatch):
     checkpoint = tmp_path / "digits.ckpt"
     run = trainer(tmp_path, max_steps=1, limit_train_batches=1, limit_val_batches=0)

@@ -1,0 +1,59 @@
+"""Trainings as real processes that are killed: forks of this one, which has imported the suite already."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from cm_lightning.cli import main
+from cm_lightning.errors import CheckpointError
+from cm_lightning.run import last_checkpoint
+
+CONFIG = Path(__file__).parent / "toy.yaml"
+RUN = Path("runs/toy")
+KILLED = -signal.SIGKILL
+
+
+def train(folder: Path, *options: str, prepare: Callable[[], None] = lambda: None) -> int:
+    """``cm-lightning fit`` in a folder, as a process of its own; what it says is appended to ``said.txt`` there.
+
+    Args:
+        folder: the working folder, which is made.
+        options: options after the configuration.
+        prepare: called in the new process before it begins.
+
+    Returns:
+        The exit status; -9 if the process was killed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    gc.freeze()  # or each process would walk through all that was imported
+    process = multiprocessing.get_context("fork").Process(target=_train, args=(folder, options, prepare))
+    process.start()
+    process.join()
+    return process.exitcode or 0
+
+
+def last(folder: Path) -> Path | None:
+    """The checkpoint that ``--ckpt_path last`` means in a folder; None if there is none."""
+    try:
+        return last_checkpoint(folder / RUN)
+    except CheckpointError:
+        return None
+
+
+def _train(folder: Path, options: tuple[str, ...], prepare: Callable[[], None]) -> None:
+    said = os.open(folder / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    sys.argv = ["cm-lightning"]
+    prepare()
+    main(["fit", f"--config={CONFIG}", *options])
