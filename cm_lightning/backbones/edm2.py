@@ -249,19 +249,20 @@ class EDM2(Recorded, nn.Module):
         """The features of the coarsest level: (B, bottleneck_width, h, w)."""
         return self.pyramid.bottleneck(*self._inputs(x, noise_label, class_label))
 
-    def before_pass(self) -> None:
-        """Bring the weights back to unit norm if the pass that follows computes a gradient.
+    #: Whether a caller calls :meth:`before_pass` itself, so that a compiled pass is one graph.
+    prepared = False
 
-        A pass does this itself, but for a graph of ``torch.compile``, which would be compiled anew for each version of
-        the weights: whoever calls such a graph calls this before it.
-        """
+    # a graph would be compiled anew for each version of the weights
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def before_pass(self) -> None:
+        """Bring the weights back to unit norm if the pass that follows computes a gradient."""
         if self.training and torch.is_grad_enabled():
             for module in self.modules():
                 if isinstance(module, UnitLinear):
                     module.force_norm()
 
     def _inputs(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        if not torch.compiler.is_compiling():
+        if not (self.prepared and torch.compiler.is_compiling()):
             self.before_pass()
         ones = torch.ones_like(x[:, :1])  # in place of biases, which the layers do not have
         image = torch.cat([x, ones], dim=1).contiguous(memory_format=torch.channels_last)

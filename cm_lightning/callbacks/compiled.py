@@ -140,10 +140,13 @@ class CompiledCall:
     def enter(self) -> None:
         """Take the place of the plain call."""
         self.network.__dict__[self.attribute] = self
+        if self.before is not None:
+            self.network.__dict__["prepared"] = True
 
     def leave(self) -> None:
         """Give it back."""
         self.network.__dict__.pop(self.attribute, None)
+        self.network.__dict__.pop("prepared", None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         from torch._dynamo.exc import TorchDynamoException

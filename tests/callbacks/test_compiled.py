@@ -113,6 +113,18 @@ def test_what_a_network_does_before_a_pass_stays_outside_of_the_graph():
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
 
 
+def test_an_edm2_that_is_compiled_by_hand_restores_its_norms_too():
+    ours, theirs = (awake(NETWORKS["EDM2"]()) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    x, t = torch.randn(2, *SHAPE), torch.rand(2)
+    for network, call in ((ours, torch.compile(ours, backend="eager")), (theirs, theirs)):
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        for _ in range(2):
+            call(x, t).square().mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+
+
 class Loss(nn.Module):
     """What a strategy wraps: a module whose forward is the training step."""
 
