@@ -15,6 +15,7 @@ import csv
 import math
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -132,11 +133,14 @@ def killed(folder: Path, seed: int, calls: int) -> Path:
     draw = random.Random(seed)
     fatal = [draw.randint(1, calls) for _ in range(draw.randint(1, 2))]
     while True:
-        found = last(folder)
-        options = ["--ckpt_path=last"] if found else []
+        options = ["--ckpt_path=last"] if last(folder) else []
         status = train(folder, *options, prepare=Calls(fatal.pop(0) if fatal else 0).begin)
-        if status == 0:
+        if status == 0 and (folder / "moments.txt").exists():
             break
+        if status == 0:  # it made fewer calls than the whole run, so the moment did not come
+            shutil.rmtree(folder)
+            fatal = [draw.randint(1, calls)]
+            continue
         if status != KILLED:
             raise RuntimeError(f"exit status {status}: {(folder / 'said.txt').read_text()[-300:]}")
     found = last(folder)
