@@ -393,7 +393,7 @@ class Watch(L.Callback):
 
 
 class Recipes:
-    """The shipped recipes, each run once, with little data in the real formats, where its teacher or its first stage has left its run."""
+    """The shipped recipes, each run once, with little data in the real formats, after those whose runs it names."""
 
     def __init__(self, monkeypatch):
         write_cifar10(Path("data"), monkeypatch)
