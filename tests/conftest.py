@@ -38,7 +38,7 @@ def pytest_collection_finish() -> None:
     """Leave what is imported out of all further collections, each of which would walk through a million objects."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
+    gc.set_threshold(20_000, 10, 10)
     gc.enable()
 
 
