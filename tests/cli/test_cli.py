@@ -441,7 +441,8 @@ def tiny_parts(recipe):
 
 def tiny_width(path):
     """The option that makes a recipe's network small."""
-    return "--model.backbone.width=8" if path.parent.name == "plane" else "--model.backbone.channels=8"
+    points = path.parent.name in ("plane", "reliability")
+    return "--model.backbone.width=8" if points else "--model.backbone.channels=8"
 
 
 def fit_two_steps(path, *options):
