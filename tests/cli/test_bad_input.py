@@ -85,7 +85,7 @@ def toy(*options):
         ("--callbacks.ema.decay=soon", "--callbacks.ema.decay must be a number, got soon"),
         ("--callbacks.save_last.every_n_train_steps=0", "SaveLast: every_n"),
         ("--callbacks.ema.decy=0.5", "no option --callbacks.ema.decy of EMA; perhaps decay is meant"),
-        ("--callbacks.emma.decay=0.5", "no option --callbacks.emma; perhaps ema is meant; choose one of compile, ema, throu"),
+        ("--callbacks.emma.decay=0.5", "no option --callbacks.emma; perhaps ema is meant; choose one of compile, ema"),
         ("--callbacks.throughputt=null", "no option --callbacks.throughputt; perhaps throughput is meant"),
         ("--callbacks={quallity: {nfe: [1]}}", "no option --callbacks.quallity; perhaps quality is meant"),
         ("--callbacks={quality: {nfee: [1]}}", "no option --callbacks.quality.nfee of Quality; perhaps nfe is meant"),
