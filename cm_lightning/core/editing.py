@@ -39,9 +39,14 @@ class Pixels(Known):
     Args:
         images: (B, C, H, W) in [-1, 1].
         mask: bool, broadcast to the images; true where they are edited.
+
+    Raises:
+        ConfigError: the mask has numbers, whose meaning would be a guess.
     """
 
     def __init__(self, images: Tensor, mask: Tensor) -> None:
+        if mask.dtype != torch.bool:
+            raise ConfigError(f"the mask must be boolean, true where edited, got {mask.dtype}: give mask > 0")
         self.images, self.mask = images, mask
         self.start = torch.where(mask, 0.0, images)
 

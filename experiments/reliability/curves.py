@@ -10,7 +10,6 @@ of the uninterrupted run, without the times; the last checkpoints must be equal 
 
 from __future__ import annotations
 
-import argparse
 import csv
 import math
 import os
@@ -28,7 +27,7 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from trainings import KILLED, RUN, last, train
+from trainings import KILLED, RUN, chosen_seeds, last, train
 
 from cm_lightning.checkpoint import read_checkpoint
 
@@ -187,9 +186,4 @@ def run(seeds: range) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=100)
-    parser.add_argument("--seed", type=int, help="repeat the run of this seed alone")
-    arguments = parser.parse_args()
-    only = arguments.seed
-    sys.exit(1 if run(range(arguments.runs) if only is None else range(only, only + 1)) else 0)
+    sys.exit(1 if run(chosen_seeds(__doc__, 100)) else 0)

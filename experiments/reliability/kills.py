@@ -10,7 +10,6 @@ that resumes it must reach its end, and what the killed process left must be gon
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import random
@@ -19,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from trainings import KILLED, RUN, last, train
+from trainings import KILLED, RUN, chosen_seeds, last, train
 
 from cm_lightning import checkpoint_io
 from cm_lightning.checkpoint import read_checkpoint
@@ -119,9 +118,4 @@ def run(seeds: range) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--seed", type=int, help="repeat the kill of this seed alone")
-    arguments = parser.parse_args()
-    only = arguments.seed
-    sys.exit(1 if run(range(arguments.runs) if only is None else range(only, only + 1)) else 0)
+    sys.exit(1 if run(chosen_seeds(__doc__, 20)) else 0)

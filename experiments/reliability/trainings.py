@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import multiprocessing
 import os
@@ -19,6 +20,15 @@ from cm_lightning.run import last_checkpoint
 CONFIG = Path(__file__).parent / "toy.yaml"
 RUN = Path("runs/toy")
 KILLED = -signal.SIGKILL
+
+
+def chosen_seeds(description: str | None, runs: int) -> range:
+    """The seeds that the command line asks for: those of ``--runs``, or ``--seed`` alone."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=runs)
+    parser.add_argument("--seed", type=int, help="repeat this seed alone")
+    args = parser.parse_args()
+    return range(args.runs) if args.seed is None else range(args.seed, args.seed + 1)
 
 
 def train(folder: Path, *options: str, prepare: Callable[[], None] = lambda: None) -> int:

@@ -132,3 +132,9 @@ def test_slerp_takes_each_row_by_its_own_share_and_keeps_the_type():
     assert found[1].float().norm() == pytest.approx(float(a[1].float().norm()), rel=0.1)  # a mean would have 0.7 of it
     with pytest.raises(ConfigError, match="slerp: a vector is 0"):
         slerp(torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([0.5]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.int64, torch.bfloat16])
+def test_a_mask_of_numbers_is_refused(dtype):
+    with pytest.raises(ConfigError, match=r"the mask must be boolean, .* got torch\..*: give mask > 0"):
+        Pixels(IMAGE, MASK.to(dtype))

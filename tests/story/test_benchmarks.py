@@ -3,6 +3,7 @@
 import re
 import runpy
 import sys
+from itertools import pairwise
 
 import pytest
 from PIL import Image
@@ -46,6 +47,16 @@ def test_the_sheet_of_edits_is_drawn_with_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["edits.py", str(checkpoint), f"--output={tmp_path}/sheet.png"])
     runpy.run_path(str(ROOT / "experiments/use/edits.py"), run_name="__main__")
     assert min(Image.open(tmp_path / "sheet.png").size) > 300
+
+
+@pytest.mark.parametrize(("options", "size", "mode"), [([], (28, 28), "L"), (["--captioned"], (32, 32), "RGB")])
+def test_the_frames_move_and_rest(options, size, mode, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["frames.py", str(tmp_path), *options])
+    runpy.run_path(str(ROOT / "experiments/use/frames.py"), run_name="__main__")
+    frames = [Image.open(path) for path in sorted(tmp_path.iterdir())]
+    assert {(frame.size, frame.mode) for frame in frames} == {(size, mode)}
+    equal = [a.tobytes() == b.tobytes() for a, b in pairwise(frames)]
+    assert equal == ([False] * 10 + [True] * 9 + [False]) * 2 + [False] * 10 + [True] * 9
 
 
 def test_the_check_of_a_gpu_names_scripts_and_options_that_exist():
