@@ -1,7 +1,7 @@
 """Sixty frames to stream: three held-out digits, each of which moves for ten frames and rests for ten.
 
-``python experiments/use/frames.py FOLDER`` writes them as grey PNG files of 28 x 28; with ``--captioned`` they are 32 x 32
-in colour, as the captioned digits are.
+``python experiments/use/frames.py FOLDER`` writes grey PNG files of 28 x 28; with ``--captioned`` they are 32 x 32 in
+colour, as the captioned digits are.
 """
 
 from __future__ import annotations
