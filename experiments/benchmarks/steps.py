@@ -4,8 +4,10 @@
     python experiments/benchmarks/steps.py --device cuda --precision bfloat16 --channels 128 --side 64 --images 64
     python experiments/benchmarks/steps.py --compile --only EDM ECT CD        beside it the step of compiled networks
 
-A step is loss, gradients and Adam. The ratio is that to EDM's step, which is the least: one pass of the network and its
-gradients. Rounds of all methods are interleaved, so that changes in the speed of the machine affect all alike.
+A step is loss, gradients and Adam. The first ratio is that to EDM's step, which is the least: one pass of the network
+and its gradients. The second is that to the method's own floor: EDM's step for each pass that is differentiated, and a
+pass without gradients for each other one, as counted in one step. A derivative in forward mode counts as one pass.
+Rounds of all methods are interleaved, so that changes in the speed of the machine affect all alike.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 import cm_lightning as C
 from cm_lightning.callbacks.compiled import Compile
@@ -63,6 +67,13 @@ METHODS: Mapping[str, Callable[[MakeNetwork, Shape], GenerativeModule]] = {
 }
 
 
+class Passes(NamedTuple):
+    """Passes of networks on a batch in one step, those on a part of it as that part."""
+
+    differentiated: float
+    other: float
+
+
 class Stepper:
     """A method that takes steps on one batch, with networks that a backend compiles if there is one."""
 
@@ -83,6 +94,7 @@ class Stepper:
         self.x = torch.randn(args.images, *shape, device=self.device).clamp(-1, 1)
         self.labels = torch.randint(10, (args.images,), device=self.device)
         self.seconds: list[float] = []
+        self.forward_seconds: list[float] = []
         self.peak = 0.0
         self.loss = float("nan")
 
@@ -105,6 +117,27 @@ class Stepper:
         if count:
             self.seconds.append(time.perf_counter() - start)
 
+    def passes(self) -> Passes:
+        """Count the passes in a step."""
+        found = [0.0, 0.0]
+
+        def count(module: nn.Module, given: Any, output: Any) -> None:
+            if isinstance(module, C.UNet):
+                found[not output.requires_grad] += len(output) / len(self.x)
+
+        hook = register_module_forward_hook(count)
+        self.step(count=False)
+        hook.remove()
+        return Passes(*found)
+
+    @torch.no_grad()
+    def forward(self) -> None:
+        """Time a pass of the network without gradients."""
+        levels = torch.zeros(len(self.x), device=self.device)
+        start = time.perf_counter()
+        float(self.module.backbone(self.x, levels, self.labels).sum())  # which waits for the device
+        self.forward_seconds.append(time.perf_counter() - start)
+
 
 def main() -> None:
     """Print the table."""
@@ -118,6 +151,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--compile", nargs="?", const="inductor", metavar="BACKEND", help="measure compiled steps too")
     args = parser.parse_args()
+    args.only = list(dict.fromkeys(["EDM", *args.only]))  # the measure of the others
     keep_freed_memory()
     shape = (3, args.side, args.side)
 
@@ -134,19 +168,27 @@ def main() -> None:
     for stepper in steppers.values():
         for _ in range(2):  # the first steps reserve memory and compile
             stepper.step(count=False)
+    passes = {name: steppers[name, None].passes() for name in args.only}
+    edm = steppers["EDM", None]
+    edm.forward()
     for _ in range(args.rounds):
+        edm.forward()
         for stepper in steppers.values():
             stepper.step()
     times = {key: statistics.median(stepper.seconds) for key, stepper in steppers.items()}
-    least = times.get(("EDM", None), min(times.values()))
+    least, forward = times["EDM", None], statistics.median(edm.forward_seconds[1:])
     print(
-        "| method | ms per step | to EDM | peak GiB | loss |" + (" compiled, ms | to plain |" if args.compile else "")
+        "| method | ms per step | to EDM | to its floor | peak GiB | loss |"
+        + (" compiled, ms | to plain |" if args.compile else "")
     )
-    print("|---|---|---|---|---|" + ("---|---|" if args.compile else ""))
+    print("|---|---|---|---|---|---|" + ("---|---|" if args.compile else ""))
     for name in args.only:
         stepper, plain = steppers[name, None], times[name, None]
+        floor = passes[name].differentiated * least + passes[name].other * forward
         peak = f"{stepper.peak:.2f}" if stepper.peak else ""
-        row = f"| {name} | {1000 * plain:.1f} | {plain / least:.2f} | {peak} | {stepper.loss:.4g} |"
+        row = (
+            f"| {name} | {1000 * plain:.1f} | {plain / least:.2f} | {plain / floor:.2f} | {peak} | {stepper.loss:.4g} |"
+        )
         if args.compile:
             compiled = times[name, args.compile]
             row += f" {1000 * compiled:.1f} | {compiled / plain:.2f} |"
