@@ -208,7 +208,7 @@ def test_few_steps_are_eulers_on_every_nth_level_of_the_first_teacher():
     )
     torch.testing.assert_close(drawn, trained, rtol=1e-4, atol=1e-4)
     assert m.default_steps == 1
-    with pytest.raises(ConfigError, match="3 steps do not divide the 8 of the first teacher"):
+    with pytest.raises(ConfigError, match="3 steps do not divide the 8 levels of the first teacher"):
         m.sample(2, steps=3)
 
 
