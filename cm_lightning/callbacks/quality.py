@@ -179,7 +179,7 @@ class Quality(Callback):
             measure: self.cache / f"{measure.name}-{_fingerprint(trainer, identity)}.safetensors"
             for measure, identity in compared.items()
         }
-        # the first rank decides: nodes may have separate discs
+        # the first rank decides: nodes may have separate disks
         known = trainer.strategy.broadcast([is_kept(path) for path in paths.values()])
         new = {measure: path for (measure, path), found in zip(paths.items(), known, strict=True) if not found}
         for measure in paths.keys() - new.keys() if trainer.is_global_zero else ():

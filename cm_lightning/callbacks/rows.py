@@ -1,4 +1,4 @@
-"""The rows of metrics.csv: each is on the disc before a checkpoint that follows it, and none is there twice."""
+"""The rows of metrics.csv: each is on the disk before a checkpoint that follows it, and none is there twice."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Rows(ExperimentWriter):
         """Append the rows that were kept.
 
         Raises:
-            DataError: the disc is full, or the file cannot be written.
+            DataError: the disk is full, or the file cannot be written.
         """
         try:
             super().save()

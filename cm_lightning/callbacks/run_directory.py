@@ -193,12 +193,12 @@ def _folder(trainer: L.Trainer) -> Path:
 
 
 def _require_space(root: Path, needed: int) -> None:
-    """Raise ConfigError if the disc has no room for a checkpoint, which takes at least the weights."""
+    """Raise ConfigError if the disk has no room for a checkpoint, which takes at least the weights."""
     free = shutil.disk_usage(_existing(root)).free
     if free < needed:
         raise ConfigError(
-            f"{root}: the disc has {free / 2**20:,.0f} MiB left, and the weights take {needed / 2**20:,.0f}: free "
-            "space there, or set save_dir of trainer.logger to another disc"
+            f"{root}: the disk has {free / 2**20:,.0f} MiB left, and the weights take {needed / 2**20:,.0f}: free "
+            "space there, or set save_dir of trainer.logger to another disk"
         )
 
 

@@ -51,7 +51,7 @@ class SaveLast(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         if trainer.is_global_zero and self.dirpath:
             remove_leftovers(Path(self.dirpath))
-        self._last_global_step_saved = trainer.global_step  # the resumed checkpoint is on disc
+        self._last_global_step_saved = trainer.global_step  # the resumed checkpoint is on disk
         self._stopping.listen(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

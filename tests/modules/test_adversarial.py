@@ -309,7 +309,7 @@ def test_it_is_rebuilt_from_its_checkpoint_without_the_teacher(make, tmp_path):
         (lambda: matching(levels=[1.0, 2.0]), "levels must be positive, finite noise levels in descending order"),
         (lambda: matching(guidance=-1.0), "guidance must be a finite number of at least 0"),
         (lambda: matching(divergence="jensen"), "divergence must be one of reverse_kl, forward_kl, "),
-        (lambda: matching(divergence="forward_kl", gan_weight=0.0), "forward_kl takes the .*: set gan_weight above 0"),
+        (lambda: matching(divergence="forward_kl", gan_weight=0.0), "forward_kl needs the .*: set gan_weight above 0"),
         (lambda: matching(gan_weight=-1.0), "gan_weight must be a finite number of at least 0"),
     ],
 )
