@@ -174,10 +174,10 @@ def test_a_named_version_is_gone_on_with_and_never_overwritten(capsys):
     kept = {file: Path(file).read_bytes() for file in files("runs/toy/seed0")}
 
     line = error(capsys, "fit", TOY, *seed0)
-    assert "trainer.logger.init_args.version: runs/toy/seed0 holds a run already" in line
+    assert "trainer.logger.init_args.version: runs/toy/seed0 already holds a run" in line
     assert "--ckpt_path runs/toy/seed0" in line
     fit("--trainer.logger.init_args.version=seed1")
-    assert "holds a run already" in error(capsys, "fit", TOY, *seed0, "--ckpt_path=runs/toy/seed1")
+    assert "already holds a run" in error(capsys, "fit", TOY, *seed0, "--ckpt_path=runs/toy/seed1")
     main(["test", "--config=runs/toy/seed0/config.yaml", "--ckpt_path=last"])  # beside it, not into it
     assert {file: Path(file).read_bytes() for file in files("runs/toy/seed0")} == kept
     assert sorted(os.listdir("runs/toy")) == ["seed0", "seed1", "version_0"]
