@@ -98,7 +98,7 @@ def _told_how_to_go_on(argv: Sequence[str]) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         arguments = [*argv, *([] if "--resume" in argv else ["--resume"])]
-        print(f"to go on: {shlex.join(['cm-lightning', 'sweep', *arguments])}", flush=True)
+        print(f"to resume: {shlex.join(['cm-lightning', 'sweep', *arguments])}", flush=True)
         raise
 
 

@@ -1,6 +1,6 @@
 """What changes with the training step: the levels t >= q >= r of a training pair.
 
-Every schedule is a pure function of the clock, so a resumed run and every rank of a distributed one see the same.
+Every schedule is a pure function of the clock, so a resumed run and all ranks of a distributed run see the same values.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Clock(NamedTuple):
 
 
 class Times(NamedTuple):
-    """The levels of n samples, each (n,): both ways from t to r start at t, and one of them passes through q."""
+    """The levels of n samples, each (n,): both ways from t to r start at t, and one passes through q."""
 
     t: Tensor
     q: Tensor
@@ -49,7 +49,7 @@ class Curriculum(Recorded, ABC):
     The only r of a consistency function is the clean end, so its curricula return r = 0.
     """
 
-    #: N(k), where the levels lie on a grid.
+    #: N(k) if the levels lie on a grid, else None.
     levels: Levels | None = None
 
     @abstractmethod
@@ -69,7 +69,7 @@ class Curriculum(Recorded, ABC):
         return {}
 
     def phase(self, clock: Clock) -> str:
-        """The name of this part of the run, in a word or two; empty where all parts are alike."""
+        """The name of this part of the run in a word or two; empty if the run has only one part."""
         return ""
 
 
@@ -215,13 +215,13 @@ class ContinuousCurriculum(Curriculum):
 
 
 class WarmUp(Curriculum):
-    """A first part of the run with r = 0, the diffusion limit of the same loss; then another curriculum.
+    """A first part of the run with r = 0, the diffusion limit of the same loss, followed by another curriculum.
 
     With r = 0 the target is the clean image, so the network learns to denoise without a teacher (ECT, section 3.1).
 
     Args:
         then: the curriculum that follows, which sees only its own steps.
-        fraction: part of all steps that the warm-up takes, in [0, 1]; 1 is a diffusion model with f's scalings.
+        fraction: part of all steps that the warm-up takes, in [0, 1]; 1 trains a diffusion model with f's scalings.
         density: the density that t is drawn from during the warm-up.
     """
 
@@ -250,7 +250,7 @@ class WarmUp(Curriculum):
     def progress(self, clock: Clock) -> dict[str, float]:
         if self.target_is_data(clock):
             return {"warm-up": 1.0}
-        return {"warm-up": 0.0, **self.then.progress(self._since(clock))}  # or a log would repeat the last value
+        return {"warm-up": 0.0, **self.then.progress(self._since(clock))}  # else a log would repeat the last value
 
     def phase(self, clock: Clock) -> str:
         return "warm-up" if self.target_is_data(clock) else self.then.phase(self._since(clock))

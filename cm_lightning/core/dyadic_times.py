@@ -12,7 +12,7 @@ POWER_OF_TWO = Domain("a power of 2 from 2 on", lambda n: n >= 2 and int(n).bit_
 
 
 class DyadicTimes(Curriculum):
-    """A step d of 1, 1/2, ... 2/finest, each as often; t is on the grid of d, r = t - d, and q is halfway.
+    """A step d of 1, 1/2, ... 2/finest with equal probabilities; t is on the grid of d, r = t - d, and q is halfway.
 
     Args:
         finest: number of steps of the finest grid, a power of 2, on which d/2 may lie.

@@ -51,7 +51,7 @@ class CaptionedShards(GenerativeDataModule):
 
     A sample is the files of one name in an uncompressed tar file: ``000000.jpg`` (or .jpeg, .png, .webp) with its
     caption in ``000000.txt``, or under ``caption`` in ``000000.json``. Samples are read in random order, so that a run
-    resumes exactly and any number of ranks can share them; the disc should be fast at that. The headers of each shard
+    resumes exactly and any number of ranks can share them; the disk should be fast at that. The headers of each shard
     are read once for it, 10,000 samples in about 2 seconds. Every 100th sample is held out for validation, unless
     ``val`` names shards. Images of any size are resized and centre-cropped; SDXL is told that they are uncropped
     images of the training size.

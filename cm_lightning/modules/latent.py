@@ -61,7 +61,7 @@ class LatentModule(TrainedModule):
         return [*self.exported(run / "export"), "--prompt", prompt]
 
     def exported(self, folder: Path) -> list[str]:
-        """The arguments by which ``cm-lightning sample`` takes what was exported to a folder."""
+        """The arguments with which ``cm-lightning sample`` draws from what was exported to a folder."""
         return ["--pipeline", str(folder)]
 
     def forward_one(self) -> None:

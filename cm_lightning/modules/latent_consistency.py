@@ -1,4 +1,4 @@
-"""Latent consistency distillation: CM's distillation in latent space, from a teacher under guidance."""
+"""Latent consistency distillation: consistency distillation in latent space, from a teacher under guidance."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cm_lightning.modules.target import TargetNetwork
 
 
 class Guided(NamedTuple):
-    """The condition of a latent consistency function: B captions, and the guidance w (B,)."""
+    """The condition of a latent consistency function: B captions and the guidance w (B,)."""
 
     captions: Conditioning
     w: Tensor

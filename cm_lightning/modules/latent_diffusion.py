@@ -20,7 +20,8 @@ from cm_lightning.quiet import quiet
 
 
 class LatentDiffusionModule(LatentModule):
-    """Trains the network of a base on captioned images (Rombach et al. 2022, Eq. 3), from scratch or further.
+    """Trains the network of a base on captioned images (Rombach et al. 2022, Eq. 3), from scratch or from its present
+    weights.
 
     Args:
         base: the model whose network is trained; its autoencoder and text encoders stay as they are.

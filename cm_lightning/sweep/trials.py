@@ -80,7 +80,7 @@ def alone(folder: Path) -> AbstractContextManager[None]:
 
 
 class Records:
-    """The trials of a sweep on disc: ``trials/0001.json`` and the trial's output in ``trials/0001.log``."""
+    """The trials of a sweep on disk: ``trials/0001.json`` and the trial's output in ``trials/0001.log``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -315,7 +315,7 @@ def test_the_recipe_for_folders_runs_without_weights_and_measures_with_them(tmp_
     notes = [record.getMessage() for record in caplog.records if "Quality" in record.getMessage()]
     name = "resnet50-11ad3fa6.pth"
     assert notes == [
-        f"Quality measures nothing, as there are no weights: put https://download.pytorch.org/models/{name} into "
+        f"Quality measures nothing, because weights are missing: put https://download.pytorch.org/models/{name} into "
         f"{tmp_path}/hub/checkpoints, or set the extractor's weights to a file of resnet50"
     ]
     assert len(list((run / "samples").glob("*_nfe?.png"))) == 2

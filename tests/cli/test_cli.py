@@ -182,7 +182,7 @@ def test_a_checkpoint_never_overrides_the_command_line(toy_run):
 
 def test_last_is_the_newest_run_and_a_missing_one_is_an_error(toy_run, monkeypatch, capsys):
     error = failure(capsys, "fit", f"--config={CONF}/toy.yaml", "--ckpt_path=last")
-    assert error.endswith("no checkpoint below runs/toy; leave the option out to start anew")
+    assert error.endswith("no checkpoint below runs/toy; leave the option out to start a new run")
     monkeypatch.chdir(toy_run.parents[2])
     main(["validate", f"--config={CONF}/toy.yaml", "--ckpt_path=last"])
     assert "val/loss" in capsys.readouterr().out

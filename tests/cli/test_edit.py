@@ -271,7 +271,7 @@ def test_options_are_refused_before_a_model_is_read(line, message, capsys, monke
          "this DistributionMatchingDistillation was trained at noise level 80 alone, where nothing of an image is l"),
         ("stroke --ckpt_path=matching --image=a.png --sigmas=1", "sigmas must lie in 1.5 ... 80"),
         ("inpaint --ckpt_path=stages --image=a.png --mask=mask.png --steps=3",
-         "3 steps do not divide the 4 of the first teacher: choose a divisor"),
+         "3 steps do not divide the 4 levels of the first teacher: choose a divisor"),
         ("variations --ckpt_path=none", "no checkpoint at none"),
     ],
 )  # fmt: skip

@@ -98,5 +98,5 @@ def test_shard_options_are_checked(tmp_path):
         with pytest.raises(DataError, match=r"no shard .*--data.shards"):
             CaptionedShards(str(names)).split("train")
     path = write_shard(tmp_path / "0.tar", range(2))
-    with pytest.warns(UserWarning, match="cannot be kept .* set the option cache"):
+    with pytest.warns(UserWarning, match="cannot be written .* set the option cache"):
         CaptionedShards(str(path), cache=str(path)).prepare_data()

@@ -147,7 +147,7 @@ def test_no_finished_trial_is_lost(how):
     else:
         assert ended(4)  # its process too
         assert [row["state"] for row in results()] == ["finished", "interrupted"]
-        assert Path("out.txt").read_text().endswith("to go on: cm-lightning sweep s.yaml --resume\n")
+        assert Path("out.txt").read_text().endswith("to resume: cm-lightning sweep s.yaml --resume\n")
     Path("go_on").touch()
     sweep(["s.yaml", "--resume"])
     assert [row["state"] for row in results()] == ["finished", "finished"]
