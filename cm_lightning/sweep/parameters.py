@@ -1,4 +1,4 @@
-"""One parameter of a sweep: its forms in W&B's sweep files, and how its values are drawn."""
+"""A parameter of a sweep: its forms in W&B's sweep files, and how its values are drawn."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def check_parameter(raw: object) -> dict[str, Any]:
         key = "values" if isinstance(raw, list) else "value"
         raise ConfigError(f"give value, values or a distribution: write {{{key}: {json.dumps(raw, default=str)}}}")
     if "parameters" in raw:
-        raise ConfigError("give value, values or a distribution; nested ones go by dots: a.b: {value: 1}")
+        raise ConfigError("give value, values or a distribution; write nested parameters with dots: a.b: {value: 1}")
     require_keys("", raw, _KEYS)
     name = _distribution(raw)
     if name in _LISTED:
@@ -181,7 +181,7 @@ def _check_order(name: str, low: float, high: float) -> None:
     if low > high:
         raise ConfigError(f"min {low} is above max {high}: swap them")
     if name.endswith("log_uniform") and low > 0 and high < 1:  # they would give 1 to 2.7
-        raise ConfigError(f"{name} takes the exponents of its bounds: for {low} to {high} give {name}_values")
+        raise ConfigError(f"{name} takes the exponents of its bounds: for {low} to {high} use {name}_values")
 
 
 def _check_options(name: str, raw: Mapping[str, Any], needs: Collection[str], options: Collection[str]) -> None:

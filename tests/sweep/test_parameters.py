@@ -41,7 +41,7 @@ def drawn(text: str, count: int = 400) -> list:
         ("{distribution: log_uniform_values, min: -1, max: 1}", "min must be a finite number above 0, got -1"),
         ("{distribution: q_log_uniform_values, min: 0, max: 1}", "min must be a finite number above 0, got 0"),
         ("{distribution: inv_log_uniform_values, min: 0, max: 1}", "min must be a finite number above 0, got 0"),
-        ("{distribution: log_uniform, min: 1e-5, max: 1e-2}", "for 1e-05 to 0.01 give log_uniform_values"),
+        ("{distribution: log_uniform, min: 1e-5, max: 1e-2}", "for 1e-05 to 0.01 use log_uniform_values"),
         ("{distribution: q_log_uniform, min: 1e-5, max: 1e-2}", "give q_log_uniform_values"),
         ("{distribution: log_uniform, min: 0, max: 1000}", "max must be an exponent from -700 to 700, got 1000"),
         ("{distribution: q_uniform, min: 0, max: 9, q: 0}", "q must be a finite number above 0, got 0"),
@@ -86,7 +86,7 @@ def drawn(text: str, count: int = 400) -> list:
         ("3", "give value, values or a distribution: write {value: 3}"),
         ("[1, 2]", "give value, values or a distribution: write {values: [1, 2]}"),
         ("null", "give value, values or a distribution: write {value: null}"),
-        ("{parameters: {a: {value: 1}}}", "nested ones go by dots: a.b: {value: 1}"),
+        ("{parameters: {a: {value: 1}}}", "write nested parameters with dots: a.b: {value: 1}"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(text, expected):
