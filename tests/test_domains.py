@@ -373,7 +373,7 @@ PROMPT = "--pipeline=none --prompt=a"
         (f"{PROMPT} --image=a.png --strength nan", "--strength"),
         (f"{PROMPT} --strength 0.5", "--strength needs --image"),
         (f"{PROMPT} --image=a.png --strength 0.1", "makes less than one step"),
-        (f"{PROMPT} --image=a.png --height 64", "--height and --width of an --image go together"),
+        (f"{PROMPT} --image=a.png --height 64", "--height and --width must be given together"),
         (f"{PROMPT} --height 7", "--height: must be a multiple of 8 above 0"),
         (f"{PROMPT} --height 0", "--height"),
         (f"{PROMPT} --width 65", "--width"),
