@@ -33,7 +33,7 @@ _TYPES = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32, "64"
 
 @dataclass(frozen=True)
 class Epoch:
-    """About one pass over the training images, in whole steps.
+    """An epoch: about one pass over the training images, in whole steps.
 
     Args:
         images: number of images in the training set, including mirror images.

@@ -1,4 +1,4 @@
-"""Features of a network by which images are compared, and the name of their Frechet distance."""
+"""Feature extractors, networks by whose features images are compared, with the names of their Frechet distances."""
 
 from __future__ import annotations
 

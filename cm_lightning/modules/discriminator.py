@@ -1,4 +1,4 @@
-"""A discriminator on the features of a diffusion network: its coarsest level, and heads (SDXL-Lightning, DMD2)."""
+"""A discriminator on the coarsest features of a diffusion network, with heads of its own (SDXL-Lightning, DMD2)."""
 
 from __future__ import annotations
 

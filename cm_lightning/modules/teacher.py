@@ -19,7 +19,7 @@ from cm_lightning.states import difference, renamed_like
 
 
 class Distilled(GenerativeModule):
-    """The base of distillations: a frozen teacher that supplies the trajectory, and the weights to start with.
+    """The base of distillations: a frozen teacher supplies the trajectory and, if requested, the initial weights.
 
     A checkpoint holds only the teacher's path: training needs the file again, but sampling does not.
     """

@@ -36,7 +36,7 @@ class Distribution:
     defaults: Mapping[str, float] = field(default_factory=dict)
 
     def to_multiples(self) -> Distribution:
-        """The same distribution, rounded to multiples of the option ``q``."""
+        """The distribution, rounded to multiples of the option ``q``."""
         return Distribution(
             lambda options, generator: round(self.draw(options, generator) / options["q"]) * options["q"],
             self.needs, {**self.may, "q": POSITIVE}, {**self.defaults, "q": 1},
