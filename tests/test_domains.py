@@ -296,7 +296,7 @@ def test_the_grid_needs_finite_numbers(levels):
         ({"sigmas": [math.nan]}, "^sigmas must be positive"),
         ({"sigmas": [math.inf, 1]}, "^sigmas must be positive"),
         ({"sigmas": [-1]}, "^sigmas must be positive"),
-        ({"sigmas": [80, 80]}, "that descend"),
+        ({"sigmas": [80, 80]}, "in descending order"),
         ({"sigmas": "80"}, "^sigmas must be"),
         ({"sigmas": 80.0}, "^sigmas must be"),
         ({"sigmas": [81]}, r"^sigmas must lie in 0.002 \.\.\. 80"),

@@ -190,7 +190,7 @@ def test_size_and_channels_come_from_the_images_where_they_are_not_given(tmp_pat
     assert ImageFolder(str(tmp_path / "grey"), channels=3, size=5).image_shape == (3, 5, 5)
     write(tmp_path / "mixed", "1.png")
     write(tmp_path / "mixed", "2.png", size=(9, 9))
-    with pytest.raises(ConfigError, match=r"differ in size, or are not squares: set --data.size"):
+    with pytest.raises(ConfigError, match=r"differ in size or are not squares: set --data.size"):
         ImageFolder(str(tmp_path / "mixed")).split("train")
     write(tmp_path / "wide", "1.png", "2.png", size=(9, 5))
     with pytest.raises(ConfigError, match=r"set --data.size"):
