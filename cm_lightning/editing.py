@@ -146,7 +146,7 @@ class Editor:
             (n, C, H, W) in [-1, 1].
         """
         if len(seeds) < 2:
-            raise ConfigError(f"seeds must be at least two, got {list(seeds)}")
+            raise ConfigError(f"at least two seeds are needed, got {list(seeds)}")
         SEED.check_each(seeds=seeds)
         place = torch.linspace(0, len(seeds) - 1, self.n, dtype=torch.float64)
         first = place.long().clamp(max=len(seeds) - 2)

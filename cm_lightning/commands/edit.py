@@ -84,12 +84,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _check_pairs(options: CommandParser, args: argparse.Namespace) -> None:
     """Refuse options that contradict each other."""
     if args.sigmas and args.steps is not None:
-        options.error("--sigmas and --steps exclude each other: --sigmas has a noise level for each step")
+        options.error("--sigmas and --steps cannot be combined: --sigmas has a noise level for each step")
     if any(low >= high for high, low in pairwise(args.sigmas or [])):
         options.error(f"--sigmas must descend, got {','.join(f'{sigma:g}' for sigma in args.sigmas)}")
     from_noise = [f"--{name}" for name in ("seeds", "amount", "steps") if getattr(args, name) is not None]
     if args.edit in ("variations", "interpolate") and args.image and from_noise:
-        options.error(f"{from_noise[0]} and --image exclude each other in {args.edit}: leave one of them out")
+        options.error(f"{from_noise[0]} and --image cannot be combined in {args.edit}: leave one of them out")
     if args.edit == "interpolate" and not args.image and len(args.seeds or []) < 2:
         options.error("interpolate needs two --image, or --seeds with at least two: --seeds 0,1")
     if args.edit == "interpolate" and len(args.labels or []) > 1:

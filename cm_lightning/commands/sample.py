@@ -63,7 +63,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.ckpt_path is None:
         options.error("give --ckpt_path, a checkpoint made by cm-lightning fit, or --pipeline, a text-to-image model")
     if args.sigmas and args.steps is not None:
-        options.error("--sigmas and --steps exclude each other: --sigmas has a noise level for each step")
+        options.error("--sigmas and --steps cannot be combined: --sigmas has a noise level for each step")
     if any(low >= high for high, low in pairwise(args.sigmas or [])):
         options.error(f"--sigmas must descend, got {','.join(f'{sigma:g}' for sigma in args.sigmas)}")
     check_outputs(options, args.output)

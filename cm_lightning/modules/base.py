@@ -223,7 +223,7 @@ class GenerativeModule(TrainedModule):
         check_descending(sigmas)
         if steps not in (None, len(sigmas)):
             raise ConfigError(
-                f"steps and sigmas exclude each other: {steps} steps, but {len(sigmas)} levels; leave steps out"
+                f"steps and sigmas cannot be combined: {steps} steps, but {len(sigmas)} levels; leave steps out"
             )
         levels = [float(sigma) for sigma in sigmas]
         low, high = self.trained_levels()

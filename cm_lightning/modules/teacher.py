@@ -34,7 +34,7 @@ class Distilled(GenerativeModule):
             ConfigError: the student would start both from the teacher and from another file.
         """
         if start_from_teacher and self.start_from:
-            raise ConfigError("start_from and start_from_teacher exclude each other: set start_from_teacher to false")
+            raise ConfigError("start_from and start_from_teacher cannot be combined: set start_from_teacher to false")
         self.start_from_teacher = start_from_teacher
         if isinstance(teacher, DiffusionModule):
             self.frozen_teacher = Frozen(teacher, follows_dtype=True)

@@ -111,7 +111,7 @@ def _text(raw: Mapping[str, Any], key: str) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not value.strip():
-        raise ConfigError(f"{key} must be text that is not empty, got {value!r}: put it in quotes, or leave it out")
+        raise ConfigError(f"{key} must be non-empty text, got {value!r}: put it in quotes, or leave it out")
     return value
 
 

@@ -132,10 +132,10 @@ def _distribution(raw: Mapping[str, Any]) -> str:
 def _check_listed(name: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     needs, *may = _LISTED[name]
     if "value" in raw and "values" in raw:
-        raise ConfigError("value and values exclude each other: leave one out")
+        raise ConfigError("value and values cannot be combined: leave one out")
     _check_options(name, raw, {needs}, {needs, *may})
     if name != "constant" and not (isinstance(raw["values"], list) and raw["values"]):
-        raise ConfigError(f"values must be a list that is not empty, got {raw['values']!r}: write values: [A, B]")
+        raise ConfigError(f"values must be a non-empty list, got {raw['values']!r}: write values: [A, B]")
     if name == "categorical_w_probabilities" and "probabilities" not in raw:
         raise ConfigError("categorical_w_probabilities needs probabilities: one for each of the values")
     for value in raw["values"] if "values" in raw else [raw["value"]]:
@@ -159,7 +159,7 @@ def _check_probabilities(given: object, count: int) -> list[float]:
     for number in numbers:
         FRACTION.check(probabilities=number)
     if not math.isclose(sum(numbers), 1, abs_tol=1e-3):
-        raise ConfigError(f"probabilities must have the sum 1, but {given} have {sum(numbers):g}")
+        raise ConfigError(f"probabilities must sum to 1, but the sum of {given} is {sum(numbers):g}")
     return numbers
 
 
