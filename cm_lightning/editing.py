@@ -34,8 +34,8 @@ class Editor:
     """Edits images of a module's shape with the weights that it holds.
 
     A consistency function, a flow map and the generator of DMD2 take one evaluation for each level. A diffusion model,
-    whose ODE is solved down from each level, takes many, and a student of several stages as many as it has steps below
-    the level.
+    whose ODE is solved down from each level, takes many, and a student of several stages takes as many as it has steps
+    below the level.
 
     Args:
         module: any model on images. A one-step generator can only :meth:`interpolate` and :meth:`vary`: nothing of an

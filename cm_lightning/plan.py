@@ -56,7 +56,7 @@ class Epoch:
 
 
 def plan_of(module: TrainedModule, data: Any, trainer: L.Trainer, memory: float | None = None) -> str:
-    """The plan of a run as it is configured, in lines for the user.
+    """The plan of a configured run, in lines for the user.
 
     Args:
         module: see :func:`plan`.

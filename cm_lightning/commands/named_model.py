@@ -56,7 +56,7 @@ class NamedModel:
 
     @cached_property
     def told(self) -> tuple[str, FewStep] | None:
-        """The file that states how the model is sampled, and what it states."""
+        """The file that states how the model is sampled, and its contents."""
         return only_one(self.pipeline, self.parts)
 
     def settings(

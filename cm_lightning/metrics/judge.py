@@ -86,7 +86,7 @@ class Training:
         weights: the file that the package ships.
         epochs: how often each digit is seen.
         batch: number of digits in a step.
-        optimizer: makes the optimizer; its learning rate is the peak of one cycle.
+        optimizer: makes the optimizer, with the peak learning rate of a one-cycle schedule.
         dtype: type of the weights in the file.
     """
 

@@ -1,4 +1,4 @@
-"""Measures: what is computed for samples, from their images and those of the reference."""
+"""Measures, which compute scores of samples from their images and those of a reference."""
 
 from __future__ import annotations
 
