@@ -1,4 +1,4 @@
-"""``cm-lightning COMMAND ...``: what is quick is done before anything slow is imported."""
+"""``cm-lightning COMMAND ...``, which does quick work before it imports anything slow."""
 
 from __future__ import annotations
 

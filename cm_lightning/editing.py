@@ -34,8 +34,8 @@ class Editor:
     """Edits images of a module's shape with the weights that it holds.
 
     A consistency function, a flow map and the generator of DMD2 take one evaluation for each level. A diffusion model,
-    whose ODE is solved down from each level, takes many, and a student of several stages as many as it has steps below
-    the level.
+    whose ODE is solved down from each level, takes many, and a student of several stages takes as many as it has steps
+    below the level.
 
     Args:
         module: any model on images. A one-step generator can only :meth:`interpolate` and :meth:`vary`: nothing of an
@@ -146,7 +146,7 @@ class Editor:
             (n, C, H, W) in [-1, 1].
         """
         if len(seeds) < 2:
-            raise ConfigError(f"seeds must be at least two, got {list(seeds)}")
+            raise ConfigError(f"at least two seeds are needed, got {list(seeds)}")
         SEED.check_each(seeds=seeds)
         place = torch.linspace(0, len(seeds) - 1, self.n, dtype=torch.float64)
         first = place.long().clamp(max=len(seeds) - 2)

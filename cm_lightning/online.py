@@ -119,7 +119,7 @@ def goes_offline(mode: str, folder: str) -> bool:
         return True
     reason = why_unreachable()
     if reason and mode == "required":
-        raise ConfigError(f"--wandb required: {reason}: give --wandb online, which goes offline then")
+        raise ConfigError(f"--wandb required: {reason}: give --wandb online, which then goes offline")
     if reason:
         rank_zero_warn(f"{reason}, so the run is logged offline; to upload it: wandb sync {folder}/wandb/offline-run-*")
     return reason is not None

@@ -33,7 +33,7 @@ _TYPES = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32, "64"
 
 @dataclass(frozen=True)
 class Epoch:
-    """About one pass over the training images, in whole steps.
+    """An epoch: about one pass over the training images, in whole steps.
 
     Args:
         images: number of images in the training set, including mirror images.
@@ -56,7 +56,7 @@ class Epoch:
 
 
 def plan_of(module: TrainedModule, data: Any, trainer: L.Trainer, memory: float | None = None) -> str:
-    """The plan of a run as it is configured, in lines for the user.
+    """The plan of a configured run, in lines for the user.
 
     Args:
         module: see :func:`plan`.

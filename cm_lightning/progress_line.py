@@ -50,7 +50,7 @@ def bar_line(facts: Facts, width: int) -> str:
 
 
 def plain_line(facts: Facts) -> str:
-    """The same facts without a bar, as a log file has them."""
+    """The facts without a bar, for a log file."""
     share = "" if facts.fraction is None else f" ({facts.fraction:.0%})"
     steps, *rest = _numbers(facts)
     return _GAP.join([f"step {steps}{share}", facts.phase, *rest])

@@ -18,7 +18,7 @@ class PositionalEmbedding(Recorded, nn.Module):
 
     Args:
         width: width of the output, even; usually the network's channels.
-        endpoint: whether 1/10,000 is the last frequency (DDPM++), or the one that would follow the last (ADM, DiT).
+        endpoint: whether 1/10,000 is the last frequency (DDPM++) or the one that would follow it (ADM, DiT).
     """
 
     frequencies: Tensor

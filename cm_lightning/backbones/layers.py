@@ -52,7 +52,7 @@ class Resample(nn.Module):
     Args:
         resampling: ``down`` or ``up``; ``keep`` is the identity.
         taps: (1, 1) is a box, which takes the mean of four pixels or repeats them; (1, 3, 3, 1) is NCSN++'s triangle.
-        margin: width of the zeros around the image; if None, as many as keep it centred.
+        margin: width of the zero padding; if None, the width that keeps the image centred.
     """
 
     kernel: Tensor

@@ -29,7 +29,7 @@ class SampleGrid(Callback):
     Args:
         num_samples: number of images on a sheet, the classes in turn.
         nfe: numbers of sampling steps, with one sheet for each.
-        columns: images in a row; with as many as there are classes, each column is one class.
+        columns: number of images in a row; if it is that of the classes, each column shows one class.
         seed: seed of the noise.
         scale: factor by which the sheet is enlarged.
         batch_size: number of images drawn at a time; it affects only the memory that is needed.

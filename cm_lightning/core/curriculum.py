@@ -1,4 +1,4 @@
-"""What changes with the training step: the levels t >= q >= r of a training pair.
+"""The levels t >= q >= r of a training pair, which change with the training step.
 
 Every schedule is a pure function of the clock, so a resumed run and all ranks of a distributed run see the same values.
 """
@@ -29,7 +29,7 @@ Device: TypeAlias = "torch.device | str"
 
 
 class Clock(NamedTuple):
-    """How far training is: optimizer step ``step`` of ``total``."""
+    """The progress of training: optimizer step ``step`` of ``total``."""
 
     step: int
     total: int

@@ -1,4 +1,4 @@
-"""Distances d(x, y) between two batches of images: (B, ...), (B, ...) -> (B,)."""
+"""Distances d(x, y) between two batches of images, (B, ...), (B, ...) -> (B,)."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from cm_lightning.domains import INNER
 
 
 class Diagonal(Curriculum):
-    """t = q = r, where an average velocity is the velocity itself.
+    """Draws t = q = r, where an average velocity is the velocity itself.
 
     Args:
         density: density of t; uniform if None.

@@ -30,7 +30,7 @@ class Guidance(NamedTuple):
 
     @staticmethod
     def of(labels: Tensor, omega: float, low: float = 0.0, high: float = 1.0) -> Guidance:
-        """The same guidance for all samples."""
+        """Guidance that is the same for all samples."""
         numbers = (1 - 1 / omega, low, high)
         return Guidance(labels, *(torch.full_like(labels, number, dtype=torch.float32) for number in numbers))
 
@@ -104,7 +104,9 @@ def guided(conditional: Tensor, unconditional: Tensor, w: Tensor) -> Tensor:
 def estimates(
     f: Callable[[Tensor, Tensor, Any], Tensor], x: Tensor, t: Tensor, labels: Tensor | Guidance, null: int
 ) -> tuple[Tensor, Tensor]:
-    """f(x, t, labels) and f(x, t, null), each (B, ...), evaluated in one batch; the labels may be :class:`Guidance`."""
+    """The values f(x, t, labels) and f(x, t, null), each (B, ...), evaluated in one batch; the labels may be
+    :class:`Guidance`.
+    """
     classes: Any
     if isinstance(labels, Guidance):
         classes = labels.with_null(null)

@@ -42,7 +42,7 @@ class HalvingLevels(Levels):
 
 
 class WholeSteps(GridCurriculum):
-    """Neighbours t and q on a grid, and r = q, so the way ends with the step."""
+    """Draws neighbours t and q on a grid, and r = q, so the way ends with the step."""
 
     def draw(self, n: int, clock: Clock, device: Device = "cpu", generator: Generator | None = None) -> Times:
         t, q, _ = super().draw(n, clock, device, generator)

@@ -1,4 +1,4 @@
-"""What a network without approximation error would learn from N noise levels: the limits of CD and CT at a given N."""
+"""The limits of CD and CT at N noise levels, which a network without approximation error would learn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is specific to Stable Diffusion and latent consistency (LCM): predictions, timesteps, guidance.
+"""The specifics of Stable Diffusion and latent consistency (LCM): predictions, timesteps, guidance.
 
 A noisy latent is ``z_t = alpha_t z_0 + sigma_t epsilon`` with ``alpha_t^2 + sigma_t^2 = 1``; t counts from 0 to T - 1.
 """
@@ -94,7 +94,7 @@ def ddim_timesteps(n: int = 50, total: int = 1000) -> Tensor:
 
 
 class Timesteps(Curriculum):
-    """t uniform among :func:`ddim_timesteps`, q the one below it, or 0 (LCM, Algorithm 1).
+    """Draws t uniformly among :func:`ddim_timesteps`; q is the one below it, or 0 (LCM, Algorithm 1).
 
     Args:
         n: timesteps of the teacher's grid.

@@ -15,7 +15,7 @@ from cm_lightning.domains import COUNT, INNER, NON_NEGATIVE, POSITIVE, check_asc
 
 
 class GroupTimes(Curriculum):
-    """The same t, q and r for all samples of a group: t and r uniform, q lower than t by a step in eta = t / (1 - t).
+    """Draws the same levels for a group of samples: t and r uniform, q below t by a step in eta = t / (1 - t).
 
     Args:
         size: samples in a group.

@@ -1,4 +1,4 @@
-"""From noise to images along the probability-flow ODE: the diffusion baselines for one-step methods."""
+"""Sampling along the probability-flow ODE: the diffusion baselines for one-step methods."""
 
 from __future__ import annotations
 

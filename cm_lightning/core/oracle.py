@@ -1,4 +1,4 @@
-"""Data whose denoiser and consistency function are known: what every approximation is tested against."""
+"""Data whose denoiser and consistency function are known, against which approximations are tested."""
 
 from __future__ import annotations
 

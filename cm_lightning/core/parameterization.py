@@ -1,4 +1,4 @@
-"""From a network F to a denoiser D(x, t), a consistency function f(x, t), or a flow map X(x, t, r).
+"""Parameterizations: a denoiser D(x, t), a consistency function f(x, t) or a flow map X(x, t, r) from a network F.
 
 All have EDM's form (Karras et al. 2022, Eq. 7): c_skip x + c_out F(c_in x, c_noise).
 """

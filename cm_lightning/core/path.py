@@ -1,4 +1,4 @@
-"""How noise is mixed into data along a trajectory: x_t = alpha(t) x + sigma(t) z, with z of unit variance.
+"""Paths, on which noise is mixed into data: x_t = alpha(t) x + sigma(t) z, with z of unit variance.
 
 A level is called sigma on the VE path and t on the others. On every path ``sigma / alpha`` is the level in the units of
 VE, which translates the levels of one path to those of another.

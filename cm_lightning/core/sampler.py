@@ -1,4 +1,4 @@
-"""From noise to images: one-step and multistep sampling of a consistency function or a flow map."""
+"""One-step and multistep sampling of a consistency function or a flow map."""
 
 from __future__ import annotations
 

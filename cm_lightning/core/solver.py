@@ -1,4 +1,4 @@
-"""One step of the probability-flow ODE: its velocity is that of the path at the estimated data and noise.
+"""Single steps of the probability-flow ODE, whose velocity is the path's at the estimated data and noise.
 
 On the VE path it reads dx/dsigma = (x - D(x, sigma)) / sigma (EDM, Eq. 1 with s = 1, sigma = t).
 """

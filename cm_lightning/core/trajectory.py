@@ -51,7 +51,7 @@ class Trajectory(Recorded, ABC):
 
 
 class SameNoise(Trajectory):
-    """The same image and the same noise at every level, which is correct in the mean over both (CM, Theorem 2).
+    """Keeps the image and the noise the same at every level, which is correct in the mean over both (CM, Theorem 2).
 
     Args:
         path: the path of the levels; VE if None.
@@ -68,7 +68,7 @@ class SameNoise(Trajectory):
 
 
 class GuidedNoise(SameNoise):
-    """The same image and noise under classifier-free guidance: the image is moved by w (D(x_t, c) - D(x_t, null)).
+    """Same noise under classifier-free guidance: the image is moved by w (D(x_t, c) - D(x_t, null)).
 
     In the mean over images the trajectory is that of a guided denoiser (CM, Theorem 2; Ho & Salimans 2022). The model
     still learns from the data, because only a difference of the given denoiser's estimates is used, in which a common

@@ -53,7 +53,7 @@ class TruncatedStudent(Recorded):
 
 
 class TruncatedCurriculum(Curriculum):
-    """t from a density above t', and t' itself for a share of the samples, whose q lies below t' (TCM).
+    """Draws t from a density above t', and t' itself for a share of the samples, whose q lies below t' (TCM).
 
     The gap is that of ECT, t - q = t (1 - ratio) (1 + k sigmoid(-b t)).
 

@@ -1,4 +1,4 @@
-"""Which of two networks, generator and critic, trains at a step."""
+"""The turns in which two networks, a generator and a critic, are trained."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class GenerativeModule(TrainedModule):
         backbone: any network with ``forward(x, noise_label, class_label=None)``; it is class-conditional if it has an
             attribute ``num_classes`` above 0.
         image_shape: (C, H, W) of images; the shape of a sample for other data, such as (2,) for points in the plane.
-        label_dropout: probability of training a sample with the null class; guidance needs it.
+        label_dropout: probability of training on a sample with the null class; guidance needs it.
         optimizer, lr_scheduler, start_from: see :class:`TrainedModule`.
     """
 
@@ -213,7 +213,7 @@ class GenerativeModule(TrainedModule):
         return 0.0, math.inf
 
     def sampling_levels(self, steps: int | None, sigmas: Sequence[float] | None) -> list[float]:
-        """The noise levels that ``sample`` takes for these arguments. Raises ConfigError as it does."""
+        """The noise levels that ``sample`` takes for these arguments. Raises the same ConfigError."""
         if sigmas is None:
             steps = self.default_steps if steps is None else steps
             COUNT.check(steps=steps)
@@ -223,7 +223,7 @@ class GenerativeModule(TrainedModule):
         check_descending(sigmas)
         if steps not in (None, len(sigmas)):
             raise ConfigError(
-                f"steps and sigmas exclude each other: {steps} steps, but {len(sigmas)} levels; leave steps out"
+                f"steps and sigmas cannot be combined: {steps} steps, but {len(sigmas)} levels; leave steps out"
             )
         levels = [float(sigma) for sigma in sigmas]
         low, high = self.trained_levels()

@@ -69,7 +69,7 @@ class WithCritic(TrainedModule):
 
     @property
     def turn(self) -> Turn:
-        """What trains at this step; both networks are evaluated outside of training."""
+        """The networks that train at this step; outside of training both are evaluated."""
         return self.turns(self.trained_steps) if self.training else Turn(True, True)
 
     def joined(self, losses: Losses) -> Tensor:

@@ -1,4 +1,4 @@
-"""A discriminator on the features of a diffusion network: its coarsest level, and heads (SDXL-Lightning, DMD2)."""
+"""A discriminator on the coarsest features of a diffusion network, with heads of its own (SDXL-Lightning, DMD2)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Discriminator(nn.Module):
         self.one, self.two = Head(width), Head(2 * width)
 
     def forward(self, *features: Tensor) -> Tensor:
-        """Logits (B,) from the features of one point (B, width, h, w), or of two."""
+        """Logits (B,) from the features (B, width, h, w) of one point or of two."""
         logits: Tensor = self.one(*features) if len(features) == 1 else self.two(torch.cat(features, 1))
         return logits
 

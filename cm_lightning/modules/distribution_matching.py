@@ -130,5 +130,5 @@ class DistributionMatchingDistillation(DistributionMatching, Distilled):
 
     def default_sigmas(self, steps: int) -> list[float]:
         if steps > self.steps:
-            raise ConfigError(f"the generator was trained for {self.steps} step(s), not for {steps}: ask for fewer")
+            raise ConfigError(f"the generator was trained for {self.steps} step(s), not for {steps}: choose fewer")
         return self.levels[:steps]

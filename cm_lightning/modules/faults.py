@@ -8,13 +8,13 @@ import lightning as L
 import torch
 from torch import Tensor
 
-#: How many images a line names by their numbers.
+#: The number of images that a line lists.
 _NAMED = 8
 
 
 def of_the_loss(trainer: L.Trainer, step: int) -> str:
     """The line for a loss that has not been finite since a step."""
-    said = f"the loss is not finite since step {step}"
+    said = f"the loss has not been finite since step {step}"
     images = _not_finite(trainer, "train", _images_of_step(trainer, step))
     if images:
         return f"{said}, whose batch has training images that are not finite, {_numbers(images)}: repair or remove them"
@@ -23,7 +23,7 @@ def of_the_loss(trainer: L.Trainer, step: int) -> str:
 
 def of_a_step_left_out(trainer: L.Trainer, step: int, count: int) -> str:
     """The line for a step whose gradients are not finite, the last of ``count`` such steps."""
-    said = f"step {step} is left out, because its gradients are not finite ({count} so far)"
+    said = f"step {step} is left out because its gradients are not finite ({count} so far)"
     images = _not_finite(trainer, "train", _images_of_step(trainer, step))
     return f"{said}: training images are not finite, {_numbers(images)}: repair or remove them" if images else said
 

@@ -100,7 +100,7 @@ class LatentModule(TrainedModule):
         self.place_encoders()
 
     def place_encoders(self) -> None:
-        """Put the encoders on the device that training needs; drawing moves them to the module's device first."""
+        """Put the encoders on the device that training needs; sampling first moves them to the module's device."""
         self.base.encoders_to("cpu" if self.cache or self.offload_encoders else self.device)
 
     def predict_step(self, *_: Any) -> Any:

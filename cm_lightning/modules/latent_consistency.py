@@ -101,7 +101,7 @@ class LatentConsistencyDistillation(StudentModule):
         return self.consistency_function(z_t, t, c.captions, c.w)
 
     def target_map(self, z_t: Tensor, t: Tensor, r: Tensor, c: Guided) -> Tensor:
-        """The same with the weights of the target network."""
+        """f(z_t, t, w, c) with the weights of the target network."""
         assert self.target is not None
         output = self.student.target(self.base, self.target, z_t, t, c.captions, self.student.embed(c.w))
         return self.boundary(z_t, t, self.base.schedule.clean(output, z_t, t))

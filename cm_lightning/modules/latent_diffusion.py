@@ -25,7 +25,7 @@ class LatentDiffusionModule(LatentModule):
 
     Args:
         base: the model whose network is trained; its autoencoder and text encoders stay as they are.
-        caption_dropout: probability of training a sample without its caption; guidance needs it.
+        caption_dropout: probability of training on a sample without its caption; guidance needs it.
         cache, offload_encoders: see :class:`LatentModule`; optimizer, lr_scheduler, start_from: see
             :class:`TrainedModule`.
     """

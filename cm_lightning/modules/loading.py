@@ -129,7 +129,7 @@ def _required(cls: type) -> set[str]:
 
 
 def _build(value: Any, trusted: Sequence[str], given: Mapping[str, Any] | None = None) -> Any:
-    """Build objects from ``{class_path, init_args}``; anything else stays as it is, strings included."""
+    """Build objects from ``{class_path, init_args}``; anything else, including strings, is returned unchanged."""
     if isinstance(value, list):
         return [_build(item, trusted) for item in value]
     if not isinstance(value, dict):

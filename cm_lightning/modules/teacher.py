@@ -19,7 +19,7 @@ from cm_lightning.states import difference, renamed_like
 
 
 class Distilled(GenerativeModule):
-    """The base of distillations: a frozen teacher that supplies the trajectory, and the weights to start with.
+    """The base of distillations: a frozen teacher supplies the trajectory and, if requested, the initial weights.
 
     A checkpoint holds only the teacher's path: training needs the file again, but sampling does not.
     """
@@ -34,7 +34,7 @@ class Distilled(GenerativeModule):
             ConfigError: the student would start both from the teacher and from another file.
         """
         if start_from_teacher and self.start_from:
-            raise ConfigError("start_from and start_from_teacher exclude each other: set start_from_teacher to false")
+            raise ConfigError("start_from and start_from_teacher cannot be combined: set start_from_teacher to false")
         self.start_from_teacher = start_from_teacher
         if isinstance(teacher, DiffusionModule):
             self.frozen_teacher = Frozen(teacher, follows_dtype=True)

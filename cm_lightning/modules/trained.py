@@ -52,7 +52,7 @@ class TrainedModule(Recorded, L.LightningModule):
     config: dict[str, Any] | None = None
     #: Whether a callback looks at the gradients of each step, so that a loss that is not finite does not end the run.
     skips_bad_steps = False
-    #: What follows the trained network, such as an average, in methods that have any.
+    #: The weights that follow the trained network, such as an average, in methods that have any.
     followers: tuple[Follower, ...] = ()
 
     def __init__(
@@ -133,7 +133,7 @@ class TrainedModule(Recorded, L.LightningModule):
         return Clock(_SCHEDULES_END, _SCHEDULES_END)
 
     def trained_parameters(self) -> list[Any]:
-        """What the optimizer is given: the parameters that are trained, or groups of them."""
+        """The trained parameters, or groups of them, for the optimizer."""
         return [p for p in self.parameters() if p.requires_grad]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -2,12 +2,17 @@
 
     python experiments/benchmarks/steps.py                                    this machine's CPU
     python experiments/benchmarks/steps.py --device cuda --precision bfloat16 --channels 128 --side 64 --images 64
-    python experiments/benchmarks/steps.py --compile --only EDM ECT CD        beside it the step of compiled networks
+    python experiments/benchmarks/steps.py --compile --only EDM ECT CD        also the step of compiled networks
 
+<<<<<<< HEAD
 A step is loss, gradients and Adam. The first ratio is that to EDM's step, which is the least: one pass of the network
 and its gradients. The second is that to the method's own floor: EDM's step for each pass that is differentiated, and a
 pass without gradients for each other one, as counted in one step. A derivative in forward mode counts as one pass.
 Rounds of all methods are interleaved, so that changes in the speed of the machine affect all alike.
+=======
+A step is loss, gradients and Adam. The ratio is that to EDM's step, which is the cheapest: one pass of the network and
+its gradients. Rounds of all methods are interleaved, so that changes in the speed of the machine affect all equally.
+>>>>>>> wt-prose
 """
 
 from __future__ import annotations
@@ -47,8 +52,10 @@ METHODS: Mapping[str, Callable[[MakeNetwork, Shape], GenerativeModule]] = {
     ),
     "guided CT": lambda net, shape: C.GuidedConsistencyTraining(net(False), shape),
     "CD": lambda net, shape: C.ConsistencyDistillation(net(False), shape, _teacher(net, shape)),
-    "CTM": lambda net, shape: C.TrajectoryDistillation(  # of one step of the teacher; each further one is two passes
-        net(True), shape, _teacher(net, shape), curriculum=C.JumpTimes(most=1)
+    "CTM": lambda net, shape: (
+        C.TrajectoryDistillation(  # with one step of the teacher; each further one takes two passes
+            net(True), shape, _teacher(net, shape), curriculum=C.JumpTimes(most=1)
+        )
     ),
     "sCT": lambda net, shape: C.ContinuousConsistencyTraining(net(False), shape),
     "sCD": lambda net, shape: C.ContinuousConsistencyDistillation(net(False), shape, _teacher(net, shape)),
@@ -83,7 +90,7 @@ class Stepper:
         torch.manual_seed(0)
         self.module, self.device = make().to(args.device), torch.device(args.device)
         if hasattr(self.module, "hold_teacher"):
-            self.module.setup("fit")  # which starts from the teacher
+            self.module.setup("fit")  # this starts the student from the teacher
         self.module.train()
         self.compiled = Compile(backend) if backend else None
         if self.compiled:
@@ -110,7 +117,7 @@ class Stepper:
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        self.loss = float(loss.detach())  # which waits for the device
+        self.loss = float(loss.detach())  # this waits for the device
         if on_gpu:
             torch.cuda.synchronize(self.device)
             self.peak = torch.cuda.max_memory_allocated(self.device) / 2**30
@@ -146,7 +153,7 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--channels", type=int, default=32)
     parser.add_argument("--side", type=int, default=32, help="pixels of an image along a side")
-    parser.add_argument("--images", type=int, default=16, help="in a batch")
+    parser.add_argument("--images", type=int, default=16, help="number of images in a batch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--compile", nargs="?", const="inductor", metavar="BACKEND", help="measure compiled steps too")

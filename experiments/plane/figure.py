@@ -2,10 +2,10 @@
 
 python experiments/plane/figure.py runs/plane-* [--shape moons] [--output experiments/plane/samples.png]
 
-The runs on one shape are shown. The rows of the figure are the methods, the best in one step first, and its columns
-the evaluations of the network. The table is in Markdown: the energy distances, and the error of one step, the root mean
-square distance from the end of the exact trajectory from the same noise; each is the mean over the versions of a run,
-with their standard deviation.
+The runs on one shape are shown. The rows of the figure are the methods, the best in one step first, and its columns the
+numbers of network evaluations. The table is in Markdown: the energy distances, and the error of one step, which is the
+root mean square distance from the end of the exact trajectory from the same noise. Each is the mean over the versions of
+a run, with the standard deviation.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from cm_lightning.modules.flow_map import FlowMapModule
 from cm_lightning.report.runs import Run, read_runs
 
 STEPS = (1, 2, 4, 8, 16)
-#: The level from which trajectories start that begin with pure noise: the data are 1 / 20,000 of it.
+#: The level at which trajectories from pure noise start: the data are 1 / 20,000 of it.
 FAR = 1e4
 
 
@@ -105,7 +105,7 @@ class Exact:
 
 
 def samples(module: GenerativeModule, steps: int, n: int) -> Tensor | None:
-    """Samples (n, 2) from the same noise for all; None where the module is not sampled in so many steps."""
+    """Samples (n, 2) from the same noise for all; None if the module is not sampled in this many steps."""
     try:
         return module.sample(n, steps, generator=torch.Generator().manual_seed(0))
     except ConfigError:

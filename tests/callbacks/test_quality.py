@@ -336,7 +336,10 @@ def test_wrong_weights_and_too_few_images_are_said_before_the_training(tmp_path,
     write_folder(2)
     unet = UNet(3, 8, (1,), 1, (), patch=4)
     Path("damaged.pth").write_bytes(b"x")
-    for weights, line in (("nowhere.pth", "no file nowhere.pth"), ("damaged.pth", "damaged.pth holds no state dict")):
+    for weights, line in (
+        ("nowhere.pth", "no file nowhere.pth"),
+        ("damaged.pth", "damaged.pth does not hold a state dict"),
+    ):
         extractor = TorchvisionFeatures("resnet18", weights)
         with pytest.raises(ConfigError, match="at least 2 images, and train has fewer"):
             trainer(tmp_path, callbacks=[Quality(extractor=extractor)]).fit(

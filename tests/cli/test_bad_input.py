@@ -314,6 +314,6 @@ def test_ranks_say_one_line_each(tmp_path):
     done = fork("-m", "cm_lightning", "fit", *options, cwd=tmp_path, check=False)
     assert done.returncode == 2
     errors = [text for text in done.stderr.splitlines() if "error: " in text]
-    assert "error: data.batch_size 41 is the whole batch: make it a multiple of 2 ranks" in errors
+    assert "error: data.batch_size 41 is that of all ranks together: make it a multiple of 2" in errors
     assert len(errors) <= 2
     assert "Traceback" not in done.stderr

@@ -60,7 +60,7 @@ def test_reference_statistics_survive_the_disc_and_damage_is_named(digits, tmp_p
     load_reference(read.measures[0], path)
     assert read([(images, labels)]) == made([(images, labels)])
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match=r"reference.safetensors holds no reference statistics"):
+    with pytest.raises(CheckpointError, match=r"reference.safetensors does not hold reference statistics"):
         load_reference(read.measures[0], path)
 
 

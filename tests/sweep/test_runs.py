@@ -360,7 +360,7 @@ def test_the_engine_gets_the_checked_definition_and_its_trials_are_counted(monke
     assert engine.definition["metric"] == {"goal": "minimize", "name": "val/loss"}
     bayes = {"x": {"distribution": "log_uniform_values", "min": "1e-5", "max": "1e-2"}}
     write(method="bayes", parameters=bayes)
-    with pytest.raises(ConfigError, match="a bayes search has no end: give --count"):
+    with pytest.raises(ConfigError, match="a bayes search does not end by itself: give --count"):
         sweep(["s.yaml"])
     assert status("s.yaml", "--count=1", "--dry-run") == 0
     assert engine.definition["parameters"]["x"] == {**bayes["x"], "min": 1e-5, "max": 1e-2}

@@ -203,11 +203,11 @@ def test_errors_name_the_file_or_the_parameter():
         sweep([write(method="guess", parameters={})])
     with pytest.raises(ConfigError, match="parameter x of a grid needs value or values"):
         sweep([write(parameters={"x": {"min": 0, "max": 1}})])
-    with pytest.raises(ConfigError, match="a random search has no end: give --count"):
+    with pytest.raises(ConfigError, match="a random search does not end by itself: give --count"):
         sweep([write(method="random", parameters={"x": {"min": 0, "max": 1}})])
     with pytest.raises(ConfigError, match=r"parameter x: distribution beta cannot be drawn without a and b"):
         sweep([write(method="random", parameters={"x": {"distribution": "beta"}})])
-    with pytest.raises(ConfigError, match="nested ones go by dots"):
+    with pytest.raises(ConfigError, match="write nested parameters with dots"):
         sweep([write(parameters={"x": {"parameters": {"y": {"value": 1}}}})])
 
 
