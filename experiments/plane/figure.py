@@ -4,8 +4,8 @@ python experiments/plane/figure.py runs/plane-* [--shape moons] [--output experi
 
 The runs on one shape are shown. The rows of the figure are the methods, the best in one step first, and its columns the
 numbers of network evaluations. The table is in Markdown: the energy distances, and the error of one step, which is the
-root mean square distance from the end of the exact trajectory from the same noise. Each is the mean over the versions of
-a run, with the standard deviation.
+root mean square distance from the end of the exact trajectory from the same noise. Each is the mean over the versions
+of a run, with the standard deviation.
 """
 
 from __future__ import annotations
