@@ -1,9 +1,9 @@
-"""How the time of a training step grows with the batch, the side of the images, and the width of the network.
+"""Growth of the time of a training step with the batch, the side of the images, and the width of the network.
 
     python experiments/benchmarks/growth.py [--method ECT] [--rounds 5]
 
-Each quantity is doubled twice from its least value, which `--images`, `--side` and `--channels` set, while the others
-stay at theirs. The exponent is the slope of a line through the logarithms: 1 is growth in proportion.
+Each quantity is doubled twice from its least value, set by `--images`, `--side` and `--channels`, while the others stay
+at theirs. The exponent is the slope of a line through the logarithms: 1 means proportional growth.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What each part of a training step of the main recipe costs, as a share of the step.
+"""The cost of each part of a training step of the main recipe, as a share of the step.
 
     python experiments/benchmarks/parts.py [--config experiments/mnist/compare/ect.yaml] [--rounds 30]
 
 The parts are timed one by one in the process of the recipe, in interleaved rounds, and compared with a whole step. What
-the sum lacks is in between: casts, scalings and the weights of the loss.
+the sum lacks is the work between them: casts, scalings and the weights of the loss.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CONFIG = Path(__file__).parents[1] / "mnist" / "compare" / "ect.yaml"
 
 
 class Parts(Callback):
-    """Times the parts after the last step of a run, when its networks, data and averages are there."""
+    """Times the parts after the last step of a run, when its networks, data and averages exist."""
 
     rounds: ClassVar[int] = 30
 

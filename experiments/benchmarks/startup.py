@@ -1,9 +1,9 @@
-"""How long a command takes until it does its work, as whole processes: starts of each command, in interleaved rounds.
+"""The time until a command does its work, measured on whole processes: each command is started in interleaved rounds.
 
     python experiments/benchmarks/startup.py CHECKPOINT [--rounds 5]
 
-`sample` draws one image; `fit` ends after its first step, without evaluation. The imports of torch alone are the least
-that any command could take.
+`sample` draws one image; `fit` ends after its first step, without evaluation. Importing torch alone is the least that
+any command could take.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SUITE = [sys.executable, "-m", "cm_lightning"]
 
 
 def commands(checkpoint: Path, folder: str) -> dict[str, list[str]]:
-    """The commands to time, by what they are called in the table."""
+    """The commands to time, by their names in the table."""
     fit = [
         "fit", f"--config={RECIPE}", "--trainer.max_steps=1", "--trainer.limit_val_batches=0",
         f"--trainer.logger.save_dir={folder}", "--callbacks.samples=null", "--callbacks.quality=null",

@@ -4,15 +4,11 @@
     python experiments/benchmarks/steps.py --device cuda --precision bfloat16 --channels 128 --side 64 --images 64
     python experiments/benchmarks/steps.py --compile --only EDM ECT CD        also the step of compiled networks
 
-<<<<<<< HEAD
-A step is loss, gradients and Adam. The first ratio is that to EDM's step, which is the least: one pass of the network
-and its gradients. The second is that to the method's own floor: EDM's step for each pass that is differentiated, and a
-pass without gradients for each other one, as counted in one step. A derivative in forward mode counts as one pass.
-Rounds of all methods are interleaved, so that changes in the speed of the machine affect all alike.
-=======
-A step is loss, gradients and Adam. The ratio is that to EDM's step, which is the cheapest: one pass of the network and
-its gradients. Rounds of all methods are interleaved, so that changes in the speed of the machine affect all equally.
->>>>>>> wt-prose
+A step is loss, gradients and Adam. The first ratio is that to EDM's step, which is the cheapest: one pass of the
+network and its gradients. The second is that to the method's own floor: EDM's step for each pass that is
+differentiated, and a pass without gradients for each other one, as counted in one step. A derivative in forward mode
+counts as one pass. Rounds of all methods are interleaved, so that changes in the speed of the machine affect all
+equally.
 """
 
 from __future__ import annotations
@@ -75,7 +71,7 @@ METHODS: Mapping[str, Callable[[MakeNetwork, Shape], GenerativeModule]] = {
 
 
 class Passes(NamedTuple):
-    """Passes of networks on a batch in one step, those on a part of it as that part."""
+    """The passes of networks on a batch in one step; a pass on a part of the batch counts as that part."""
 
     differentiated: float
     other: float
@@ -142,7 +138,7 @@ class Stepper:
         """Time a pass of the network without gradients."""
         levels = torch.zeros(len(self.x), device=self.device)
         start = time.perf_counter()
-        float(self.module.backbone(self.x, levels, self.labels).sum())  # which waits for the device
+        float(self.module.backbone(self.x, levels, self.labels).sum())  # this waits for the device
         self.forward_seconds.append(time.perf_counter() - start)
 
 
@@ -158,7 +154,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--compile", nargs="?", const="inductor", metavar="BACKEND", help="measure compiled steps too")
     args = parser.parse_args()
-    args.only = list(dict.fromkeys(["EDM", *args.only]))  # the measure of the others
+    args.only = list(dict.fromkeys(["EDM", *args.only]))  # the others are compared with it
     keep_freed_memory()
     shape = (3, args.side, args.side)
 

@@ -54,7 +54,7 @@ def gaussians(steps: int = 512) -> MixtureOracle:
 
 
 def moons(steps: int = 512, each: int = 200) -> MixtureOracle:
-    """The distribution of the shape ``moons``, each arc as Gaussians that lie closer than their width is."""
+    """The distribution of the shape ``moons``, with each arc as Gaussians whose distances are below their width."""
     angles = (torch.arange(each, dtype=torch.float64) + 0.5) * (math.pi / each)
     arcs = [torch.stack([angles.cos() - 0.5 * side, side * (angles.sin() - 0.25)], 1) for side in (1, -1)]
     return MixtureOracle(0.6 * torch.cat(arcs), _equal(2 * each, 0.03), steps=steps)
