@@ -123,6 +123,13 @@ def _check_ends(owner: Levels, s0: int, s1: int) -> None:
         raise ConfigError(f"{type(owner).__name__}: s0 must be at most s1, got {s0} and {s1}")
 
 
+class _Grid(NamedTuple):
+    """N levels and the probabilities of their N - 1 intervals, float32."""
+
+    sigmas: Tensor
+    probabilities: Tensor
+
+
 class GridCurriculum(Curriculum):
     """Neighbours on a Karras grid of N(k) levels: CM with progressive levels, iCT with doubling ones.
 
@@ -149,13 +156,24 @@ class GridCurriculum(Curriculum):
         self.levels = levels
         self.density = density or UniformIntervals()
         self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
+        self._kept: tuple[tuple[int, Device], _Grid] | None = None
 
     def draw(self, n: int, clock: Clock, device: Device = "cpu", generator: Generator | None = None) -> Times:
-        sigmas = karras_sigmas(self.levels(*clock), self.sigma_min, self.sigma_max, self.rho)
-        probabilities = self.density.probabilities(sigmas).to(device, torch.float32)
+        sigmas, probabilities = self.grid(clock, device)
         i = torch.multinomial(probabilities, n, replacement=True, generator=generator)
-        sigmas = sigmas.to(device, torch.float32)
         return to_the_end(sigmas[i], sigmas[i + 1])
+
+    def grid(self, clock: Clock, device: Device = "cpu") -> _Grid:
+        """The levels at a step of the run, and the probabilities of their intervals.
+
+        They are kept until N(k) changes, because making them and copying them to a GPU takes longer than the draw.
+        """
+        key = (self.levels(*clock), device)
+        if self._kept is None or self._kept[0] != key:
+            sigmas = karras_sigmas(key[0], self.sigma_min, self.sigma_max, self.rho)
+            probabilities = self.density.probabilities(sigmas)
+            self._kept = key, _Grid(sigmas.to(device, torch.float32), probabilities.to(device, torch.float32))
+        return self._kept[1]
 
     def progress(self, clock: Clock) -> dict[str, float]:
         return {"N": self.levels(*clock)}

@@ -17,7 +17,6 @@ from cm_lightning.core.noise import (
     LogNormalAndHigh,
     add_noise,
     expand,
-    karras_sigmas,
     unit_noise,
 )
 from cm_lightning.core.objective import FlowMap, Objective
@@ -62,8 +61,8 @@ class JumpTimes(GridCurriculum):
         return random.Random(clock.step).choices(numbers, weights=numbers)[0]
 
     def draw(self, n: int, clock: Clock, device: Device = "cpu", generator: Generator | None = None) -> Times:
-        count, steps = self.levels(*clock), self.solver_steps(clock)
-        sigmas = karras_sigmas(count, self.sigma_min, self.sigma_max, self.rho).to(device, torch.float32)
+        sigmas, steps = self.grid(clock, device).sigmas, self.solver_steps(clock)
+        count = len(sigmas)
         i = torch.randint(count - steps, (n,), device=device, generator=generator)
         beyond = torch.rand(n, dtype=torch.float32, device=device, generator=generator) * (count - i - steps)
         last = (i + steps + beyond.long()).clamp(max=count - 1)
