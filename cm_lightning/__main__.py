@@ -1,4 +1,4 @@
-"""``cm-lightning COMMAND ...``: quick work is done before anything slow is imported."""
+"""``cm-lightning COMMAND ...``, which does quick work before it imports anything slow."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _COMMANDS = {
     "sample": "draw images from a checkpoint",
     "edit": "inpaint, enlarge, colour, denoise and interpolate images",
     "serve": "draw in the browser while a slider or the pen moves",
-    "stream": "draw the frames of a folder or an animation anew",
-    "search": "find the noise levels of a few steps for a checkpoint",
-    "evaluate": "measure text-to-image models over steps and guidance scales",
-    "compare": "compare several runs by tables, curves and samples",
-    "sweep": "run a W&B sweep file on this machine alone",
+    "stream": "redraw the frames of a folder or an animation",
+    "search": "search for the best noise levels of a few steps for a checkpoint",
+    "evaluate": "measure text-to-image models over numbers of steps and guidance scales",
+    "compare": "compare runs by tables, curves and samples",
+    "sweep": "run a W&B sweep file on this machine, without an account",
     "export": "write weights for diffusers, ONNX Runtime, a web page, or as safetensors",
     "self-consistency": "check numerically that the consistency function is well defined",
-    "train-judge": "train a classifier of digits or clothes that measures samples",
+    "train-judge": "train a classifier of digits or clothes, which measures samples",
 }
 
 _HELP = f"""usage: cm-lightning COMMAND [OPTIONS]
@@ -32,8 +32,8 @@ Consistency models on PyTorch Lightning.
 
   {"fit":<16} train: --config experiments/mnist/ct.yaml
   {"validate":<16} measure on the validation split: --config FILE --ckpt_path FILE
-  {"test":<16} the same on the test split
-  {"predict":<16} return samples to Python users of the Trainer; to write images use sample
+  {"test":<16} measure on the test split
+  {"predict":<16} return samples to Python code that uses the Trainer; use sample to write images
 """ + "\n".join(f"  {name:<16} {what}" for name, what in _COMMANDS.items()) + """
 
 cm-lightning COMMAND --help lists the options of a command, --version prints the version. With --debug an error shows
@@ -43,7 +43,7 @@ its traceback.
 
 def main() -> None:
     """The console script ``cm-lightning``."""
-    gc.set_threshold(50_000, 20, 50)  # imports make a million objects that stay: to look for garbage takes a sixth
+    gc.set_threshold(50_000, 20, 50)  # imports make a million objects that stay: looking for garbage is slow
     sys.argv[1:] = take_debug(sys.argv[1:])
     silence()
     command, *rest = sys.argv[1:] or ["--help"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-# Functions that autocast computes in 16 bits, and in float32; all others take their inputs as they are.
+# The functions that autocast computes in 16 bits, and those in float32; all others take their inputs unchanged.
 _SHORT = {
     "__matmul__", "__rmatmul__", "addbmm", "addmm", "addmv", "addr", "baddbmm", "bilinear", "bmm", "conv1d", "conv2d",
     "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "einsum", "linear", "matmul", "mm", "mv",
@@ -41,7 +41,7 @@ def kept_for_backward(
     dtype: torch.dtype = torch.float32,
     autocast: torch.dtype | None = None,
 ) -> Kept:
-    """Count the bytes that networks keep when run on one image, besides their weights.
+    """Count the bytes that networks keep, besides their weights, when they run on one image.
 
     Args:
         networks: all networks in ``run``; they are moved to the meta device, in training mode.
@@ -102,7 +102,7 @@ class _Accelerator(TorchFunctionMode):
 
 
 class _Fused(torch.autograd.Function):
-    """Keeps what a fused kernel of attention keeps; the kernel of the meta device would keep whole matrices."""
+    """Keeps what a fused attention kernel keeps; the kernel of the meta device would keep whole matrices."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

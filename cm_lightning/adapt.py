@@ -1,4 +1,4 @@
-"""Adapting a model to a folder of images, for sizes that the user has not given."""
+"""Adapting a model to a folder of images in the sizes that the user has not given."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def adapt_to_data(config: Any, arguments: Sequence[str]) -> None:
             sizes["image_channels"] = folder.image_shape[0]
         if ("model", "backbone", "num_classes") not in given and "num_classes" in sizes:
             sizes["num_classes"] = folder.num_classes
-    except DataError:  # loading reports the same; a dry run does not need images
+    except DataError:  # loading reports it later; a dry run does not need images
         return
 
 

@@ -1,4 +1,4 @@
-"""The cache: files that can be computed again, and whose loss or refusal is never a reason to end."""
+"""The cache of files that can be computed again. Their loss, or a failure to write them, never ends a program."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cm_lightning.files import replacing
 def cache_folder(folder: str | None = None) -> Path:
     """The folder for reproducible files: ``folder``, or ``cm_lightning`` in ``$XDG_CACHE_HOME`` (``~/.cache``).
 
-    A user without a home has it in the folder for temporary files.
+    For a user without a home directory it is in the folder for temporary files.
     """
     if folder:
         return Path(folder)
@@ -30,7 +30,7 @@ def cache_folder(folder: str | None = None) -> Path:
 
 
 def is_kept(path: Path) -> bool:
-    """Whether the cache has a file; a folder that cannot be looked into does not have it."""
+    """Whether the cache has a file; false if the folder cannot be read."""
     try:
         return path.is_file()
     except OSError:
@@ -50,6 +50,6 @@ def keep(path: Path, write: Callable[[Path], object]) -> None:
     except (OSError, SafetensorError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or flat(str(error))
         rank_zero_warn(
-            f"{path} cannot be kept ({reason}), so it will be computed again: free space there, or set the option "
+            f"{path} cannot be written ({reason}), so it will be computed again: free space there, or set the option "
             "cache, or XDG_CACHE_HOME, to a folder that can be written"
         )

@@ -45,7 +45,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _noted(path: str | Path) -> Path:
-    """The checkpoint file of a path; if it differs from the path, this is printed, once."""
+    """The checkpoint file of a path; if it differs from the path, it is printed once."""
     try:
         found = find_checkpoint(path)
     except CheckpointError as error:
@@ -56,7 +56,7 @@ def _noted(path: str | Path) -> Path:
 
 
 def _hint(path: str | Path) -> str:
-    """A hint at what to give instead, if another program wrote the file."""
+    """A hint at what to give instead if another program wrote the file."""
     from cm_lightning.interop.foreign import origin
 
     program = origin(path)
@@ -72,7 +72,7 @@ def averages(checkpoint: dict[str, Any], attribute: str = "backbone") -> list[di
 
 
 def weights(checkpoint: dict[str, Any], which: str = "ema", attribute: str = "backbone") -> dict[str, Tensor]:
-    """The state dict of one submodule, under its names without compilation.
+    """The state dict of one submodule, under the names it has without compilation.
 
     Args:
         checkpoint: from :func:`read_checkpoint`.
@@ -85,7 +85,7 @@ def weights(checkpoint: dict[str, Any], which: str = "ema", attribute: str = "ba
     if which == "ema":
         found = averages(checkpoint, attribute)
         if not found:
-            raise CheckpointError(f"the checkpoint has no averaged weights of {attribute}: ask for the raw ones")
+            raise CheckpointError(f"the checkpoint has no averaged weights of {attribute}: choose the raw ones")
         return {plain_name(name): tensor for name, tensor in found[0]["average"].items()}
     prefix = f"{attribute}."
     state = checkpoint["state_dict"].items()

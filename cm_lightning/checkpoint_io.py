@@ -1,4 +1,4 @@
-"""Writing and reading the Trainer's checkpoints so that a killed process leaves the former one whole."""
+"""Writing and reading the Trainer's checkpoints so that a killed process leaves the previous one intact."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cm_lightning.files import make_durable, replacing
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its path, makes it durable, and renames it: the path never holds a part of a file.
 
-    Lightning's own plugin writes to ``$TMPDIR``; where that is another device, its last step truncates the former
+    Lightning's own plugin writes to ``$TMPDIR``; if that is another device, its last step truncates the previous
     checkpoint and copies the new one over it. Paths that are not local, such as ``s3://...``, are left to Lightning.
     """
 
@@ -26,7 +26,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint.
 
         Raises:
-            CheckpointError: the disc is full, or the path cannot be written.
+            CheckpointError: the disk is full, or the path cannot be written.
         """
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -39,12 +39,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except OSError as error:
             raise CheckpointError(
                 f"{path} cannot be written ({error.strerror}): free space there or set save_dir of trainer.logger to "
-                "another disc; the checkpoint before it is kept"
+                "another disk; the previous checkpoint is kept"
             ) from error
 
 
 def write_atomically(trainer: L.Trainer) -> None:
-    """Let a Trainer write its checkpoints by :class:`AtomicCheckpointIO`, unless it was given a plugin of its own."""
+    """Have a Trainer write its checkpoints by :class:`AtomicCheckpointIO`, unless it was given a plugin of its own."""
     plugin = trainer.strategy.checkpoint_io
     if type(plugin) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
@@ -53,7 +53,7 @@ def write_atomically(trainer: L.Trainer) -> None:
 
 
 def _make_folder_durable(folder: Path) -> None:
-    """Wait until the names in a folder are on the disc; some file systems cannot."""
+    """Wait until the names in a folder are on the disk; some file systems cannot."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""``fit``, ``validate``, ``test`` and ``predict``: LightningCLI with its traps closed."""
+"""``fit``, ``validate``, ``test`` and ``predict``: LightningCLI with its pitfalls removed."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class _Parser(LightningArgumentParser):
     """Reports an error in one line, without a hundred lines of usage before it."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:  # the parser of a class among several that are tried
+        if not self.exit_on_error:  # this is the parser of a class, one of several that are tried
             super().error(message, ex)
         line = complaint(message, sys.argv[1:], _options(self))
         raise ConfigError(f"{line}. See: {_command(self.prog)} --help") from ex
 
     def dump(self, cfg: Any, *args: Any, **kwargs: Any) -> str:
-        """The configuration as text that is read again: without callbacks of one's own that are left out."""
+        """The configuration as text that can be read again, without the user's own callbacks that are left out."""
         if cfg.get("callbacks") is not None:
             forget_absent(cfg := cfg.clone())
         text: str = super().dump(cfg, *args, **kwargs)
@@ -75,12 +75,12 @@ def _options(parser: ArgumentParser) -> list[str]:
 
 
 def _command(prog: str) -> str:
-    """The name of the command, ``cm-lightning fit``, also in errors of a part of its parser."""
+    """The name of the command, ``cm-lightning fit``, even if a part of its parser reports the error."""
     asked = next((argument for argument in sys.argv[1:] if argument in _SUBCOMMANDS), None)
     return " ".join([prog.split(maxsplit=1)[0], *([asked] if asked else [])])
 
 
-#: What is written is whole, and was checked when it was parsed.
+#: Options for writing: the configuration is complete, and was checked when it was parsed.
 _WHOLE = {"skip_none": False, "skip_validation": True}
 
 
@@ -93,7 +93,7 @@ def _content(parser: LightningArgumentParser, config: Any) -> dict[str, Any]:
 class _SaveConfig(SaveConfigCallback):
     """Saves the configuration to the run's directory, to W&B under one key, and to the checkpoints.
 
-    :class:`RunDirectory` calls it when there is a directory.
+    :class:`RunDirectory` calls it once there is a directory.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -124,7 +124,7 @@ class _CLI(LightningCLI):
     def setup_parser(
         self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
     ) -> None:
-        """Make the parser of the requested subcommand alone: one above it would check everything once more."""
+        """Make the parser of the requested subcommand alone: a parser above it would check everything a second time."""
         self.asked = next((name for name in sys.argv[1:2] if name in _SUBCOMMANDS), None)
         if self.asked is None:
             super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
@@ -136,24 +136,24 @@ class _CLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = self.parser_class(**kwargs)
-        parser.add_argument("-c", "--config", action=ConfigFile, help="A YAML file; repeat to override the former.")
+        parser.add_argument("-c", "--config", action=ConfigFile, help="A YAML file; later ones override earlier ones.")
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--base", type=str, help="Inside a file: the file that it builds on.")
+        parser.add_argument("--base", type=str, help="In a file only: the file that it builds on.")
         parser.add_class_arguments(self._named, "callbacks", fail_untyped=False, sub_configs=True)
         parser.add_argument(
             "--wandb",
             type=Literal["off", "online", "offline", "required"],
             default="off",
             help="Also log to Weights & Biases; offline runs are uploaded later with 'wandb sync'. If the server "
-            "cannot be reached, online goes offline, and required ends.",
+            "cannot be reached, online goes offline and required ends the run.",
         )
 
         parser.add_argument(
             "--dry_run",
             action="store_true",
-            help="With fit: print parameters, images, schedule and memory, and stop.",
+            help="With fit: print parameters, images, schedule and memory, and exit.",
         )
         parser.add_argument("--memory", type=float | None, help="With --dry_run: GiB of the card to fill.")
 
@@ -186,7 +186,7 @@ class _CLI(LightningCLI):
         config = self.config[self.subcommand]
         if not config.dry_run:
             if config.memory is not None:
-                raise ConfigError("--memory belongs to --dry_run: add that, or leave it out")
+                raise ConfigError("--memory needs --dry_run: add it, or leave --memory out")
             return
         assert isinstance(self.model, TrainedModule)
         print(plan_of(self.model, self.datamodule, self.trainer, config.memory))
@@ -205,7 +205,7 @@ class _CLI(LightningCLI):
         bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
         if config.trainer.enable_progress_bar is False:
             callbacks = [callback for callback in callbacks if callback not in bars]
-        elif not bars:  # or Lightning adds its own
+        elif not bars:  # else Lightning adds its own
             callbacks.append(RunProgress())
         if config.wandb != "off":
             present = loggers if isinstance(loggers, list) else [loggers] if isinstance(loggers, Logger) else []
@@ -218,7 +218,7 @@ class _CLI(LightningCLI):
         if self.config[self.subcommand].dry_run:
             return
         self.start = Start(str(self.subcommand), self.trainer, self.run, self.config_init[self.subcommand].ckpt_path)
-        for config in (self.config_init, self.config):  # so that the saved one names the file
+        for config in (self.config_init, self.config):  # so that the saved configuration names the file
             config[self.subcommand].ckpt_path = self.start.checkpoint
         if self.subcommand == "fit" and self.start.checkpoint:
             self.start.compare(_content(self._parser("fit"), self.config["fit"]))

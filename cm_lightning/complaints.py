@@ -1,4 +1,4 @@
-"""An error of the command line's parser in one line: the option as it was given, the reason, and the remedy."""
+"""One line for an error of the command line's parser: the option as it was given, the reason, and the remedy."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _no_such_option(argument: str, arguments: Sequence[str], options: Iterable[s
 
 
 def short_lists(text: str) -> str:
-    """Shorten long lists of known classes in a help text: those of the suite come first, the others are counted."""
+    """Shorten long lists of known classes in a help text: those of the suite come first, and the others are counted."""
     return re.sub(r"(known subclasses:\s+)([^)]*)", lambda match: f"{match[1]}{_shortened(match[2])}", text)
 
 
@@ -98,7 +98,7 @@ def _innermost(message: str) -> tuple[Path_, str, str]:
 
 
 def _block(text: str, indent: int) -> str:
-    """The first lines, as far as they are indented deeper."""
+    """The first lines that are indented deeper."""
     lines = []
     for line in text.splitlines():
         if line.strip() and len(line) - len(line.lstrip()) <= indent:
@@ -122,7 +122,7 @@ def _what_is_wrong(path: Path_, reason: str) -> str:
 
 
 def _about_a_class(path: Path_, reason: str) -> str:
-    """The text on a class that is not found or not named; "" if a number or text would do as well."""
+    """The text about a class that is not found or not named; "" if a number or text is also allowed."""
     if match := re.search(r"but (\S+) is abstract", reason):
         return f"name its class first, one of {', '.join(sorted(_choices(path, match[1])))}"
     match = re.search(r"Expected a dot import path string: ([^\n]*)", reason)
@@ -149,7 +149,7 @@ def _missing_extra(name: str) -> str:
 
 
 def _refusal(reason: str) -> str:
-    """The error of one of the tried types that says more than that it expects something else; "" if there is none."""
+    """The error of a tried type that says more than that it expects something else; "" if there is none."""
     entries = re.split(r"^ *- ", reason.partition("Errors:")[2].partition("Given value")[0], flags=re.M)
     return next((entry for entry in entries if entry.strip() and not entry.startswith(("Expected", "Not a "))), "")
 
@@ -159,7 +159,7 @@ def _listed(names: Sequence[str], most: int = 20) -> str:
 
 
 def _expectations(reason: str) -> Iterator[str]:
-    """The values that each tried type would have taken, in words."""
+    """The values that each tried type would have accepted, in words."""
     literals = re.findall(r"Expected an? typing\.Literal\[([^\]]*)\]", reason)
     if literals:
         yield "one of " + ", ".join(part.strip().strip("'") for part in ", ".join(literals).split(","))
@@ -169,7 +169,7 @@ def _expectations(reason: str) -> Iterator[str]:
 
 
 def _choices(path: Path_, base: str) -> set[str]:
-    """The classes that may be named: the suite's of that type, else those of torch and Lightning."""
+    """The classes that may be named: those of the suite of that type, else those of torch and Lightning."""
     if path[-1:] == ("backbone",):
         return _backbones()
     cls = _class(base)
@@ -223,7 +223,7 @@ def _parts(key: str) -> Path_:
 
 
 def _place(path: Path_, arguments: Sequence[str]) -> str:
-    """The option as the user would write it, and the file that sets it, unless the command line does."""
+    """The option as the user would write it, and the file that sets it unless the command line does."""
     option, place = f"--{'.'.join(path)}", ""
     for given, file in given_options(arguments):
         if given == path:
@@ -232,13 +232,13 @@ def _place(path: Path_, arguments: Sequence[str]) -> str:
 
 
 def given_options(arguments: Sequence[str]) -> Iterator[tuple[Path_, Path | None]]:
-    """The options that files and command line set, in order, and the file: ``("model", "backbone")``."""
+    """The options that files and the command line set, in order, with the file: ``("model", "backbone")``."""
     for path, _, file in given_values(arguments):
         yield path, file
 
 
 def given_values(arguments: Sequence[str]) -> Iterator[tuple[Path_, Any, Path | None]]:
-    """The same with the values; the name of a class is the value of its option."""
+    """The options of :func:`given_options` with their values; the name of a class is the value of its option."""
     rest = list(arguments)
     while rest:
         option, equals, value = rest.pop(0).partition("=")

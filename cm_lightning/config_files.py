@@ -1,4 +1,4 @@
-"""Configuration files that build on others."""
+"""Configuration files that build on other files."""
 
 from __future__ import annotations
 

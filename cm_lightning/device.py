@@ -27,15 +27,15 @@ def chosen_device(name: str) -> torch.device:
         raise ConfigError(f"--device {name} is not a device: give cpu, cuda, cuda:1, mps, or auto") from error
     try:
         torch.zeros(1, device=device).item()  # the meta device refuses this, too
-    except Exception as error:  # each missing backend raises another kind
+    except Exception as error:  # each missing backend raises another kind of error
         raise ConfigError(f"--device {name} cannot be used here: leave it out, or give cpu") from error
     return device
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep memory that tensors free, instead of returning it to the system and requesting it again.
+    """Have glibc keep the memory that tensors free instead of returning it to the system and requesting it again.
 
-    This makes a training step on the CPU faster. Without glibc nothing happens.
+    This makes a training step on the CPU faster. Without glibc it does nothing.
     """
     if not sys.platform.startswith("linux"):
         return

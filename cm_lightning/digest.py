@@ -1,4 +1,4 @@
-"""Checksums of files of weights: a flipped bit within a tensor loads without a complaint, and samples look worse."""
+"""Checksums of weights in files: a flipped bit in a tensor loads without an error and makes samples worse."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _KEY = "cm_lightning_digest"
 
 
 def require_undamaged(path: str | Path) -> None:
-    """Compare the checksums in a file of ``torch.save`` with its contents; files of another format are passed over.
+    """Compare the checksums in a file of ``torch.save`` with its contents; files of other formats are skipped.
 
     Raises:
         CheckpointError: a part of the file is damaged.
@@ -32,7 +32,7 @@ def require_undamaged(path: str | Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except Exception as error:  # what a damaged directory of an archive raises is of many kinds
+    except Exception as error:  # a damaged archive directory raises many kinds of errors
         raise CheckpointError(_line(path, "its contents")) from error
     if damaged:
         raise CheckpointError(_line(path, damaged))
@@ -44,7 +44,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapp
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read a file of safetensors to the CPU; its tensors are compared with the digest, if it has one.
+    """Read a file of safetensors to the CPU; its tensors are compared with its digest, if it has one.
 
     Raises:
         CheckpointError: they differ.
@@ -68,6 +68,6 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 def _line(path: str | Path, part: str) -> str:
     return (
-        f"{path} is damaged: the checksum of {part} is wrong: take another copy or checkpoint ({ANYWAY}=1 reads it "
-        "all the same)"
+        f"{path} is damaged: the checksum of {part} is wrong: use another copy or checkpoint ({ANYWAY}=1 reads it "
+        "anyway)"
     )

@@ -1,4 +1,6 @@
-"""The values that an option may take. A constructor checks its numbers where it stores them, before time is spent."""
+"""The values that an option may take. Constructors check their arguments where they store them, before time is
+spent.
+"""
 
 from __future__ import annotations
 

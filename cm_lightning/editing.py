@@ -1,4 +1,4 @@
-"""Editing images with a trained module: completing them from what is known, redrawing, denoising, interpolating."""
+"""Editing images with a trained module: completing them from a known part, redrawing, denoising, interpolating."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from cm_lightning.errors import ConfigError
 from cm_lightning.modules.base import GenerativeModule, evaluated
 from cm_lightning.modules.endpoint import Endpoint, Noised, endpoint
 
-#: Noise levels for redrawing an image, those that CM takes for strokes.
+#: Noise levels for redrawing an image: those that CM uses for strokes.
 REDRAW_SIGMAS = (5.38, 2.24)
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Some of the results: their numbers, f under their classes, and noise from generators of their own."""
+    """A batch of results: their numbers, f under their classes, and noise from their own generators."""
 
     rows: list[int]
     f: ConsistencyFunction
@@ -34,20 +34,17 @@ class Editor:
     """Edits images of a module's shape with the weights that it holds.
 
     A consistency function, a flow map and the generator of DMD2 take one evaluation for each level. A diffusion model,
-    whose ODE is solved down from each level, takes many, and a student of several stages as many as it has steps below
-    the level.
+    whose ODE is solved down from each level, takes many, and a student of several stages takes as many as it has steps
+    below the level.
 
     Args:
-        module: any model on images. A generator of one step has :meth:`interpolate` and :meth:`vary` alone: nothing of
-            an image is left at the noise level on which it was trained.
-        n: number of results.
-        labels: classes, repeated in turn. If None, a network with classes draws without one, where it was trained with
-            ``label_dropout``, and otherwise as of all classes in turn.
-        steps: number of noise levels; each method has its own default.
-        sigmas: noise levels, descending, in place of ``steps``; for a flow map, its times.
-        guidance: as in :meth:`GenerativeModule.sample`.
-        seed: seed of the noise; a result depends on it and on the result's number alone.
-        batch_size: images drawn at a time.
+        module: any model on images. A one-step generator can only :meth:`interpolate` and :meth:`vary`: nothing of an
+        image is left at the noise level at which it was trained. n: number of results. labels: classes, repeated in
+        turn. If None, a network with classes draws without a class if it was trained with ``label_dropout``, and
+        otherwise draws all classes in turn. steps: number of noise levels; each method has its own default. sigmas:
+        noise levels, descending, in place of ``steps``; for a flow map, its times. guidance: as in
+        :meth:`GenerativeModule.sample`. seed: seed of the noise; a result depends only on it and on the result's
+        number. batch_size: number of images drawn at a time.
 
     Raises:
         ConfigError: a value is out of range, or does not fit the module.
@@ -78,7 +75,7 @@ class Editor:
 
     @cached_property
     def end(self) -> Endpoint:
-        """The end points of the module's trajectories, without which it only varies samples from noise."""
+        """The map to the end points of the module's trajectories, without which it can only vary samples."""
         return endpoint(self.module)
 
     def fill(self, known: Known) -> Tensor:
@@ -94,7 +91,7 @@ class Editor:
         return self._draw(lambda batch: edit(batch.f, known, levels, batch.noised))
 
     def redraw(self, image: Tensor) -> Tensor:
-        """Draw variations of an image, or a picture from its strokes (SDEdit).
+        """Draw variations of an image, or an image from strokes (SDEdit).
 
         Args:
             image: (C, H, W) in [-1, 1].
@@ -106,7 +103,7 @@ class Editor:
         return self._draw(lambda batch: redraw(batch.f, start, levels, batch.noised))
 
     def between(self, first: Tensor, second: Tensor) -> Tensor:
-        """Go from one image to another: both, and their mixtures between, are redrawn with the same noise.
+        """Go from one image to another: both, and mixtures of them, are redrawn with the same noise.
 
         Args:
             first: (C, H, W) in [-1, 1].
@@ -127,7 +124,7 @@ class Editor:
             sigma: standard deviation of the noise, on the scale of [-1, 1].
 
         Returns:
-            (n, C, H, W) in [-1, 1]: the clean image, under each of the n labels.
+            (n, C, H, W) in [-1, 1]: the clean image, for each of the n labels.
         """
         POSITIVE.check(sigma=sigma)
         (level,) = self.module.sampling_levels(None, [self.end.level(sigma)])
@@ -142,13 +139,14 @@ class Editor:
         """Go from the sample of one seed to that of the next along an arc of their noise.
 
         Args:
-            seeds: at least two; in one step the first and the last result are what ``sample`` draws first from these.
+            seeds: at least two; in one step the first and the last result are the first samples that ``sample`` draws
+            with these.
 
         Returns:
             (n, C, H, W) in [-1, 1].
         """
         if len(seeds) < 2:
-            raise ConfigError(f"seeds must be at least two, got {list(seeds)}")
+            raise ConfigError(f"at least two seeds are needed, got {list(seeds)}")
         SEED.check_each(seeds=seeds)
         place = torch.linspace(0, len(seeds) - 1, self.n, dtype=torch.float64)
         first = place.long().clamp(max=len(seeds) - 2)
@@ -159,7 +157,7 @@ class Editor:
         """Draw variations of the sample of the seed, by moving its noise towards that of other samples.
 
         Args:
-            amount: how far it is moved, in [0, 1]: at 0 nothing changes, at 1 nothing of it remains.
+            amount: how far it is moved, in [0, 1]: at 0 nothing changes, and at 1 nothing of the sample remains.
 
         Returns:
             (n, C, H, W) in [-1, 1], of which the first is the sample itself.
@@ -170,12 +168,12 @@ class Editor:
 
     @torch.no_grad()
     def _sample(self, z: Tensor, seed: int) -> Tensor:
-        """Samples from unit noise z (n, C, H, W); where steps add noise it is the same for all."""
+        """Samples from unit noise z (n, C, H, W); noise that is added in later steps is the same for all."""
         levels = self.module.sampling_levels(self.steps, self.sigmas)
         results = []
         for rows in self._rows():
             noise = generators(seed, [0] * len(rows))
-            self._unit(noise)  # the noise of the start, which these steps must not draw again
+            self._unit(noise)  # skips the noise of the start, which later steps must not draw again
             with evaluated(self.module.backbone):
                 x = self.module.generate(z[rows], self._labels(rows), levels, noise, self.guidance)
             results.append(self.module.finished(x, len(levels)))
@@ -186,8 +184,8 @@ class Editor:
         """Draw in batches.
 
         Args:
-            make: draws one of them.
-            streams: numbers of the generators of the results; one of its own for each if None.
+            make: draws one batch.
+            streams: numbers of the generators of the results; a different one for each if None.
         """
         results = []
         for rows in self._rows():
@@ -206,7 +204,7 @@ class Editor:
 
     @property
     def device(self) -> torch.device:
-        """The device of the module, where the known part of an image must be."""
+        """The device of the module, on which the known part of an image must be."""
         return self._like().device
 
     def _like(self) -> Tensor:

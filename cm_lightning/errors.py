@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-#: Packages of the extra ``lcm``: text-to-image alone needs them.
+#: Packages of the extra ``lcm``, which only text-to-image needs.
 _LCM = ("diffusers", "transformers", "peft", "accelerate")
 
 

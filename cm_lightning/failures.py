@@ -24,17 +24,17 @@ _SAID_BETTER = (
     (r"(`devices` selected with .*)", r"--trainer.devices: \1"),
     (
         r"DataLoader worker \(pid",
-        "a process of the data loader died: when memory is full the system kills one: lower "
+        "a process of the data loader died, which the system may have killed because memory is full: lower "
         "--data.num_workers (0 loads in the training process), or give the container more shared memory (/dev/shm)",
     ),
     (r"(?:DistBackendError|DistNetworkError|[Cc]onnection closed by peer)", "another rank failed: see its line"),
 )
 
-#: What helps where the disc is the reason.
+#: What helps if the disk is the reason.
 _OF_DISCS = {
-    errno.ENOSPC: "free space there, or write to another disc (of fit: save_dir of trainer.logger)",
-    errno.EDQUOT: "free space there, or write to another disc (of fit: save_dir of trainer.logger)",
-    errno.EROFS: "write to another folder (of fit: save_dir of trainer.logger)",
+    errno.ENOSPC: "free space there, or write to another disk (for fit: save_dir of trainer.logger)",
+    errno.EDQUOT: "free space there, or write to another disk (for fit: save_dir of trainer.logger)",
+    errno.EROFS: "write to another folder (for fit: save_dir of trainer.logger)",
 }
 
 
@@ -42,7 +42,7 @@ _OF_DISCS = {
 def reported() -> Iterator[None]:
     """End the program with one line, ``error: ...``, and exit status 2 when an exception is raised.
 
-    For a failure of an unexpected kind the traceback is kept in a file that the line names.
+    The traceback of an unexpected failure is kept in a file that the line names.
     """
     try:
         yield
@@ -89,7 +89,7 @@ def _of_the_suite(error: BaseException) -> str | None:
 
 
 def error_of_the_suite(error: BaseException | None) -> CmError | None:
-    """The error of the suite, also if other errors wrap it."""
+    """The error of the suite, even if other errors wrap it."""
     while error is not None and not isinstance(error, CmError):
         error = error.__cause__ or error.__context__
     return error
@@ -110,8 +110,8 @@ def _of_memory(error: BaseException) -> str | None:
     if not is_out_of_memory(error):
         return None
     return (
-        "out of memory: lower --data.batch_size and raise --trainer.accumulate_grad_batches as much (of other commands "
-        "--batch_size); fit --dry_run tells what a recipe needs"
+        "out of memory: lower --data.batch_size and raise --trainer.accumulate_grad_batches as much (elsewhere "
+        "--batch_size); fit --dry_run prints what a recipe needs"
     )
 
 
@@ -156,7 +156,7 @@ def _keep_traceback() -> str:
         with tempfile.NamedTemporaryFile("w", prefix="cm-lightning-", suffix=".txt", delete=False) as file:
             traceback.print_exc(file=file)
     except OSError:  # no folder for temporary files, or a full one
-        return "see it by --debug"
+        return "--debug shows it"
     return file.name
 
 

@@ -16,7 +16,9 @@ from cm_lightning.errors import ConfigError
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` (same suffix), renamed to it if the block succeeds; folders are made."""
+    """A temporary path beside ``path`` (same suffix), which is renamed to it if the block succeeds; missing folders are
+    made.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(_temporary_name(path))
@@ -28,7 +30,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def make_durable(file: IO[bytes]) -> None:
-    """Wait until what was written to an open file is on the disc, so that it survives a failure of the machine."""
+    """Wait until what was written to an open file is on the disk, so that it survives a crash of the machine."""
     file.flush()
     os.fsync(file.fileno())
 
@@ -36,7 +38,7 @@ def make_durable(file: IO[bytes]) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that killed processes have left in a folder, and in the folders below it.
 
-    A file is left over if its process has ended; that of another machine, which cannot be asked, after a day.
+    A file is left over if its process has ended; if that ran on another machine, which cannot be asked, after a day.
     """
     for path in folder.rglob(".*"):
         if (found := _TEMPORARY.fullmatch(path.name)) and path.is_file() and _is_left_over(path, found["rest"]):
@@ -70,7 +72,7 @@ def is_alive(process: int) -> bool:
 def require_writable(path: Path, option: str) -> None:
     """Check, before anything slow begins, that ``replacing(path)`` will be able to write.
 
-    Nothing is left behind: the folders above ``path`` need not exist, and are not made.
+    Nothing is left behind: the folders above ``path`` need not exist and are not made.
 
     Args:
         path: the file to be written. For an option that names a folder, give a file in it.

@@ -1,6 +1,6 @@
-"""The hub of models: one request finds out whether it answers; its libraries ask six times, with 23 s of waiting.
+"""The model hub: one request finds out whether it answers; its own libraries try six times and wait for 23 s.
 
-A model in the cache does not need an answer: if the hub does not answer, it is read from the cache.
+If the hub does not answer, a cached model is read from the cache.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def file_on_hub(path: str) -> tuple[str, str] | None:
 
 
 def out_of_reach(path: str) -> bool:
-    """Whether a path is a name on a hub that must not be asked or does not answer, so that only the cache has it."""
+    """Whether a path is a name on a hub that must not be used or does not answer, so only the cache can have it."""
     return on_hub(path) and not reachable()
 
 
@@ -51,7 +51,7 @@ def reachable() -> bool:
 def silence(option: str, path: str) -> str:
     """The line for a name that is neither in the cache nor available from the hub."""
     if constants.HF_HUB_OFFLINE:
-        why, remedy = "the hub is not asked, as HF_HUB_OFFLINE is set", "unset it"
+        why, remedy = "the hub is not used, because HF_HUB_OFFLINE is set", "unset it"
     else:
         why = f"the hub cannot be reached: no answer from {constants.ENDPOINT} in {SECONDS:g} s (HF_HUB_ETAG_TIMEOUT)"
         remedy = "fetch it once where there is a network"
@@ -61,5 +61,5 @@ def silence(option: str, path: str) -> str:
 def _answers() -> bool:
     try:
         return bool(get_session().head(constants.ENDPOINT, timeout=SECONDS).status_code < 500)
-    except Exception:  # of the network, a proxy, a certificate, an address: none of them is an answer
+    except Exception:  # errors of the network, a proxy, a certificate or an address: none of them is an answer
         return False

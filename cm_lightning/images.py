@@ -1,4 +1,4 @@
-"""Images: conversion from bytes to [-1, 1] and back, sheets, and files of pictures."""
+"""Images: conversion from bytes to [-1, 1] and back, sheets, and image files."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def png_bytes(pixels: Tensor) -> bytes:
 
 
 def write_gif(path: str | Path, frames: Sequence[Tensor], milliseconds: int = 120) -> None:
-    """Write an animation of uint8 images (3, H, W), each shown for a time, which repeats."""
+    """Write a repeating animation of uint8 images (3, H, W), each shown for the given time."""
     first, *others = map(picture, frames)
     with replacing(path) as temporary:
         first.save(temporary, save_all=True, append_images=others, duration=milliseconds, loop=0)
 
 
 def _grid(pixels: Tensor, columns: int) -> Tensor:
-    """Images with a grey line of two pixels around each; torchvision's, whose import takes longer than the drawing."""
+    """A grid of images with grey lines of two pixels, as torchvision's, whose import takes longer than drawing."""
     if len(pixels) == 1:
         return _rgb(pixels[0])
     columns = min(columns, len(pixels))
@@ -73,7 +73,7 @@ def _grid(pixels: Tensor, columns: int) -> Tensor:
 
 
 def picture(pixels: Tensor) -> Image.Image:
-    """A uint8 image (3, H, W) as Pillow's."""
+    """A uint8 image (3, H, W) as an image of Pillow."""
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 

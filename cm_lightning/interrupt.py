@@ -1,4 +1,4 @@
-"""Ctrl-C, and the signals by which a scheduler ends a program: they wait for work that must not be interrupted."""
+"""Ctrl-C and the signals by which a scheduler ends a program, which wait for work that must not be interrupted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Deferred:
         self._received: int | None = None
 
     def start(self) -> None:
-        """Make signals wait from here on; only the main thread can, and not those that Python does not handle."""
+        """Make signals wait from here on. Only the main thread can, and only for signals that Python handles."""
         if self._former or threading.current_thread() is not threading.main_thread():
             return
         self._received = None
@@ -31,14 +31,14 @@ class Deferred:
                 self._former[number] = signal.signal(number, self._keep)
 
     def end(self) -> None:
-        """Hand a signal that was kept to its former handler, which raises KeyboardInterrupt for Ctrl-C."""
+        """Pass a kept signal to its previous handler, which raises KeyboardInterrupt for Ctrl-C."""
         received, handler = self._received, self._former.get(self._received or 0)
         self.drop()
         if received is not None and handler is not None:
             handler(received, None)
 
     def drop(self) -> None:
-        """Put the former handlers back, without an exception."""
+        """Restore the previous handlers without an exception."""
         for number, handler in self._former.items():
             signal.signal(number, handler)
         self._former, self._received = {}, None
@@ -52,7 +52,7 @@ class Deferred:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let a first signal wait for the end of the block."""
+    """Make a first signal wait for the end of the block."""
     deferred = Deferred()
     deferred.start()
     try:
@@ -66,8 +66,8 @@ def uninterrupted() -> Iterator[None]:
 class Listener:
     """Remembers a signal that asks a program to end, in the main thread, from ``listen`` to ``close``.
 
-    Python swallows what a handler raises within a destructor, such as that of a loader's processes, so what was
-    received must be asked for as well.
+    Python swallows what a handler raises within a destructor, such as that of a loader's processes, so callers must
+    also check ``received``.
 
     Args:
         act: called with the signal's number when it comes; it may raise. A second Ctrl-C raises KeyboardInterrupt.
@@ -75,17 +75,17 @@ class Listener:
 
     def __init__(self, act: Callable[[int], None]) -> None:
         self.act = act
-        #: The number of the signal; None before there was any.
+        #: The number of the signal that was received; None before.
         self.received: int | None = None
         self._former: dict[int, Any] = {}
 
     @property
     def listens(self) -> bool:
-        """Whether signals are heard."""
+        """Whether signals are being received."""
         return bool(self._former)
 
     def listen(self, *further: int) -> None:
-        """Hear Ctrl-C, unless it is switched off, SIGTERM, and further signals."""
+        """Handle Ctrl-C (unless it is switched off), SIGTERM and further signals."""
         if self._former or threading.current_thread() is not threading.main_thread():
             return
         self.received = None
@@ -94,7 +94,7 @@ class Listener:
                 self._former[number] = signal.signal(number, self._hear)
 
     def close(self) -> None:
-        """Put the former handlers back."""
+        """Restore the previous handlers."""
         for number, handler in self._former.items():
             signal.signal(number, handler)
         self._former = {}

@@ -1,8 +1,8 @@
-"""Lightning without the metrics and the compiler, which it imports and ``sample`` does not need.
+"""Imports Lightning without the metrics and the compiler, which ``sample`` does not need.
 
 Lightning takes two classes of torchmetrics, whose package imports all metrics at once, and with them torchvision, scipy
-and transformers. Here that waits until another name of the package is used, and then happens as it would have. Of
-torch's compiler Lightning takes one class and one mark; here others stand for them, and the compiler is not imported.
+and transformers. Here that import is deferred until another name of the package is used. Lightning takes one class and
+one decorator of torch's compiler; here substitutes take their place, and the compiler is not imported.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ def light_lightning() -> None:
         vars(stand_in).update(OptimizedModule=_Compiled, disable=_uncompiled)
         sys.modules["torch._dynamo"] = stand_in
         import_module("lightning.pytorch.cli")
-        del sys.modules["torch._dynamo"]  # from now on, who needs the compiler imports it
+        del sys.modules["torch._dynamo"]  # from now on, code that needs the compiler imports it
 
 
 class _OfCompiler(type):
     def __instancecheck__(cls, instance: object) -> bool:
-        compiler = sys.modules.get("torch._dynamo.eval_frame")  # without which nothing is compiled
+        compiler = sys.modules.get("torch._dynamo.eval_frame")  # nothing is compiled without it
         return compiler is not None and isinstance(instance, compiler.OptimizedModule)
 
 
 class _Compiled(metaclass=_OfCompiler):
-    """In place of the class of compiled modules, by which Lightning only asks whether a module is one."""
+    """Stands for the class of compiled modules, which Lightning uses only to test whether a module is one."""
 
 
 def _uncompiled(function: Any = None, *_: Any, **__: Any) -> Any:
-    """In place of the mark of a function that must not be compiled."""
+    """Stands for the decorator of a function that must not be compiled."""
     return _uncompiled if function is None else function
 
 
 def _metric() -> Any:
-    import_module("torchmetrics.utilities")  # which, and the metric, import each other: this is the way round
+    import_module("torchmetrics.utilities")  # it and the metric import each other; this order works
     return import_module("torchmetrics.metric").Metric
 
 
@@ -55,7 +55,7 @@ def _collection() -> Any:
 
 
 def _put_off(package: str, given: Mapping[str, Any], made: Mapping[str, Callable[[], Any]]) -> None:
-    """Import a package only when one of its names is used that is neither given nor made."""
+    """Import a package only when a name of it is used that is neither given nor made here."""
     spec = find_spec(package)
     if package in sys.modules or spec is None or spec.loader is None:
         return
@@ -64,7 +64,7 @@ def _put_off(package: str, given: Mapping[str, Any], made: Mapping[str, Callable
     def find(name: str) -> Any:
         if name in made:
             return made[name]()
-        if name.startswith("__"):  # who looks through all modules uses none of it
+        if name.startswith("__"):  # code that looks through all modules does not use the package
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         del vars(module)["__getattr__"]
         loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""Locks of folders: one process at a time writes into a run or a sweep; the lock of a dead one does not count."""
+"""Locks of folders: one process at a time writes into a run or a sweep; the lock of a dead process does not count."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Owner:
     """The process that holds, or held, a folder.
 
     Args:
-        pid: its number.
+        pid: number of the process.
         host: its machine.
-        began: start of the process in the system's own clock; "" where the system does not tell.
-        since: the date at which it took the folder.
-        job: its job of SLURM.
+        began: start of the process by the system's own clock; "" if the system does not provide it.
+        since: the date at which it locked the folder.
+        job: its SLURM job.
         command: the arguments of its command line.
-        ended: whether it has given the folder back.
+        ended: whether it has released the folder.
     """
 
     pid: int
@@ -45,20 +45,20 @@ class Owner:
 
     @classmethod
     def here(cls) -> Owner:
-        """The process that asks."""
+        """The current process."""
         pid, since, job = os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S"), os.environ.get("SLURM_JOB_ID")
         return cls(pid, platform.node(), _began(pid), since, job, shlex.join(sys.argv[1:]))
 
     @classmethod
     def of(cls, folder: Path) -> Owner | None:
-        """The last process that held a folder; None if there was none, or its note is damaged."""
+        """The last process that held a folder; None if there was none or its note is damaged."""
         with suppress(OSError, TypeError, ValueError):
             return cls(**json.loads((folder / _FILE).read_text()))
         return None
 
     @property
     def is_dead(self) -> bool:
-        """Whether it is certain that it has ended: on another machine it is not."""
+        """Whether the process has certainly ended, which cannot be known on another machine."""
         if self.ended or self.host != platform.node():
             return self.ended
         return not is_alive(self.pid) or (self.began != "" and self.began != _began(self.pid))
@@ -70,14 +70,14 @@ class Owner:
 class Lock:
     """The lock of a folder, held from :meth:`take` to :meth:`release` or to the end of the process.
 
-    The system's own lock is used where the file system has them. A note beside it says who holds it.
+    The system's own lock is used if the file system supports it. A note beside it names the holder.
     """
 
     def __init__(self) -> None:
         self._file: IO[str] | None = None
 
     def take(self, folder: Path, what: str, remedy: str) -> None:
-        """Take a folder, which is made if it is missing.
+        """Lock a folder, which is made if it is missing.
 
         Args:
             folder: the folder.
@@ -97,7 +97,7 @@ class Lock:
         self._write(Owner.here())
 
     def release(self) -> None:
-        """Give the folder back."""
+        """Release the folder."""
         if self._file is not None:
             with suppress(OSError):  # the folder may be gone
                 self._write(Owner(**{**asdict(Owner.here()), "ended": True}))
@@ -113,7 +113,7 @@ class Lock:
 
 
 def require_unlocked(folder: Path, what: str, remedy: str) -> None:
-    """Raise ConfigError if a process holds a folder, without taking it."""
+    """Raise ConfigError if a process holds a folder, without locking it."""
     if (folder / _FILE).is_file():
         with open(folder / _FILE) as file:
             owner = Owner.of(folder)
@@ -133,7 +133,7 @@ def alone(folder: Path, what: str, remedy: str) -> Iterator[None]:
 
 
 def _is_held(file: IO[str], owner: Owner | None) -> bool:
-    """Whether another process holds the lock; the file of one that is free is locked by this process."""
+    """Whether another process holds the lock; if not, this process now holds it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -147,7 +147,7 @@ def _refusal(folder: Path, owner: Owner | None, what: str, remedy: str) -> str:
     by = f"; it is held by {owner}" if owner else ""
     elsewhere = owner is not None and owner.host != platform.node()
     stale = f": if that has ended, remove {folder / _FILE}" if elsewhere else ""
-    return f"{what} runs in {folder}: wait for its end, or {remedy}{by}{stale}"
+    return f"{what} runs in {folder}: wait until it ends, or {remedy}{by}{stale}"
 
 
 def _began(pid: int) -> str:

@@ -12,7 +12,7 @@ import cm_lightning
 from cm_lightning.complaints import given_values
 from cm_lightning.errors import ConfigError, near
 
-#: The suite's names and classes, in the order in which the Trainer gets them: samples are drawn of averaged weights.
+#: The suite's names and classes, in the order in which the Trainer gets them: samples are drawn with averaged weights.
 NAMES = {
     "compile": "Compile",
     "ema": "EMA",
@@ -25,25 +25,26 @@ NAMES = {
     "bad_steps": "SkipBadSteps",
     "progress": "RunProgress",
 }
-_HELP = """Callbacks by name: {} is one with its defaults, null leaves it out; your own take a new name and a class_path
+_HELP = """Callbacks by name: {} is one with its defaults, null leaves one out; a callback of your own has a new name
+and a class_path
 
 Args:
     compile: compiles the networks for training steps.
     ema: averages the weights, for evaluation.
-    throughput: logs the speed of the training.
+    throughput: logs the speed of training.
     samples: draws sheets of samples.
     prompts: draws sheets of prompts.
     quality: measures samples.
     save_last: saves checkpoints.
     export: writes what other programs load.
     bad_steps: leaves out steps whose gradients are not finite.
-    progress: shows a bar.
+    progress: shows a progress bar.
 """
 _LISTED = "trainer.callbacks"
 
 
 def named_class(arguments: Sequence[str]) -> type:
-    """A class of optional callbacks: the suite's, and those that the files and the command line name a class for.
+    """A class of optional callbacks: the suite's, and those for which the files or the command line name a class.
 
     Args:
         arguments: arguments of the command line.
@@ -51,7 +52,7 @@ def named_class(arguments: Sequence[str]) -> type:
     Raises:
         ConfigError: a name is unknown, or callbacks are given without names.
     """
-    from lightning.pytorch.callbacks import Callback  # not where runs are compared
+    from lightning.pytorch.callbacks import Callback  # deferred: comparing runs does not need it
 
     kinds: dict[str, Any] = {name: getattr(cm_lightning, kind) for name, kind in NAMES.items()}
     kinds |= dict.fromkeys(_own_names(arguments), Callback)
@@ -69,15 +70,15 @@ def in_order(config: Any) -> list[tuple[str, Any]]:
 
 
 def forget_absent(config: Any) -> None:
-    """Take out what is left out, so that a saved file has no name that is neither the suite's nor has a class."""
+    """Remove callbacks that are left out, so that every name in a saved file is the suite's or has a class."""
     named = vars(config.callbacks) if config.get("callbacks") else {}
     config.callbacks = type(config)(**{name: entry for name, entry in named.items() if entry is not None})
 
 
 def by_name(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved configuration in which the suite's own among the Trainer's list have their names, and none is null.
+    """A saved configuration in which the suite's callbacks in the Trainer's list have their names, and none is null.
 
-    So a run whose callbacks are a list is compared with runs that name them.
+    So a run whose callbacks are a list can be compared with runs that name them.
     """
     named, trainer = config.get("callbacks"), config.get("trainer")
     found = {name: entry for name, entry in named.items() if entry} if isinstance(named, Mapping) else {}
@@ -94,7 +95,7 @@ def by_name(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _own_names(arguments: Sequence[str]) -> list[str]:
-    """The names that are not the suite's. Each must have a class somewhere, or it is a misspelt one."""
+    """The names that are not the suite's. Each must have a class somewhere; otherwise it is misspelt."""
     places: dict[str, Path | None] = {}
     own: list[str] = []
     for path, value, file in given_values(arguments):
@@ -103,7 +104,7 @@ def _own_names(arguments: Sequence[str]) -> list[str]:
         _check_kind(path, value, file)
         if len(path) > 1 and path[1] not in NAMES:
             places.setdefault(path[1], file)
-            if len(path) == 2 and isinstance(value, str):  # of a class_path too the path ends here
+            if len(path) == 2 and isinstance(value, str):  # the path of a class_path ends here, too
                 own.append(path[1])
     for name, file in places.items():
         if name not in own:
@@ -117,12 +118,14 @@ def _own_names(arguments: Sequence[str]) -> list[str]:
 
 
 def _check_kind(path: tuple[str, ...], value: Any, file: Path | None) -> None:
-    """The callbacks have names, and a callback has options."""
+    """Raise ConfigError unless the callbacks have names and each callback has options."""
     if len(path) > 2 or value is None or isinstance(value, Mapping):
         return
     option = f"--{'.'.join(path)}{_in(file)}"
     if len(path) == 1 and not (isinstance(value, str) and Path(value).is_file()):
-        raise ConfigError(f"{option} must have names, as {{ema: {{decay: 0.99}}}}, got {value}: a list is {_LISTED}")
+        raise ConfigError(
+            f"{option} must have names, such as {{ema: {{decay: 0.99}}}}, got {value}: a list is {_LISTED}"
+        )
     if len(path) == 2 and not isinstance(value, str):
         raise ConfigError(f"{option} must be its options, a class or null, got {value}")
 
@@ -134,7 +137,7 @@ def _name(entry: Any) -> str | None:
 
 
 def _list(given: Any) -> list[Any]:
-    """Lightning takes one callback in the place of a list."""
+    """The list of callbacks; Lightning also takes a single one."""
     return list(given) if isinstance(given, Sequence) else [given] if given else []
 
 

@@ -1,4 +1,6 @@
-"""Runs of Weights & Biases: where they are logged, found before a run depends on it, and when they end."""
+"""Runs of Weights & Biases: whether the server can be reached, which is checked before a run begins, and how they
+end.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +39,12 @@ def wandb_logger(loggers: Sequence[Logger], mode: str) -> WandbLogger:
         return WandbLogger(project="cm_lightning", save_dir=root)
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", str(FINISH_S))
     os.environ.setdefault("WANDB_FINISH_TIMEOUT_RAISES", "true")
-    logging.raiseExceptions = False  # or on a full disc each line of W&B's own log becomes a traceback on the screen
+    logging.raiseExceptions = False  # else on a full disk each line of W&B's own log becomes a traceback on the screen
     return ExpendableWandbLogger(project="cm_lightning", save_dir=root, offline=offline)
 
 
 class ExpendableWandbLogger(WandbLogger):
-    """A logger whose failures do not end the training: the first one is reported in a line, and the run goes on."""
+    """A logger whose failures do not end the training: the first one is reported in a line, and the run continues."""
 
     _failed = False
 
@@ -59,24 +61,24 @@ class ExpendableWandbLogger(WandbLogger):
         self._attempt(super().finalize, status)
 
     def _attempt(self, log: Callable[..., Any], *args: Any, **options: Any) -> None:
-        if self._failed and self._experiment is None:  # it could not begin
+        if self._failed and self._experiment is None:  # the W&B run could not begin
             return
         try:
             log(*args, **options)
             if self.save_dir and not self._failed and shutil.disk_usage(self.save_dir).free == 0:
-                self._report(f"{self.save_dir}: no space left on device")  # which W&B does not say
-        except Exception as error:  # W&B has many kinds
+                self._report(f"{self.save_dir}: no space left on device")  # W&B does not report this
+        except Exception as error:  # W&B raises many kinds of errors
             self._report(describe(error))
 
     def _report(self, reason: str) -> None:
         if not self._failed:
-            rank_zero_warn(f"W&B does not get the whole log ({reason}); training goes on")
+            rank_zero_warn(f"W&B does not receive the whole log ({reason}); training continues")
         self._failed = True
 
 
 @contextmanager
 def wandb_run_ends() -> Iterator[None]:
-    """End the W&B run that the block begins, or a second run in this process would be logged as a part of it."""
+    """End the W&B run that the block begins; otherwise a second run in this process would be logged as a part of it."""
     before, status = _wandb_run(), 1
     try:
         yield
@@ -99,25 +101,25 @@ def _finish(run: Any, status: int) -> None:
 
 
 def _wandb_run() -> Any:
-    """The W&B run of this process, which is asked for without an import."""
+    """The W&B run of this process, found without importing W&B."""
     return getattr(sys.modules.get("wandb"), "run", None)
 
 
 def goes_offline(mode: str, folder: str) -> bool:
-    """Whether a run logs to files alone: because it was asked to, or because the server cannot be reached.
+    """Whether a run logs only to files, by request or because the server cannot be reached.
 
     Args:
         mode: ``offline``; ``online``, which goes offline with a warning; or ``required``.
         folder: folder of the files, for the warning.
 
     Raises:
-        ConfigError: W&B is required, and cannot be reached.
+        ConfigError: W&B is required but cannot be reached.
     """
     if mode == "offline" or rank_zero_only.rank:  # type: ignore[attr-defined]  # other ranks do not log
         return True
     reason = why_unreachable()
     if reason and mode == "required":
-        raise ConfigError(f"--wandb required: {reason}: give --wandb online, which goes offline then")
+        raise ConfigError(f"--wandb required: {reason}: give --wandb online, which then goes offline")
     if reason:
         rank_zero_warn(f"{reason}, so the run is logged offline; to upload it: wandb sync {folder}/wandb/offline-run-*")
     return reason is not None
@@ -149,7 +151,7 @@ def _problem(address: str, timeout_s: float) -> str | None:
 
 
 def _within(seconds: float, ask: Callable[[], Any]) -> Any:
-    """What a function returns, unless it takes too long: the look-up of a name has no timeout of its own."""
+    """What a function returns unless it takes too long: name resolution does not have a timeout of its own."""
     answers = ["there was no answer"]
     thread = Thread(target=lambda: answers.append(ask()), daemon=True)
     thread.start()

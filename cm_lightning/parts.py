@@ -1,4 +1,4 @@
-"""The parts of a checkpoint that a run is resumed from: wrong ones are refused, and missing ones named."""
+"""The parts of a checkpoint from which a run is resumed: wrong parts are refused, and missing ones are named."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _are_callbacks(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(state, dict) for state in value.values())
 
 
-#: The parts that every checkpoint of a training has, and how to tell that one is what it should be.
+#: The parts that every training checkpoint has, and a check of each.
 _NEEDED: dict[str, Callable[[Any], bool]] = {
     "global_step": _is_count,
     "epoch": _is_count,
@@ -74,7 +74,7 @@ _NEEDED: dict[str, Callable[[Any], bool]] = {
     "optimizer_states": _are_optimizers,
     "lr_schedulers": _are_dicts,
 }
-#: Parts that may be missing, and what begins anew then.
+#: Parts that may be missing, and what is reset then.
 _OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trained_steps": (_is_count, ""),
     "callbacks": (_are_callbacks, "averages and totals"),
@@ -92,12 +92,12 @@ def require_parts(checkpoint: Mapping[str, Any], path: Path) -> None:
     for name, fits in checks.items():
         if name in checkpoint and fits(checkpoint[name]):
             continue
-        wrong = f"its {name} is not what a training writes" if name in checkpoint else f"it has no {name}"
-        raise CheckpointError(f"{path} cannot be resumed: {wrong}: take another, or --model.start_from {path}")
+        wrong = f"its {name} is not what training writes" if name in checkpoint else f"it has no {name}"
+        raise CheckpointError(f"{path} cannot be resumed: {wrong}: use another, or --model.start_from {path}")
 
 
 def begin_anew(checkpoint: Mapping[str, Any], ranks: int) -> list[str]:
-    """What a resumed run does not find in a checkpoint, so that it begins anew.
+    """What a resumed run does not find in a checkpoint, so that it is reset.
 
     Args:
         checkpoint: the contents of the file.

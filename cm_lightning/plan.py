@@ -26,14 +26,14 @@ from cm_lightning.modules.trained import TrainedModule
 _GIB = 2**30
 #: GiB of common cards.
 CARDS = (16.0, 24.0, 40.0, 80.0)
-#: Usable share of a card's memory; the rest is for the context, workspaces, gradients of activations and fragments.
+#: Usable share of a card's memory; the rest is for the context, workspaces, gradients of activations and fragmentation.
 _USABLE = 0.85
 _TYPES = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32, "64": torch.float64}
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """About one pass over the training images, in whole steps.
+    """An epoch: about one pass over the training images, in whole steps.
 
     Args:
         images: number of images in the training set, including mirror images.
@@ -56,7 +56,7 @@ class Epoch:
 
 
 def plan_of(module: TrainedModule, data: Any, trainer: L.Trainer, memory: float | None = None) -> str:
-    """The plan of a run as it is configured, in lines for the user.
+    """The plan of a configured run, in lines for the user.
 
     Args:
         module: see :func:`plan`.
@@ -98,7 +98,7 @@ def plan(
         steps: optimizer steps of the run.
         batch_size: size of the batch of all ranks together, between two gradients.
         ranks: number of processes.
-        accumulate: batches of an optimizer step.
+        accumulate: number of batches in an optimizer step.
         callbacks: callbacks of the Trainer; each EMA keeps a copy of the network.
         precision: precision of the Trainer, such as ``bf16-mixed``.
         cards: GiB of the cards to fill.
@@ -109,7 +109,7 @@ def plan(
         module.to(plain)
     weights, frozen = _bytes(module.backbone), module.frozen_networks()
     sizes = {
-        # a teacher that is not read yet has the size of the network that it teaches
+        # a teacher that has not been read yet has the size of its student
         name: _bytes(network) if network is module.backbone else _frozen_bytes(network)
         for name, network in frozen.items()
     }
@@ -183,7 +183,7 @@ def _images(steps: int, batch_size: int, accumulate: int) -> str:
 
 
 def _card_lines(cards: Sequence[float], constant: int, kept: Kept, images: int, ranks: int) -> list[str]:
-    """For each card, the largest batch that fits, and the options that keep the number of images per step.
+    """For each card the largest batch that fits, and the options that keep the number of images per step.
 
     Args:
         cards: GiB of memory.
@@ -207,12 +207,12 @@ def _bytes(network: nn.Module) -> int:
 
 
 def _frozen_bytes(network: nn.Module) -> int:
-    """Bytes of a frozen network, without an adapter that is trained in it."""
+    """Bytes of a frozen network, without those of an adapter that is trained in it."""
     return sum(p.numel() * p.element_size() for p in network.parameters() if not p.requires_grad)
 
 
 def _left_out(module: TrainedModule) -> str:
-    """A remark on activations that are not counted."""
+    """A note about activations that are not counted."""
     parts = [part for network in (module.backbone, *module.frozen_networks().values()) for part in network.modules()]
     left_out = []
     if any(getattr(part, "gradient_checkpointing", False) for part in parts):

@@ -1,4 +1,4 @@
-"""One line that tells how far a run is: phase, bar, steps, loss, speed and the time left, never wider than asked."""
+"""One line about the progress of a run: phase, bar, steps, loss, speed and time left, never wider than requested."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _SHORTEST_PHASE = 6
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a run at a moment.
+    """What is known about a run at a moment.
 
     Args:
         phase: name of the part of the run, in a word or two.
-        fraction: how much of it is done, in [0, 1]; None where its length is not known.
+        fraction: how much of the run is done, in [0, 1]; None if its length is not known.
         steps: ``612/1650``.
         loss: the last step's loss; None before there is one.
         speed: images per second; None before it is known.
-        seconds: the time left; None where it is not known.
+        seconds: the time left; None if it is not known.
         ended: whether ``seconds`` is the time that the run took.
     """
 
@@ -36,7 +36,8 @@ class Facts:
 def bar_line(facts: Facts, width: int) -> str:
     """The facts with a bar between them, at most ``width`` columns wide.
 
-    Where there is little room, the bar becomes shorter and then the phase, and at last what stands at the end goes.
+    If there is little room, first the bar and then the phase become shorter, and finally the end of the line is left
+    out.
     """
     parts = _numbers(facts)
     while len(parts) > 1 and len(_GAP.join(["p" * _SHORTEST_PHASE, *parts])) > width:
@@ -49,14 +50,14 @@ def bar_line(facts: Facts, width: int) -> str:
 
 
 def plain_line(facts: Facts) -> str:
-    """The same facts without a bar, as a log file has them."""
+    """The facts without a bar, for a log file."""
     share = "" if facts.fraction is None else f" ({facts.fraction:.0%})"
     steps, *rest = _numbers(facts)
     return _GAP.join([f"step {steps}{share}", facts.phase, *rest])
 
 
 def evaluation_line(what: str, done: int, of: int, width: int) -> str:
-    """How far an evaluation is, at most ``width`` columns wide."""
+    """The progress of an evaluation, at most ``width`` columns wide."""
     return bar_line(Facts(what, done / of if of else None, f"{done}/{of}" if of else f"{done}"), width)
 
 

@@ -1,4 +1,4 @@
-"""Silencing unhelpful output of libraries: advertisements, absent hardware, their deprecations, more bars."""
+"""Silencing unhelpful output of libraries: advertisements, absent hardware, deprecations, further progress bars."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from contextlib import contextmanager
 
 from cm_lightning.failures import DEBUG
 
-#: The beginning of a warning, and why it is left out.
+#: The beginning of a warning, and the reason for leaving it out.
 WARNINGS = {
-    r"`?isinstance\(treespec, LeafSpec\)": "a deprecation of torch's inside Lightning",
-    r"`torch\.jit\.\w+` is (deprecated|not supported in Python 3\.14\+)": "a deprecation of torch's inside libraries",
-    r"TypedStorage is deprecated": "torch itself, as it reads weights from pickles",
-    r"The '\w+' does not have many workers": "the data modules choose the number of theirs with care",
+    r"`?isinstance\(treespec, LeafSpec\)": "a deprecation of torch inside Lightning",
+    r"`torch\.jit\.\w+` is (deprecated|not supported in Python 3\.14\+)": "a deprecation of torch inside libraries",
+    r"TypedStorage is deprecated": "torch itself causes it when it reads weights from pickles",
+    r"The '\w+' does not have many workers": "the data modules choose the number of their workers with care",
     r"The number of training batches \(\d+\) is smaller than the logging interval": "rows are written across epochs",
-    r"You defined a `validation_step` but have no `val_dataloader`": "a run without a validation was asked for",
+    r"You defined a `validation_step` but have no `val_dataloader`": "a run without validation was requested",
     r"The dirpath has changed": "a resumed run writes into a version of its own",
-    r"Checkpoint directory .* exists and is not empty": "or goes on in its own",
-    r"It is recommended to use `self\.log\(.*sync_dist=True": "a score is of all ranks before it is logged",
+    r"Checkpoint directory .* exists and is not empty": "or continues in its own",
+    r"It is recommended to use `self\.log\(.*sync_dist=True": "scores cover all ranks before they are logged",
     r"Starting from v1\.9\.0, `tensorboardX` has been removed": "metrics.csv is the log",
 }
-#: The beginning of a line of Lightning's, and why it is left out.
+#: The beginning of a line of Lightning, and the reason for leaving it out.
 LINES = {
-    r"(GPU|TPU|HPU) available: ": "--trainer.accelerator says what is used",
+    r"(GPU|TPU|HPU) available: ": "--trainer.accelerator decides what is used",
     r"LOCAL_RANK: \d+ - CUDA_VISIBLE_DEVICES": "the same",
     r".*\[lit(logger|models)\]\(": "an advertisement",
-    r"`Trainer\.fit` stopped: `max_\w+=.*` reached\.": "the end of a run says what there is",
+    r"`Trainer\.fit` stopped: `max_\w+=.*` reached\.": "the end of a run prints what there is",
 }
 _LIBRARIES = ("diffusers.utils.logging", "transformers.utils.logging")
 _LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero")
 
 
 def silence() -> None:
-    """Suppress these messages from now on, unless ``--debug`` is given; all others stay."""
+    """Suppress these messages from now on, unless ``--debug`` is given; all others remain."""
     if os.environ.get(DEBUG):
         return
     for message in WARNINGS:
@@ -65,7 +65,7 @@ def _tells_something(record: logging.LogRecord) -> bool:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Suppress bars and reports of diffusers and transformers, except errors, within the block."""
-    # those that are imported: DINOv2 needs the second alone
+    # only those that are imported: DINOv2 needs only the second
     libraries = [sys.modules[name] for name in _LIBRARIES if name in sys.modules]
     before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     for library in libraries:
@@ -73,7 +73,7 @@ def quiet() -> Iterator[None]:
         library.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The `local_dir_use_symlinks`")  # which diffusers itself gives the hub
+            warnings.filterwarnings("ignore", "The `local_dir_use_symlinks`")  # diffusers itself passes it to the hub
             yield
     finally:
         for library, verbosity, bars in before:

@@ -111,7 +111,9 @@ def _known_arguments(value: Any) -> dict[str, Any] | None:
 
 
 def foreign_packages(described: Any) -> list[str]:
-    """The packages of others whose classes sampling needs, by a description: not those of the training alone."""
+    """The third-party packages whose classes sampling needs, by a description, without those that only training
+    needs.
+    """
     found: set[str] = set()
     if isinstance(described, Mapping):
         name = str(described.get("class_path", "torch.nn."))

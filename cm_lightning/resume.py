@@ -13,7 +13,7 @@ from cm_lightning.checkpoint import CONFIG_KEY
 from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.named_callbacks import by_name
 
-#: Options for the location of a run, which do not affect it otherwise.
+#: Options for the location of a run, which do not otherwise affect it.
 _ASIDE = (
     "ckpt_path",
     "base",
@@ -57,7 +57,9 @@ class Change:
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """The options in both configurations that have different values; the arguments of one class are compared."""
+    """The options that have different values in both configurations; arguments are compared if the class is the
+    same.
+    """
     return [change for change in _compare("", _plain(old), _plain(new)) if not _is_aside(change.option)]
 
 
@@ -66,21 +68,23 @@ def allowed_changes(checkpoint: Mapping[str, Any], path: Path, config: Mapping[s
 
     Args:
         checkpoint: the contents of the file at ``path``.
-        path: path of the checkpoint; ``config.yaml`` of its run is looked for above its folder.
+        path: path of the checkpoint; the ``config.yaml`` of its run is searched above its folder.
         config: configuration of the resumed run.
 
     Raises:
         ConfigError: an option that a resumed run must keep has changed; the message names it and both values.
-        CheckpointError: the checkpoint holds weights alone.
+        CheckpointError: the checkpoint holds only weights.
     """
     found = changes(_former(checkpoint, path), config)
     if refused := [change for change in found if not change.allowed]:
         raise ConfigError(
             f"a resumed run keeps {refused[0].option}, and it was {_shown(refused[0].old)} in {path}: "
-            f"{_shown(refused[0].new)} needs a run of its own, without --ckpt_path"
+            f"{_shown(refused[0].new)} needs a new run, without --ckpt_path"
         )
     if "optimizer_states" not in checkpoint:
-        raise CheckpointError(f"{path} holds weights alone, without the optimizer's state: --model.start_from {path}")
+        raise CheckpointError(
+            f"{path} holds only weights, without the optimizer's state: use --model.start_from {path}"
+        )
     return found
 
 
@@ -159,7 +163,7 @@ def _compare(option: str, old: Any, new: Any) -> list[Change]:
     if "class_path" in old and "class_path" in new and old["class_path"] != new["class_path"]:
         return [Change(f"{option}.class_path", old["class_path"], new["class_path"])]
     shared = [name for name in new if name in old]
-    if option in ("callbacks", "trainer.callbacks"):  # other options may be of one version of the suite alone
+    if option in ("callbacks", "trainer.callbacks"):  # other options may exist in only one version of the suite
         shared = list(dict.fromkeys([*old, *new]))
     return [
         c for name in shared for c in _compare(f"{option}.{name}" if option else name, old.get(name), new.get(name))

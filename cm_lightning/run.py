@@ -22,7 +22,7 @@ from cm_lightning.files import replacing
 
 #: Environment variable with the path of a file to which a run writes its directory, for the program that started it.
 RUN_FILE = "CM_LIGHTNING_RUN_FILE"
-#: The mark of a version that was trained to its end.
+#: The file that marks a version that was trained to its end.
 FINISHED = "finished.json"
 
 
@@ -59,11 +59,12 @@ def find_checkpoint(path: str | Path) -> Path:
 
     Args:
         path: a file refers to itself; a version's folder to its last checkpoint; a run's folder to the last
-            checkpoint of its newest finished version, or of its newest version if none is finished. In place of a file
-            that a killed process has left incomplete stands the newest whole one of that version, and a line says so.
+            checkpoint of its newest finished version, or of its newest version if none is finished. If a killed process
+            has left the file incomplete, the newest complete one of that version takes its place, and a line is
+            printed.
 
     Raises:
-        CheckpointError: there is none, or the choice between versions with names of their own is open.
+        CheckpointError: there is none, or versions with names of their own leave the choice open.
     """
     path = Path(path)
     if path.is_file():
@@ -77,7 +78,7 @@ def last_checkpoint(run: Path) -> Path:
     """Find the last checkpoint of the newest version of a run, finished or not, to resume from.
 
     Raises:
-        CheckpointError: there is none, or the choice between versions with names of their own is open.
+        CheckpointError: there is none, or versions with names of their own leave the choice open.
     """
     return _last_of(run) or _of_newest(run, _with_checkpoints(run))
 
@@ -86,7 +87,7 @@ def find_export(path: str) -> str:
     """The ``export`` of a version or run, found as in :func:`find_checkpoint`; for other paths, the path itself.
 
     Raises:
-        CheckpointError: the choice between versions with names of their own is open.
+        CheckpointError: versions with names of their own leave the choice open.
     """
     run = Path(path)
     if (run / "export").is_dir():
@@ -103,7 +104,7 @@ def _last_of_run(run: Path) -> Path:
 
 
 def _of_newest(run: Path, versions: list[Path]) -> Path:
-    """The last checkpoint of the newest version; if it is not complete, that of the version before."""
+    """The last checkpoint of the newest version; if it is not complete, that of the previous version."""
     newest = _last_of(_newest(run, versions))
     assert newest is not None
     if zipfile.is_zipfile(newest):
@@ -119,7 +120,7 @@ def _with_checkpoints(run: Path) -> list[Path]:
 
 
 def _newest(run: Path, versions: list[Path]) -> Path:
-    """The newest version by number, because file times are unreliable on a disc that several machines share."""
+    """The newest version by number, because file times are unreliable on a disk that several machines share."""
     numbered = {number: path for path in versions if (number := version_number(path)) is not None}
     if numbered:
         return numbered[max(numbered)]
@@ -146,7 +147,7 @@ def _last_of(version: Path) -> Path | None:
 
 
 def _first_whole(files: Sequence[Path]) -> Path:
-    """The first file that is complete; if none is, the first, whose reader says what is wrong with it."""
+    """The first file that is complete; if none is, the first file, whose reader reports what is wrong with it."""
     found = next((file for file in files if zipfile.is_zipfile(file)), files[0])
     if found != files[0]:
         say_once(f"{files[0]} is not complete: {found} takes its place")
@@ -180,7 +181,7 @@ def _nearest(path: Path) -> str:
 
 @dataclass(frozen=True)
 class RunNote:
-    """The directory of a run, and whether it was finished."""
+    """The directory of a run and whether the run was finished."""
 
     directory: str | None = None
     finished: bool = False

@@ -1,4 +1,4 @@
-"""Jobs of SLURM that are queued again: how a run asks to be, and the run that such a job resumes."""
+"""SLURM jobs that are queued again: how a run requests this, and which run such a job resumes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cm_lightning.run import last_checkpoint, version_number
 
 
 def requeue_signals(trainer: L.Trainer) -> list[int]:
-    """The signal that SLURM sends before a job's time is up, if the Trainer is to queue the job again."""
+    """The signal that SLURM sends before a job's time is up if the Trainer is to queue the job again."""
     environment = trainer._accelerator_connector.cluster_environment
     if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
         return [int(environment.requeue_signal or signal.SIGUSR1)]
@@ -41,7 +41,7 @@ def requeue() -> None:
 
 
 def begun_by_this_job(root: Path) -> Path | None:
-    """The checkpoint of the run that this command has begun in this job, if SLURM has queued the job again.
+    """The checkpoint of the run that this command began in this job, if SLURM has queued the job again.
 
     Args:
         root: ``runs/NAME``, which holds the versions.

@@ -34,8 +34,8 @@ from cm_lightning.steps import steps_taken
 from cm_lightning.trainer_options import require_one_run
 
 _INSTEAD = {
-    "fit": "leave the option out to start anew",
-    "validate": "train first by fit, or name a checkpoint's file or run",
+    "fit": "leave the option out to start a new run",
+    "validate": "train first with fit, or name the file or run of a checkpoint",
 }
 
 
@@ -54,7 +54,7 @@ def name_checkpoints(config: Any) -> None:
 
 
 def trainer_options(config: Any) -> dict[str, Any]:
-    """The Trainer's options where they differ from the suite's: the Trainer validates after batches, not steps."""
+    """The Trainer's options that differ from the suite's: the Trainer validates after batches, not steps."""
     interval, accumulate = config.val_check_interval, config.accumulate_grad_batches
     if isinstance(interval, int) and not isinstance(interval, bool) and isinstance(accumulate, int):
         return {"val_check_interval": interval * max(1, accumulate)}
@@ -102,7 +102,7 @@ class Start:
         if line and not missed:
             self._say_nothing_is_left(line)
         if anew := begin_anew(self._content, self.trainer.world_size):
-            rank_zero_info(f"{self._file} does not have all of a run, so these begin anew: {', '.join(anew)}")
+            rank_zero_info(f"{self._file} does not hold all of a run, so these are reset: {', '.join(anew)}")
         self.trainer.callbacks.insert(0, Resumed(changes))  # type: ignore[attr-defined]
         if missed:
             self.trainer.callbacks.append(MissedValidation())  # type: ignore[attr-defined]
@@ -111,7 +111,7 @@ class Start:
     def fit(self, **options: Any) -> None:
         """Train; afterwards mark the run as finished, or print how to resume it."""
         handler = signal.getsignal(signal.SIGINT)
-        if self.checkpoint is None:  # or Lightning takes any hpc_ckpt_*.ckpt that lies in the working folder
+        if self.checkpoint is None:  # else Lightning takes any hpc_ckpt_*.ckpt in the working folder
             self.trainer._checkpoint_connector._user_managed = True
         try:
             self.trainer.fit(**options)
@@ -139,7 +139,7 @@ class Start:
 
     @rank_zero_only  # type: ignore[untyped-decorator]
     def _keep_checkpoint(self, run: Path) -> None:
-        """Copy the checkpoint into the directory of a run that has made up for the last validation alone."""
+        """Copy the checkpoint into the directory of a run that only made up for the last validation."""
         if self._file is None or not self._at_its_end or (run / "checkpoints").exists():
             return
         with replacing(run / "checkpoints/last.ckpt") as path:
@@ -162,10 +162,10 @@ class Start:
         except CheckpointError:
             checkpoint = None
         if checkpoint is None:
-            sys.stderr.write("interrupted before there was a checkpoint: start anew\n")
+            sys.stderr.write("interrupted before there was a checkpoint: start again\n")
             return
         command = shlex.join(["cm-lightning", *_without_checkpoint(sys.argv[1:]), "--ckpt_path", str(self.run.path)])
-        sys.stderr.write(f"interrupted at step {steps_taken(self.trainer)}; to go on: {command}\n")
+        sys.stderr.write(f"interrupted at step {steps_taken(self.trainer)}; to resume: {command}\n")
 
     def _say_nothing_is_left(self, line: str) -> None:
         assert self._file is not None
@@ -177,13 +177,13 @@ class Start:
 
 
 def _smaller(batch: int, trainer: L.Trainer) -> str:
-    """The line for a batch that does not fit into memory: parts of it that make the same steps."""
+    """The line for a batch that does not fit into memory: smaller batches that make the same steps."""
     accumulate = trainer.accumulate_grad_batches
     part = next(size for size in range(batch // 2, 0, -1) if batch % size == 0 and size % trainer.world_size == 0)
     return (
         f"out of memory with --data.batch_size {batch}: try --data.batch_size {part} "
         f"--trainer.accumulate_grad_batches {accumulate * (batch // part)}, which take the same images per step; "
-        "fit --dry_run tells what a recipe needs"
+        "fit --dry_run prints what a recipe needs"
     )
 
 
@@ -198,7 +198,7 @@ def _checkpoint(subcommand: str, run: RunDirectory, ckpt_path: str | None) -> st
     if ckpt_path != "last":
         if is_foreign(str(ckpt_path)):
             raise ConfigError(
-                f"--ckpt_path {ckpt_path}: {subcommand} takes a checkpoint of this suite; a training starts from other "
+                f"--ckpt_path {ckpt_path}: {subcommand} takes a checkpoint of this suite; training starts from other "
                 f"weights by --model.start_from {ckpt_path}"
             )
         return str(find_checkpoint(ckpt_path))

@@ -34,7 +34,7 @@ def difference(found: Mapping[str, Tensor], due: Mapping[str, Tensor]) -> str:
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether all numbers in these tensors are finite; read from the device once."""
+    """Whether all values in these tensors are finite; the device is read once."""
     numbers = [tensor.detach() for tensor in tensors if tensor.is_floating_point()]
     short, wide = [t for t in numbers if t.element_size() < 4], [t for t in numbers if t.element_size() >= 4]
     norms = [*torch._foreach_norm(wide)] if wide else []

@@ -1,4 +1,4 @@
-"""The domains of the Trainer's numbers, which Lightning accepts, or divides by, without a check."""
+"""The domains of the Trainer's numeric options, which Lightning accepts, or divides by, without a check."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def check_trainer(options: Mapping[str, Any], prefix: str = "trainer") -> None:
         _DEVICES.check(**{f"{prefix}.devices": int(devices)})
 
 
-#: What tells a process that it is one of several, by the program that starts them: how many, and how many of a machine.
+#: The variables by which a program tells its processes how many there are: in all, and on each machine.
 _STARTERS = {
     "torchrun": ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     "srun": ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE"),
@@ -55,7 +55,7 @@ _STARTERS = {
 
 
 def require_one_run(ranks: int) -> None:
-    """Raise ConfigError if several processes were started for a Trainer that has fewer ranks: each would train alone.
+    """Raise ConfigError if more processes were started than the Trainer has ranks, so that each would train alone.
 
     Args:
         ranks: the Trainer's ranks.

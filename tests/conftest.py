@@ -4,7 +4,9 @@ import gc
 import os
 import signal
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +42,29 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(20_000, 10, 10)
     gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_names_are_searched_once() -> Iterator[None]:
+    """Keep the full names of the suite's classes: each search walks through thousands of classes of all libraries."""
+    from jsonargparse import _typehints
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_typehints, "resolve_class_path_by_name", remembering(_typehints.resolve_class_path_by_name))
+        yield
+
+
+def remembering(search: Callable[[Any, str], str]) -> Callable[[Any, str], str]:
+    """The same search, which keeps the classes of the suite that it has found."""
+    found: dict[tuple[Any, str], str] = {}
+
+    def remembered(base: Any, name: str) -> str:
+        path = found.get((base, name)) or search(base, name)
+        if path.startswith("cm_lightning."):
+            found[base, name] = path
+        return path
+
+    return remembered
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""A disc that is full or read-only, a user without a home: one line, and training goes on where it can."""
+"""A disk that is full or read-only, a user without a home: one line, and training continues where it can."""
 
 import errno
 import os
@@ -54,10 +54,10 @@ def test_what_can_be_kept_is_kept():
     ],
 )
 def test_a_cache_that_cannot_be_written_is_a_warning_with_path_and_remedy(path, write, reason):
-    with pytest.warns(UserWarning, match="cannot be kept") as caught:
+    with pytest.warns(UserWarning, match="cannot be written") as caught:
         keep(Path(path), write)
     (line,) = [str(warning.message) for warning in caught]
-    assert line.startswith(f"{path} cannot be kept (")
+    assert line.startswith(f"{path} cannot be written (")
     assert reason in line
     assert line.endswith("set the option cache, or XDG_CACHE_HOME, to a folder that can be written")
     assert not is_kept(Path(path))
@@ -78,7 +78,7 @@ def test_statistics_that_cannot_be_kept_stay_in_use():
     (measure, *_) = usual_measures(kernel=False)
     Scores([measure])
     measure.add_reference(torch.rand(4, 1, 28, 28) * 2 - 1)
-    with pytest.warns(UserWarning, match=r"file/x\.safetensors cannot be kept"):
+    with pytest.warns(UserWarning, match=r"file/x\.safetensors cannot be written"):
         save_reference(measure, Path("file/x.safetensors"), write=True)
     save_reference(measure, Path("x.safetensors"), write=True)
     load_reference(measure, Path("x.safetensors"))
@@ -129,7 +129,7 @@ def test_an_unexpected_error_is_one_line_without_a_place_for_its_traceback_too(m
     monkeypatch.delenv(failures.DEBUG, raising=False)
     with pytest.raises(SystemExit), failures.reported():
         raise KeyError("momentum")
-    assert capsys.readouterr().err == "error: KeyError: 'momentum' (traceback: see it by --debug)\n"
+    assert capsys.readouterr().err == "error: KeyError: 'momentum' (traceback: --debug shows it)\n"
 
 
 def test_a_full_disc_is_found_before_training(monkeypatch, capsys):
@@ -139,13 +139,13 @@ def test_a_full_disc_is_found_before_training(monkeypatch, capsys):
         main(["fit", f"--config={CONF}/toy.yaml"])
     assert stop.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
-    assert line.startswith("error: runs/toy: the disc has 0 MiB left, and the weights take 0: free space there, or")
+    assert line.startswith("error: runs/toy: the disk has 0 MiB left, and the weights take 0: free space there, or")
     assert not Path("runs").exists()
 
 
 def test_an_index_of_shards_that_cannot_be_kept_is_used_all_the_same(monkeypatch):
     monkeypatch.setattr("cm_lightning.data.shards._rows", lambda _: [(1, 2, 3, 4, 0)])
-    with pytest.warns(UserWarning, match="cannot be kept"):
+    with pytest.warns(UserWarning, match="cannot be written"):
         assert shard_index(Path("file"), Path("file")).tolist() == [[1, 2, 3, 4, 0]]
     assert shard_index(Path("file"), Path("folder")).tolist() == [[1, 2, 3, 4, 0]]
     monkeypatch.setattr("cm_lightning.data.shards._rows", full)

@@ -209,7 +209,7 @@ def test_the_module_s_mode_stays():
         (lambda: Editor(make("consistency")).denoise(IMAGE, 0.0), "sigma must be a finite number above 0"),
         (lambda: Editor(make("consistency")).denoise(IMAGE, 100.0), "sigmas must lie in"),
         (lambda: Editor(make("consistency")).vary(1.5), "amount must be"),
-        (lambda: Editor(make("consistency")).interpolate([1]), "seeds must be at least two"),
+        (lambda: Editor(make("consistency")).interpolate([1]), "at least two seeds are needed"),
     ],
 )
 def test_what_an_editor_refuses(call, message):

@@ -53,7 +53,7 @@ def test_one_holds_a_folder_and_the_next_is_refused_until_it_is_given_back():
         with pytest.raises(ConfigError) as caught:
             attempt()
         assert str(caught.value).startswith(
-            "another training runs in x: wait for its end, or name another; it is held by "
+            "another training runs in x: wait until it ends, or name another; it is held by "
             f"process {os.getpid()} on {platform.node()} since "
         )
     held.release()

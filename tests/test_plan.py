@@ -221,7 +221,7 @@ def test_the_recipes_for_folders_fit_cards_of_24_and_of_80_gb(recipe, batch, mos
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["--memory=24"], "error: --memory belongs to --dry_run: add that, or leave it out"),
+        (["--memory=24"], "error: --memory needs --dry_run: add it, or leave --memory out"),
         (["--memory=-1", "--dry_run"], "error: --memory must be a finite number above 0, got -1.0"),
         (["--dry_run", "--trainer.max_steps=-1"], "error: --dry_run needs the length of the run"),
         (["--dry_run", "--trainer.max_steps=-1", "--trainer.max_epochs=2"],

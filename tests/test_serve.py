@@ -414,7 +414,7 @@ def test_the_command_says_where_the_page_is_and_ends_by_ctrl_c(command, monkeypa
     assert opened[0].startswith("http://127.0.0.1:")
     assert said.err == ""
     command("--host=0.0.0.0", "--teacher=t")
-    assert capsys.readouterr().err == "note: whoever reaches this machine can use the page\n"
+    assert capsys.readouterr().err == "note: anyone who can reach this machine can use the page\n"
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ class ADMConditioning(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(embedding_width, width), nn.SiLU(), nn.Linear(width, width))
         self.classes = nn.Linear(num_classes, width, bias=False) if num_classes else None
         if self.classes is not None:
-            nn.init.normal_(self.classes.weight)  # as for an embedding table
+            nn.init.normal_(self.classes.weight)  # as in an embedding table
 
     def forward(self, noise_label: Tensor, class_label: Tensor | None) -> Tensor:
         """(B,), (B,) or None -> (B, width)."""
@@ -43,16 +43,16 @@ class ADMConditioning(nn.Module):
 
 
 class ADM(PyramidNet):
-    """The U-Net of guided diffusion: attention at three resolutions; the condition scales and shifts the norms.
+    """The U-Net of guided diffusion: attention at three resolutions; its condition scales and shifts the norms.
 
     OpenAI's weights expect the noise label 250 ln sigma: set ``noise_scale=250`` of the parameterization. EDM's expect
     0.25 ln sigma.
 
     Args:
         image_channels: C of the images.
-        channels: width of the finest level, in units of which ``multipliers`` are.
+        channels: width of the finest level, the unit of ``multipliers``.
         multipliers: width of each level, finest first; each level halves the resolution.
-        blocks: residual blocks of a level on the way down; one more on the way up.
+        blocks: residual blocks of a level on the way down; there is one more on the way up.
         attention_levels: the levels with self-attention, 0 the finest: at 32, 16 and 8 pixels.
         num_classes: 0 for an unconditional network. Label num_classes is the null class.
         dropout: probability, inside the residual blocks.
@@ -60,9 +60,10 @@ class ADM(PyramidNet):
         scale_shift: whether the condition scales and shifts the second norm of a block, or is added before it, as in
             CM's networks of LSUN.
         noise_embedding: (B,) -> (B, channels); positional if None.
-        forward_mode: attention that ``torch.func.jvp`` passes through; see :mod:`cm_lightning.backbones.attention`.
-        norm_groups: groups of every norm, a divisor of all widths; None: 32, but of at least four channels each, as in
-            EDM. The networks of OpenAI and diffusers have 32 at every width.
+        forward_mode: whether ``torch.func.jvp`` can differentiate the attention; see
+        :mod:`cm_lightning.backbones.attention`. norm_groups: groups of every norm, a divisor of all widths; if None,
+        32, or fewer so that each has at least four channels, as in EDM. The networks of OpenAI and diffusers have 32 at
+        every width.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The attention of all networks of the zoo: the one place where the kernel is chosen."""
+"""The attention of all networks of the zoo, and the one place where its kernel is chosen."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class DotProduct(nn.Module):
     """softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, Eq. 1), without weights.
 
     Args:
-        forward_mode: False takes torch's fused kernel, which does not have a forward-mode derivative. True takes the
-            formula itself with the softmax in float32 or better, which ``torch.func.jvp`` can differentiate.
+        forward_mode: False uses torch's fused kernel, which does not have a forward-mode derivative. True uses the
+        formula itself with the softmax in float32 or better, which ``torch.func.jvp`` can differentiate.
             Continuous-time methods need it; it keeps all scores in memory.
     """
 
@@ -39,7 +39,7 @@ class DotProduct(nn.Module):
 
 
 def set_forward_mode(network: nn.Module, forward_mode: bool) -> None:
-    """Choose the kernel of all attention of a network that is already built.
+    """Choose the kernel of all attention layers of a network that is already built.
 
     Raises:
         ConfigError: the network has diffusers' attention with a fused kernel, which is fixed when it is built.
@@ -49,7 +49,7 @@ def set_forward_mode(network: nn.Module, forward_mode: bool) -> None:
             module.forward_mode = forward_mode
         elif forward_mode and type(getattr(module, "processor", None)).__name__.startswith("AttnProcessor2"):
             raise ConfigError(
-                "diffusers' attention has no forward-mode derivative here: build the network with forward_mode true, "
+                "diffusers' attention lacks a forward-mode derivative here: build the network with forward_mode true, "
                 "or set the method's derivative to difference"
             )
 
@@ -59,7 +59,7 @@ class SelfAttention(nn.Module):
 
     Args:
         channels: channels of input and output.
-        head_width: channels of a head; None: one head.
+        head_width: channels of a head; one head if None.
         forward_mode: see :class:`DotProduct`.
         scale: factor on the sum of input and output.
         eps: epsilon of the norm.

@@ -45,14 +45,15 @@ class DDPMpp(PyramidNet):
 
     Args:
         image_channels: C of the images.
-        channels: width of the finest level, in units of which ``multipliers`` are.
+        channels: width of the finest level, the unit of ``multipliers``.
         multipliers: width of each level, finest first; each level halves the resolution.
-        blocks: residual blocks of a level on the way down; one more on the way up.
-        attention_levels: the levels with self-attention in one head, 0 the finest: at 16 pixels for CIFAR-10's 32.
+        blocks: residual blocks of a level on the way down; there is one more on the way up.
+        attention_levels: the levels with self-attention in one head, 0 the finest: at 16 pixels for the 32 of CIFAR-10.
         num_classes: 0 for an unconditional network. Label num_classes is the null class.
         dropout: probability, inside the residual blocks.
         noise_embedding: (B,) -> (B, channels); positional if None.
-        forward_mode: attention that ``torch.func.jvp`` passes through; see :mod:`cm_lightning.backbones.attention`.
+        forward_mode: whether ``torch.func.jvp`` can differentiate the attention; see
+        :mod:`cm_lightning.backbones.attention`.
     """
 
     def __init__(

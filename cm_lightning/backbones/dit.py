@@ -34,7 +34,7 @@ class Modulation(nn.Module):
 
 
 class ModulatedNorm(nn.Module):
-    """A layer norm without learned weights, then a shift and a scale."""
+    """A layer norm without learned weights, followed by a shift and a scale."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -95,7 +95,8 @@ class DiT(Recorded, nn.Module):
         num_classes: 0 for an unconditional network. Label num_classes is the null class.
         dropout: probability, inside the blocks.
         noise_embedding: (B,) -> (B, 256); positional if None.
-        forward_mode: attention that ``torch.func.jvp`` passes through; see :mod:`cm_lightning.backbones.attention`.
+        forward_mode: whether ``torch.func.jvp`` can differentiate the attention; see
+        :mod:`cm_lightning.backbones.attention`.
     """
 
     def __init__(

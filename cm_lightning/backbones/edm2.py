@@ -24,8 +24,8 @@ _CHANNELS = {"XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
 
 
 def _unit(x: Tensor, dims: Sequence[int]) -> Tensor:
-    """X scaled to a mean square of 1 over ``dims``."""
-    size = math.prod([x.shape[d] for d in dims])  # torch.compile cannot pass a generator on
+    """Scale x to a mean square of 1 over ``dims``."""
+    size = math.prod([x.shape[d] for d in dims])  # torch.compile does not support a generator here
     dtype = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=tuple(dims), keepdim=True, dtype=dtype) / math.sqrt(size)
     scale: Tensor = norm + 1e-4
@@ -55,7 +55,7 @@ class UnitLinear(nn.Module):
     Args:
         channels_in: channels of the input.
         channels_out: channels of the output.
-        kernel: side of the convolution; None: a linear map of vectors.
+        kernel: side of the convolution; a linear map of vectors if None.
     """
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int | None = None) -> None:
@@ -71,7 +71,7 @@ class UnitLinear(nn.Module):
 
     @torch.no_grad()
     def force_norm(self) -> None:
-        """Bring the stored weights back to their norm, which updates orthogonal to them would let grow.
+        """Bring the stored weights back to their norm, which grows under updates that are orthogonal to them.
 
         This happens once after each change: a second pass before the optimizer's step must not touch what backward
         needs.
@@ -177,7 +177,7 @@ class UnitBlock(nn.Module):
 
 
 class UnitPyramid(Pyramid):
-    """A pyramid in which skip connections weigh as much as the features they are joined to."""
+    """A pyramid in which skip connections have the same weight as the features that they are joined to."""
 
     def join(self, h: Tensor, skip: Tensor) -> Tensor:
         return _join(h, skip, 0.5)
@@ -191,15 +191,16 @@ class EDM2(Recorded, nn.Module):
 
     Args:
         image_channels: C of the images.
-        channels: width of the finest level, in units of which ``multipliers`` are.
+        channels: width of the finest level, the unit of ``multipliers``.
         multipliers: width of each level, finest first; each level halves the resolution.
-        blocks: residual blocks of a level on the way down; one more on the way up.
+        blocks: residual blocks of a level on the way down; there is one more on the way up.
         attention_levels: the levels with self-attention, 0 the finest: at 16 and 8 pixels.
         num_classes: 0 for an unconditional network. Label num_classes is the null class.
         dropout: probability, inside the residual blocks.
         head_width: channels of an attention head.
         noise_embedding: (B,) -> (B, width of the finest level), of unit magnitude; random Fourier features if None.
-        forward_mode: attention that ``torch.func.jvp`` passes through; see :mod:`cm_lightning.backbones.attention`.
+        forward_mode: whether ``torch.func.jvp`` can differentiate the attention; see
+        :mod:`cm_lightning.backbones.attention`.
     """
 
     def __init__(
@@ -252,7 +253,7 @@ class EDM2(Recorded, nn.Module):
     #: Whether a caller calls :meth:`before_pass` itself, so that a compiled pass is one graph.
     prepared = False
 
-    # a graph would be compiled anew for each version of the weights
+    # a graph would be recompiled for each version of the weights
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def before_pass(self) -> None:
         """Bring the weights back to unit norm if the pass that follows computes a gradient."""

@@ -18,7 +18,7 @@ class PositionalEmbedding(Recorded, nn.Module):
 
     Args:
         width: width of the output, even; usually the network's channels.
-        endpoint: whether 1/10,000 is the last frequency (DDPM++), or the one that would follow the last (ADM, DiT).
+        endpoint: whether 1/10,000 is the last frequency (DDPM++) or the one that would follow it (ADM, DiT).
     """
 
     frequencies: Tensor
@@ -40,7 +40,7 @@ class PositionalEmbedding(Recorded, nn.Module):
 class FourierEmbedding(Recorded, nn.Module):
     """Cosines and sines at random frequencies N(0, scale^2), fixed at construction (NCSN++).
 
-    NCSN++ has scale 16; iCT lowers it to 0.02, so that f changes slowly in sigma. The label is 0.25 ln sigma.
+    NCSN++ has a scale of 16; iCT lowers it to 0.02, so that f changes slowly with sigma. The label is 0.25 ln sigma.
     """
 
     frequencies: Tensor
@@ -86,9 +86,9 @@ class SinusoidEmbedding(Recorded, nn.Module):
 
 
 class AngleEmbedding(Recorded, nn.Module):
-    """Cosines and sines of the angle t = arctan(sigma / sigma_data), TrigFlow's time, where the label is c ln sigma.
+    """Cosines and sines of the angle t = arctan(sigma / sigma_data), TrigFlow's time, for labels c ln sigma.
 
-    All angles lie between 0 and pi / 2, so a few low frequencies distinguish them, and a short run learns sooner.
+    All angles lie between 0 and pi / 2, so a few low frequencies distinguish them, and short runs learn faster.
 
     Args:
         width: width of the output, even, at least 4.
@@ -134,7 +134,7 @@ class TwoTimesEmbedding(Recorded, nn.Module):
 
 
 class StepSizeEmbedding(TwoTimesEmbedding):
-    """As :class:`TwoTimesEmbedding`, of t and the number of doublings log2(1/d) for d = t - r (shortcut models).
+    """A :class:`TwoTimesEmbedding` of t and the number of doublings log2(1/d), d = t - r (shortcut models).
 
     Args:
         width, low, high: see :class:`TwoTimesEmbedding`.
@@ -144,13 +144,13 @@ class StepSizeEmbedding(TwoTimesEmbedding):
         super().__init__(width, low, high)
 
     def forward(self, labels: Tensor) -> Tensor:
-        """(B, 2) -> (B, width); steps below 2^-16 count as that."""
+        """(B, 2) -> (B, width); steps below 2^-16 are raised to it."""
         t, step = labels.unbind(1)
         return super().forward(torch.stack([t, -step.clamp(min=2.0**-16).log2()], 1))
 
 
 class GuidedTimesEmbedding(TwoTimesEmbedding):
-    """As :class:`TwoTimesEmbedding`, and a linear map of strength and interval of the guidance (iMF).
+    """A :class:`TwoTimesEmbedding` plus a linear map of the guidance's strength and interval (iMF).
 
     Args:
         width, low, high: see :class:`TwoTimesEmbedding`.
@@ -168,8 +168,8 @@ class GuidedTimesEmbedding(TwoTimesEmbedding):
 class JumpEmbedding(Recorded, nn.Module):
     """The embedding of t, plus one of the jump from t to r that is 0 where r = t (CTM).
 
-    It does not have weights of its own. So a network that was trained to denoise, with the first embedding, fits in all
-    its weights, and goes on to denoise where r = t.
+    It does not have weights of its own. So the weights of a network that was trained to denoise with the first
+    embedding fit, and it still denoises where r = t.
 
     Args:
         width: width of the output, even, at least 4.
@@ -205,7 +205,8 @@ _EMBEDDINGS = {
 
 
 def labels_taken(noise_embedding: nn.Module, width: int) -> list[int]:
-    """The numbers of noise labels that an embedding takes, of 1, 2 and 5, found by a trial: it may be of one's own.
+    """The numbers of noise labels that an embedding takes, of 1, 2 and 5, found by trial, because the embedding may be
+    the user's own.
 
     Args:
         noise_embedding: maps (B,), (B, 2) or (B, 5) to (B, width).
@@ -218,9 +219,9 @@ def labels_taken(noise_embedding: nn.Module, width: int) -> list[int]:
     place = next((t.device for t in (*noise_embedding.parameters(), *noise_embedding.buffers())), None)
     for shape in ((3,), (3, 2), (3, 5)):
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a trial must not change the numbers of the run
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a trial must not change the run's random numbers
                 found = tuple(noise_embedding(torch.ones(shape, device=place)).shape)
-        except Exception as error:  # what an embedding of one's own raises is not known
+        except Exception as error:  # the user's own embedding may raise anything
             fault = fault or f": {flat(str(error))}"
             continue
         if len(found) == 2:
@@ -239,9 +240,9 @@ def labels_taken(noise_embedding: nn.Module, width: int) -> list[int]:
 
 
 def check_labels(method: str, backbone: nn.Module, given: int) -> None:
-    """Raise ConfigError unless a network takes as many noise labels for each sample as the method gives it.
+    """Raise ConfigError unless a network takes as many noise labels for each sample as the method gives.
 
-    The network says so by an attribute ``noise_labels``, a list, of itself or of a part; without it nothing is checked.
+    The network, or a part of it, lists the numbers in an attribute ``noise_labels``; without it nothing is checked.
     """
     if all(given in getattr(part, "noise_labels", [given]) for part in backbone.modules()):
         return

@@ -25,7 +25,7 @@ def zero(layer: nn.Conv2d) -> nn.Conv2d:
 
 
 def group_norm(channels: int, eps: float = 1e-5, groups: int | None = None) -> nn.GroupNorm:
-    """A group norm of ``groups``; None: 32, but of at least four channels each, and a divisor of the channels.
+    """A group norm of ``groups`` groups; if None, 32, or fewer that divide the channels into at least four each.
 
     Raises:
         ConfigError: the groups do not divide the channels.
@@ -51,8 +51,8 @@ class Resample(nn.Module):
 
     Args:
         resampling: ``down`` or ``up``; ``keep`` is the identity.
-        taps: (1, 1), a box: the mean of four pixels, and their repetition. (1, 3, 3, 1): NCSN++'s triangle.
-        margin: width of the zeros around the image; if None, as many as keep it centred.
+        taps: (1, 1) is a box, which takes the mean of four pixels or repeats them; (1, 3, 3, 1) is NCSN++'s triangle.
+        margin: width of the zero padding; if None, the width that keeps the image centred.
     """
 
     kernel: Tensor

@@ -15,7 +15,7 @@ class ResidualMLP(Recorded, nn.Module):
     """Residual layers of SiLU and linear maps, each shifted by the conditioning vector.
 
     Args:
-        dim: number of entries of a sample, whatever its shape.
+        dim: number of entries of a sample of any shape.
         width: width of the hidden layers, even.
         depth: number of residual layers.
         num_classes: 0 for an unconditional network. Label num_classes is the null class.

@@ -19,7 +19,7 @@ _TAPS = (1, 3, 3, 1)
 
 
 class Inlet(nn.Module):
-    """The image, or its version from the level above, filtered to half the size and added to the features.
+    """Adds the image, or its version from the level above, filtered to half the size, to the features.
 
     The convolution reaches two pixels beyond the border, so that the filter does not need padding.
     """
@@ -34,7 +34,7 @@ class Inlet(nn.Module):
 
 
 class InletPyramid(Pyramid):
-    """A pyramid that takes in the image at each level, not at the finest alone."""
+    """A pyramid that takes in the image at each level, not only at the finest."""
 
     def __init__(self, image_channels: int, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -63,7 +63,7 @@ class NCSNpp(PyramidNet):
     Args:
         image_channels, channels, multipliers, blocks, attention_levels, num_classes, dropout, forward_mode: see
             :class:`~cm_lightning.backbones.ddpmpp.DDPMpp`.
-        noise_embedding: (B,) -> (B, 2 channels); Fourier features of scale 16 if None. iCT takes scale 0.02.
+        noise_embedding: (B,) -> (B, 2 channels); Fourier features of scale 16 if None. iCT uses a scale of 0.02.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A network F(x, noise_label, class_label): any ``nn.Module`` with this forward will do.
+    """A network F(x, noise_label, class_label): any ``nn.Module`` with this forward.
 
     It does not need preconditioning of its own: the parameterization scales its input to unit variance and its output
     to the variance of the data.
@@ -21,6 +21,7 @@ class Backbone(Protocol):
         Args:
             x: (B, C, H, W), of unit variance.
             noise_label: (B,), c_noise of the parameterization, 0.25 ln sigma by default.
-            class_label: (B,) int64 in [0, num_classes], where num_classes itself is the null class; None: all null.
+            class_label: (B,) int64 in [0, num_classes], where num_classes itself is the null class; None means the null
+            class for all.
         """
         ...

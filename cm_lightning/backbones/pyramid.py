@@ -109,7 +109,7 @@ class Style:
     Attributes:
         condition: width of the conditioning vector.
         dropout: probability, before the second convolution.
-        head_width: channels of an attention head; None: one head.
+        head_width: channels of an attention head; one head if None.
         forward_mode: see :class:`~cm_lightning.backbones.attention.DotProduct`.
         scale_shift: whether the condition scales and shifts the second norm (ADM), or is added before it.
         scale: factor on the sum of branch and skip: sqrt(1/2) keeps its variance.

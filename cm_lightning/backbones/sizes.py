@@ -1,4 +1,4 @@
-"""The domains of the sizes that the networks share; they are checked before any layer is made."""
+"""The domains of the sizes that the networks share; they are checked before any layer is built."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class UNet(Recorded, nn.Module):
         image_channels: C of the images.
         channels: width of the finest level.
         multipliers: width of each level, finest first, in units of ``channels``; each level halves the resolution.
-        blocks: residual blocks of a level on the way down; one more on the way up.
+        blocks: residual blocks of a level on the way down; there is one more on the way up.
         attention_levels: the levels with self-attention, 0 the finest.
         num_classes: 0 for an unconditional network. Label num_classes is the null class.
         dropout: probability, inside the residual blocks.
@@ -73,7 +73,8 @@ class UNet(Recorded, nn.Module):
             the pixels and makes the network about four times as fast.
         head_width: channels of an attention head.
         noise_embedding: (B,) -> (B, channels); positional if None.
-        forward_mode: attention that ``torch.func.jvp`` passes through; see :mod:`cm_lightning.backbones.attention`.
+        forward_mode: whether ``torch.func.jvp`` can differentiate the attention; see
+        :mod:`cm_lightning.backbones.attention`.
     """
 
     def __init__(

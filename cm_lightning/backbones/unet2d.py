@@ -25,12 +25,13 @@ class DiffusersUNet(Recorded, nn.Module):
     """Any 2-D U-Net that diffusers can build, kept under ``network`` with diffusers' names of the weights.
 
     ``diffusers.ConsistencyModelPipeline`` gives its network 250 ln sigma: set ``noise_scale=250`` of the
-    parameterization if weights are to come from there, or go there.
+    parameterization if weights are to be exchanged with it.
 
     Args:
         config: the arguments of ``diffusers.UNet2DModel``, as in its ``config.json``. Keys that begin with an
             underscore are ignored.
-        forward_mode: attention that ``torch.func.jvp`` passes through; see :mod:`cm_lightning.backbones.attention`.
+        forward_mode: whether ``torch.func.jvp`` can differentiate the attention; see
+        :mod:`cm_lightning.backbones.attention`.
 
     Raises:
         ConfigError: diffusers is not installed, or cannot build such a network.
@@ -49,7 +50,7 @@ class DiffusersUNet(Recorded, nn.Module):
         arguments = {name: value for name, value in config.items() if not name.startswith("_")}
         try:
             network: Any = UNet2DModel(**arguments)  # type: ignore[no-untyped-call]
-        except Exception as error:  # diffusers raises many kinds for arguments that do not fit together
+        except Exception as error:  # diffusers raises many kinds of errors for arguments that do not fit together
             raise ConfigError(f"diffusers cannot build this UNet2DModel: {error}") from error
         table = network.class_embedding
         if table is not None and not isinstance(table, nn.Embedding):

@@ -1,4 +1,4 @@
-"""Optimizer steps whose gradients are not finite: left out and counted, instead of the end of the run."""
+"""Leaving out and counting optimizer steps whose gradients are not finite, which would otherwise end the run."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from cm_lightning.steps import steps_taken
 
 
 class SkipBadSteps(Callback):
-    """Leaves out steps whose gradients are not finite, logs their number as ``train/skipped_steps``, and ends in time.
+    """Leaves out steps with gradients that are not finite, logs their number as ``train/skipped_steps``, and may end.
 
     A step that is left out changes neither the weights nor the moments of the optimizer, on all ranks; schedules and
-    data go on. To look at the gradients each step waits for the accelerator, so this is not the default.
+    data continue. The run ends if too many are left out in a row. To check its gradients, each step waits for the
+    accelerator, so this is not the default.
 
     Args:
-        limit: the most steps that are left out one after another, at least 1.
+        limit: the largest number of steps that are left out in a row, at least 1.
 
     Raises:
         NonFiniteLossError: more steps than ``limit`` in a row would have to be left out.
@@ -34,7 +35,7 @@ class SkipBadSteps(Callback):
     def __init__(self, limit: int = 10) -> None:
         COUNT.check(self, limit=limit)
         self.limit = limit
-        #: Steps that were left out, those before a resume included.
+        #: The number of steps that were left out, including those before a resume.
         self.skipped = 0
         self._in_a_row = 0
 

@@ -1,4 +1,4 @@
-"""Networks that ``torch.compile`` makes faster, in training steps alone."""
+"""Compiling networks by ``torch.compile`` for training steps."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from cm_lightning.errors import ConfigError, flat, near
 from cm_lightning.modules.trained import TrainedModule
 
 _DEFAULT = "inductor"
-#: Graphs of all networks of a class: students, targets and teachers, with and without gradients, each of some shapes.
+#: The largest number of graphs of the networks of one class: students, targets and teachers, with and without
+#: gradients, in several shapes.
 _MOST_GRAPHS = 64
 
 
 class Compile(Callback):
     """Compiles every network that a training step calls: those that are trained, averages that teach, and teachers.
 
-    Outside of a step the networks are as they were. So checkpoints, averages and exports have plain names, and runs
-    with and without this callback resume one another. Validation and sampling take the plain forward: they run without
-    gradients, in eval mode, with hooks, and on batches of other sizes, each of which would be compiled anew.
+    Outside of a step the networks are unchanged. So checkpoints, averages and exports have plain names, and runs with
+    and without this callback can resume each other. Validation and sampling use the plain forward: they run without
+    gradients, in eval mode, with hooks, and on batches of other sizes, each of which would need another compilation.
 
-    What cannot be compiled is left plain with a word: a network in which the compiler fails; forward-mode derivatives;
-    the student of a loss that compares gradients of its last layer, where only that layer's are computed. Without the
-    compiler that the backend needs the whole run stays uncompiled.
+    A line names what cannot be compiled and stays plain: a network in which the compiler fails, forward-mode
+    derivatives, and the student of a loss that compares gradients of its last layer, where only those of that layer are
+    computed. Without the compiler that the backend needs the whole run stays uncompiled.
 
     Args:
         backend: a backend of ``torch.compile``.
@@ -69,7 +70,7 @@ class Compile(Callback):
         self.close()
 
     def prepare(self, module: TrainedModule) -> None:
-        """Find the networks of a module, on its device; they are compiled when they are first called in a step."""
+        """Find the networks of a module, on its device; each is compiled when it is first called in a step."""
         if self.backend == _DEFAULT and (missing := missing_for(module.device)):
             rank_zero_warn(f"callbacks.compile: there is no {missing}, so the networks stay uncompiled: install it")
             return
@@ -78,45 +79,45 @@ class Compile(Callback):
         forward_mode, keeps_graph = (getattr(objective, name, False) for name in ("forward_mode", "keeps_graph"))
         if forward_mode:
             rank_zero_info(
-                "callbacks.compile: forward-mode derivatives stay uncompiled; derivative: difference has none"
+                "callbacks.compile: forward-mode derivatives stay uncompiled; derivative: difference avoids them"
             )
         if keeps_graph:
             del networks[module.backbone]
             rank_zero_info(
                 "callbacks.compile: the student stays uncompiled, because gradients in its last layer are compared; "
-                "balanced: false compares none"
+                "balanced: false avoids this"
             )
         self._set(partly_plain=forward_mode or keeps_graph, keeps_graph=keeps_graph)
         self.calls = [call for network in networks for call in _calls(network, self.backend)]
 
     def begin_step(self) -> None:
-        """Compiled calls take the place of plain ones."""
+        """Replace plain calls by compiled ones."""
         for call in self.calls:
             call.enter()
 
     def end_step(self) -> None:
-        """The plain ones are back."""
+        """Restore the plain calls."""
         for call in self.calls:
             call.leave()
 
     def close(self) -> None:
-        """Leave all as it was before."""
+        """Restore the state from before."""
         self.end_step()
         self._settings.close()
 
     def _set(self, partly_plain: bool, keeps_graph: bool) -> None:
-        """Settings of the compiler, until :meth:`close`."""
-        import torch._dynamo  # these take seconds
+        """Set the compiler up until :meth:`close`."""
+        import torch._dynamo  # this import takes seconds
         import torch._functorch.config
         import torch._inductor.config
 
         limit = max(_MOST_GRAPHS, torch._dynamo.config.recompile_limit)
         self._settings.enter_context(torch._dynamo.config.patch(recompile_limit=limit))
         if partly_plain:  # compiled and plain passes must draw the same dropout masks
-            torch.compiler.reset()  # graphs are shared by all networks of a class, also those of a run before this one
+            torch.compiler.reset()  # graphs are shared by all networks of a class, even those of an earlier run
             self._settings.callback(torch.compiler.reset)
             self._settings.enter_context(torch._inductor.config.patch(fallback_random=True))
-        if keeps_graph:  # a buffer that is reused in a backward pass is not there for the next
+        if keeps_graph:  # a buffer that is reused in a backward pass is lost for the next
             self._settings.enter_context(torch._functorch.config.patch(donated_buffer=False))
 
 
@@ -138,20 +139,20 @@ class CompiledCall:
         self.failed = False
 
     def enter(self) -> None:
-        """Take the place of the plain call."""
+        """Replace the plain call."""
         self.network.__dict__[self.attribute] = self
         if self.before is not None:
             self.network.__dict__["prepared"] = True
 
     def leave(self) -> None:
-        """Give it back."""
+        """Restore the plain call."""
         self.network.__dict__.pop(self.attribute, None)
         self.network.__dict__.pop("prepared", None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         from torch._dynamo.exc import TorchDynamoException
 
-        # within a larger graph it is traced as it is; functorch's derivatives do not pass through compiled graphs
+        # within a larger graph the network is traced unchanged; functorch cannot differentiate compiled graphs
         if torch.compiler.is_compiling() or self.failed or torch._C._functorch.maybe_current_level() is not None:
             return self.plain(*args, **kwargs)
         if self.before is not None:
@@ -168,7 +169,7 @@ class CompiledCall:
 
 
 def missing_for(device: torch.device) -> str | None:
-    """What torch's own compiler needs on a device and does not find, in a word or two."""
+    """What torch's own compiler needs on a device but does not find, in a word or two."""
     if device.type != "cpu":
         return None if importlib.util.find_spec("triton") or device.type == "mps" else "triton"
     compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
@@ -176,7 +177,7 @@ def missing_for(device: torch.device) -> str | None:
 
 
 def _calls(network: nn.Module, backend: str) -> list[CompiledCall]:
-    """The ways to call a network: as a whole, and for its coarsest features where it gives them."""
+    """The ways to call a network: as a whole, and for its coarsest features if it gives them."""
     calls = [CompiledCall(network, "_compiled_call_impl", network._call_impl, backend)]
     bottleneck = getattr(network, "bottleneck", None)
     return calls if bottleneck is None else [*calls, CompiledCall(network, "bottleneck", bottleneck, backend)]

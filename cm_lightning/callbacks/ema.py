@@ -50,7 +50,7 @@ class EMA(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         if self.swapped:
-            raise RuntimeError("a checkpoint was asked for while the module held averaged weights")
+            raise RuntimeError("a checkpoint was requested while the module held averaged weights")
         return {
             "attribute": self.attribute,
             "decay": self.decay,
@@ -59,11 +59,11 @@ class EMA(Callback):
         }
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse to save an average that is not finite; the module does so for its own weights, and says it better."""
+        """Refuse to save an average that is not finite; the module refuses its own weights with a better message."""
         if self.average and not are_finite(self.average.values()) and are_finite(self._live(pl_module).values()):
             raise NonFiniteLossError(
                 f"the average of {self.attribute} is not finite at step {steps_taken(trainer)}, though the weights are"
-                ": no checkpoint of it is written: resume an earlier one by --ckpt_path"
+                ": no checkpoint of it is written: resume from an earlier one by --ckpt_path"
             )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -73,7 +73,7 @@ class EMA(Callback):
         """Find the average even if its decay differs in the checkpoint: the nearest decay for the same use."""
         found = averages(checkpoint, self.attribute)
         if not any(state["average"] for state in found) and trainer.state.fn == TrainerFn.FITTING:
-            rank_zero_info(f"EMA: the checkpoint has no average of {self.attribute}: it begins anew with the weights")
+            rank_zero_info(f"EMA: the checkpoint has no average of {self.attribute}: it starts again from the weights")
         if found and self.state_key not in checkpoint["callbacks"]:
             self.load_state_dict(
                 min(
@@ -123,7 +123,7 @@ class EMA(Callback):
 
     def swap(self, pl_module: L.LightningModule) -> None:
         """Exchange the module's weights and the average, in place."""
-        assert self.average is not None, "there is an average once a fit has started or a checkpoint was loaded"
+        assert self.average is not None, "there is an average once fit has started or a checkpoint was loaded"
         live = self._live(pl_module)
         self._check(live)
         # test and predict run in inference mode; a later training step could not update tensors made in it

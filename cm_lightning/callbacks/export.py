@@ -36,7 +36,7 @@ class Export(Callback):
 
 
 def write_folder(folder: Path, module: Any) -> None:
-    """Let a module export itself to a folder, which appears complete or not at all."""
+    """Have a module export itself to a folder, which appears complete or not at all."""
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A validation that was interrupted is made up for when the run is resumed."""
+"""Making up for an interrupted validation when the run is resumed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from cm_lightning.steps import steps_taken
 
 
 class MissedValidation(Callback):
-    """Validates once before training goes on, and logs at the step of the checkpoint, as the validation would have.
+    """Validates once before training continues, and logs at the checkpoint's step, as the validation would have done.
 
-    Lightning takes a validation that was due at the step of a checkpoint for done. It must be the last callback.
+    Lightning assumes that a validation that was due at the step of a checkpoint is done. It must be the last callback.
     """
 
     def __init__(self) -> None:
@@ -27,11 +27,11 @@ class MissedValidation(Callback):
         self._epoch = checkpoint["epoch"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        rank_zero_info(f"the validation at step {steps_taken(trainer)} was interrupted: it is made up for")
+        rank_zero_info(f"the validation at step {steps_taken(trainer)} was interrupted, so it is run now")
         loop, stage = trainer.fit_loop.epoch_loop, trainer.state.stage
         trainer._logger_connector.reset_results()
         trainer._logger_connector.reset_metrics()
-        # what its row names; Lightning reads the counts of its loops from the checkpoint after this
+        # the step of its row; Lightning reads the counts of its loops from the checkpoint after this
         loop._batches_that_stepped = steps_taken(trainer) - 1
         trainer.fit_loop.epoch_progress.current.completed = self._epoch
         trainer.validating = True
@@ -41,11 +41,11 @@ class MissedValidation(Callback):
 
 
 def is_missing(checkpoint: Mapping[str, Any], path: Path, trainer: L.Trainer) -> bool:
-    """Whether a validation was due at the step of a checkpoint, and the log of its run does not have it.
+    """Whether a validation was due at the step of a checkpoint but is missing from the log of its run.
 
     Args:
         checkpoint: the contents of the file at ``path``.
-        path: path of the checkpoint; ``metrics.csv`` is looked for above its folder.
+        path: path of the checkpoint; ``metrics.csv`` is searched above its folder.
         trainer: the Trainer of the resumed run.
     """
     log = path.parent.parent / "metrics.csv"
@@ -58,7 +58,7 @@ def is_missing(checkpoint: Mapping[str, Any], path: Path, trainer: L.Trainer) ->
 
 
 def _is_due(checkpoint: Mapping[str, Any], trainer: L.Trainer) -> bool:
-    """Whether a validation follows the step of a checkpoint; False for intervals that are parts of an epoch."""
+    """Whether a validation follows the step of a checkpoint; False for intervals that are fractions of an epoch."""
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     interval, epochs = trainer.val_check_interval, trainer.check_val_every_n_epoch
     if epochs is None:

@@ -1,4 +1,4 @@
-"""The bar of the whole run; in a log file a line now and then."""
+"""The progress bar of the whole run, or occasional lines in a log file."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from cm_lightning.steps import steps_taken
 
 #: Seconds between two drawings in a terminal.
 _REDRAW_S = 0.25
-#: Parts of the run after each of which a log file gets a line.
+#: Number of parts of the run, after each of which a log file gets a line.
 _LINES = 10
-#: Seconds after which it gets one, however long the parts are.
+#: Seconds after which it gets one regardless of the parts.
 _SILENCE_S = 600.0
-#: Drawings that the speed is averaged over.
+#: Number of drawings over which the speed is averaged.
 _WINDOW = 40
 
 
 class RunProgress(ProgressBar):
     """One bar for the whole run: its phase, steps, loss, images per second, and the time left.
 
-    A terminal gets one line, which evaluation replaces by one of its own. Elsewhere, in a log file, a pipe or a
-    notebook, a plain line comes after each tenth of the run. The loss is read from the device only when it is shown.
+    A terminal gets one line, which evaluations replace by their own. Elsewhere (a log file, a pipe, a notebook) a plain
+    line is printed after each tenth of the run. The loss is read from the device only when it is shown.
 
     Args:
-        refresh_rate: steps between two drawings at least; 0 shows nothing.
-        every_s: seconds between two lines at least, where there is no terminal.
+        refresh_rate: least number of steps between two drawings; 0 shows nothing.
+        every_s: least number of seconds between two lines where there is no terminal.
     """
 
     def __init__(self, refresh_rate: int = 1, every_s: float = 30.0) -> None:
@@ -56,7 +56,7 @@ class RunProgress(ProgressBar):
 
     @property
     def is_enabled(self) -> bool:
-        """Whether anything is shown; on other ranks than the first it is not."""
+        """Whether anything is shown, which is only on the first rank."""
         return self._shows and self.refresh_rate > 0
 
     def disable(self) -> None:
@@ -85,7 +85,7 @@ class RunProgress(ProgressBar):
         if not self.is_enabled:
             return
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        self._loss = loss.detach() if isinstance(loss, Tensor) else None  # not read: that would wait for the device
+        self._loss = loss.detach() if isinstance(loss, Tensor) else None  # not read, which would wait for the device
         self._images += _samples(batch) * trainer.world_size
         if not self._seen:
             self._seen.append((time.monotonic(), self._images))
@@ -110,7 +110,7 @@ class RunProgress(ProgressBar):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._clear()
-        self._seen.clear()  # the speed is that of the training alone
+        self._seen.clear()  # the speed is that of training alone
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.tell("evaluation")
@@ -133,7 +133,7 @@ class RunProgress(ProgressBar):
         self._clear()
 
     def tell(self, what: str, done: int = 0, of: int = 0) -> None:
-        """Show how far an evaluation is, in a terminal."""
+        """Show the progress of an evaluation in a terminal."""
         if self.is_enabled and _is_terminal():
             self._draw(evaluation_line(what, done, of, _width()))
 
@@ -164,7 +164,7 @@ class RunProgress(ProgressBar):
         return min(1.0, max(fractions)) if fractions else None
 
     def _seconds_left(self, trainer: L.Trainer) -> float | None:
-        """By the pace since the start of this process, evaluations included."""
+        """The time left by the pace since the start of this process, including evaluations."""
         done, total, left = steps_taken(trainer) - self._first_step, _total_steps(trainer), []
         if done and total:
             left.append((time.monotonic() - self._began) / done * max(0, total - steps_taken(trainer)))
@@ -207,21 +207,21 @@ class RunProgress(ProgressBar):
         self._screen.draw(line)
 
     def _clear(self) -> None:
-        """Take the bar away, so that nothing of it is left."""
+        """Remove the bar completely."""
         if self._screen is not None:
             self._screen.close()
             self._screen = None
 
 
 class _Screen:
-    """The last line of the terminal; what is printed or logged meanwhile goes above it."""
+    """The last line of the terminal; what is printed or logged meanwhile appears above it."""
 
     def __init__(self) -> None:
         self._live = Live(
             console=get_console(), auto_refresh=False, transient=True, redirect_stderr=sys.stderr.isatty()
         )
         self._live.start()
-        # Lightning's loggers hold the error stream of the time when they were made
+        # Lightning's loggers hold the error stream from the time of their creation
         self._moved = [(handler, handler.setStream(sys.stderr)) for handler in _handlers()]
 
     def draw(self, line: str) -> None:
@@ -235,14 +235,14 @@ class _Screen:
 
 
 def tell(trainer: L.Trainer, what: str, done: int = 0, of: int = 0) -> None:
-    """Show how far a callback's evaluation is, where the run has a bar."""
+    """Show the progress of a callback's evaluation if the run has a bar."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, RunProgress):
             callback.tell(what, done, of)
 
 
 def _is_terminal() -> bool:
-    """Whether the bar can be drawn again in its place; Live, which stands for the stream, has none of its own."""
+    """Whether the bar can be redrawn in its place; Live, which replaces the stream, does not tell."""
     stream = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
     return bool(stream.isatty()) and get_console().is_interactive
 
@@ -273,7 +273,7 @@ def _total_steps(trainer: L.Trainer) -> int | None:
 
 
 def _timer(trainer: L.Trainer) -> Timer | None:
-    """What ends the run after ``max_time``."""
+    """The timer that ends the run after ``max_time``."""
     timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
     return next((timer for timer in timers if timer.time_remaining() is not None), None)
 

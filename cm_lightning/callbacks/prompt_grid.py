@@ -22,7 +22,7 @@ _SCORED = Domain("0, or a whole number of at least 2", lambda value: value == 0 
 
 
 class PromptGrid(Callback):
-    """Draws held-out prompts with the module's pipeline at each validation, and scores digits with a classifier.
+    """Draws images from held-out prompts at each validation, and scores digits with a classifier.
 
     Writes ``samples/step_000500_steps4.png`` and logs ``val/frechet_mnist_steps4`` and ``val/accuracy_steps4``.
 
@@ -34,7 +34,7 @@ class PromptGrid(Callback):
         scale: factor by which the sheet is enlarged.
 
     Raises:
-        ConfigError: a number out of range.
+        ConfigError: a number is out of range.
     """
 
     def __init__(

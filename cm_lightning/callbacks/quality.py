@@ -1,4 +1,4 @@
-"""The quality of samples at each number of evaluations of the network."""
+"""The quality of samples at each number of network evaluations."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ from cm_lightning.metrics.names import decimals
 from cm_lightning.metrics.scores import Scores, load_reference, save_reference, usual_measures
 from cm_lightning.modules.base import GenerativeModule
 
-#: The shipped classifier of what images show.
+#: The shipped classifier for each subject of images.
 _EXTRACTORS = {"digits": "MnistJudge", "clothes": "FashionJudge"}
 
 
 class Quality(Callback):
-    """Measures samples against the training images at validation and test; logs the numbers and prints their table.
+    """Measures samples against the training images at validation and test; logs the scores and prints a table.
 
     For each extractor these are the Frechet distance and the kernel distance of its features, their precision and
     recall, and, if it also classifies, the accuracy of the requested labels; for grey images also the shares of
-    mid-grey and of black pixels. Points have an :class:`~cm_lightning.metrics.energy.EnergyDistance`, given as one of
-    the measures. The images of the split ``val`` give the floor: the scores of real images. Samples,
-    reference and floor are divided among the ranks; each sample has its own noise, so the scores do not depend on the
-    number of ranks. The extractors stay outside the module, and so outside its checkpoints. If weights of an extractor
-    are missing, nothing is measured, and a line says where to put them.
+    mid-grey and black pixels. For points, give an :class:`~cm_lightning.metrics.energy.EnergyDistance` as a measure.
+    The images of the split ``val`` give the floor: the scores of real images. Samples, reference and floor are divided
+    among the ranks; each sample has its own noise, so the scores do not depend on the number of ranks. The extractors
+    stay outside the module, and so outside its checkpoints. If weights of an extractor are missing, nothing is
+    measured, and a line says where to put them.
 
     Args:
         nfe: numbers of evaluations of the network for each sample; the names in the log give the actual numbers.
-        num_samples: images drawn for each number, the classes in turn.
-        batch_size: images drawn at a time.
+        num_samples: images drawn for each number of evaluations, the classes in turn.
+        batch_size: number of images drawn at a time.
         extractor: extractor of the features; both classifiers of digits if None.
         seed: seed of the noise, the same at every call.
-        cache: folder in which the statistics of training images are kept from run to run; ``cm_lightning`` in
+        cache: folder in which the statistics of the training images are kept between runs; ``cm_lightning`` in
             ``$XDG_CACHE_HOME`` (``~/.cache``) if None.
         kid: whether to log the kernel distance of the features too, which is unbiased for a few hundred images; like
             precision and recall, it uses at most 5,000.
         measures: what to measure in place of all this, such as a :class:`FeatureScores` for each of several extractors.
 
     Raises:
-        ConfigError: a number out of range, an extractor beside measures, no measures, or two of one name; at the start
-            of a run, data that the measures are not made for.
+        ConfigError: a number is out of range, an extractor is given with measures, there are no measures, or two have
+        the same name; at the start of a run, the measures do not fit the data.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Quality(Callback):
         self._data: str | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Find what is missing before training starts, not at the first validation."""
+        """Find what is missing before training starts rather than at the first validation."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, GenerativeDataModule):
             raise ConfigError("Quality needs a data module of this suite, for its images: use one, or remove it")
@@ -101,11 +101,11 @@ class Quality(Callback):
         for steps in self.nfe:
             pl_module.default_sigmas(steps)  # raises for a number of steps that its sampler cannot take
         if missing := [lack for measure in self.measures if (lack := measure.missing())]:
-            rank_zero_info(f"Quality measures nothing, as there are no weights: {missing[0]}")
+            rank_zero_info(f"Quality measures nothing, because weights are missing: {missing[0]}")
             return
         if few := [split for split in ("train", "val") if len(data.split(split)) < 2]:  # type: ignore[arg-type]
             raise ConfigError(
-                f"Quality compares with at least 2 images, and {few[0]} has fewer: add images, or remove it"
+                f"Quality needs at least 2 images to compare with, and {few[0]} has fewer: add images, or remove it"
             )
         if self._scores is None:
             self._scores = Scores(self.measures)
@@ -128,7 +128,7 @@ class Quality(Callback):
             )
 
     def _check_subject(self, data: GenerativeDataModule) -> None:
-        """A classifier of digits gives numbers for clothes too, but they mean nothing."""
+        """Raise ConfigError for a classifier of other images than the data's, whose scores would be meaningless."""
         if data.subject is None:
             return
         for measure in self.measures:
@@ -161,7 +161,7 @@ class Quality(Callback):
             get_console().print(_table(title, rows))
 
     def _meet_data(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Make the reference and the floor once for each data set, as they depend on the data alone."""
+        """Make the reference and the floor once for each data set, because they depend only on the data."""
         data = _fingerprint(trainer, "")
         if data == self._data:
             return
@@ -173,13 +173,13 @@ class Quality(Callback):
         self._data = data
 
     def _reference(self, trainer: L.Trainer) -> None:
-        """Read the statistics of the training images from the cache, or compute and keep them there."""
+        """Read the statistics of the training images from the cache, or compute them and write them there."""
         compared = {measure: identity for measure in self.measures if (identity := measure.identity())}
         paths = {
             measure: self.cache / f"{measure.name}-{_fingerprint(trainer, identity)}.safetensors"
             for measure, identity in compared.items()
         }
-        # the first rank decides: nodes may have separate discs
+        # the first rank decides: nodes may have separate disks
         known = trainer.strategy.broadcast([is_kept(path) for path in paths.values()])
         new = {measure: path for (measure, path), found in zip(paths.items(), known, strict=True) if not found}
         for measure in paths.keys() - new.keys() if trainer.is_global_zero else ():
@@ -194,7 +194,7 @@ class Quality(Callback):
 
 
 class _Samples:
-    """A rank's share of the samples, in batches; counts the network's calls as they happen."""
+    """A rank's share of the samples, in batches; it counts the network's calls."""
 
     def __init__(self, quality: Quality, trainer: L.Trainer, pl_module: GenerativeModule, steps: int) -> None:
         self.quality, self.trainer, self.module, self.steps = quality, trainer, pl_module, steps
@@ -229,7 +229,7 @@ def _share(trainer: L.Trainer, split: str) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _fingerprint(trainer: L.Trainer, identity: str) -> str:
-    """A digest of a measure, the data set, its length and 64 of its images: it keeps the statistics apart."""
+    """A digest of a measure, the data set, its length and 64 of its images: it distinguishes the cached statistics."""
     data: GenerativeDataModule = trainer.datamodule  # type: ignore[attr-defined]
     images: Any = data.split("train")
     digest = hashlib.sha256(f"{identity} {len(images)}".encode())
@@ -243,7 +243,7 @@ def _kind(shape: Sequence[int] | None) -> str:
 
 
 def _remedy(data: Sequence[int]) -> str:
-    """What measures samples of a shape."""
+    """The remedy that names what measures samples of a shape."""
     if len(data) == 1:
         return f"set measures to an EnergyDistance of dim {data[0]}, or remove it"
     if len(data) == 3 and data[0] in (1, 3):
@@ -261,7 +261,7 @@ def _shown(name: str, values: dict[str, float]) -> str:
 
 
 def _table(title: str, columns: dict[str, dict[str, float]]) -> Table:
-    """One row for each number, as there are more of them than fit beside one another, and one column for each NFE."""
+    """The scores, one row for each, because more would not fit side by side, and one column for each NFE."""
     table = Table("", *("real held-out" if column == "floor" else column for column in columns), title=title)
     for column in table.columns[1:]:
         column.justify = "right"

@@ -11,8 +11,8 @@ from cm_lightning.errors import ConfigError
 _REASONS = {
     theirs.LearningRateFinder: "needs a module with an attribute lr, but here the optimizer holds the rate: set "
     "--model.optimizer.lr, or try several with cm-lightning sweep",
-    theirs.BatchSizeFinder: "trains before the training, which would not begin at its first step: set "
-    "--data.batch_size; --dry_run estimates the memory it takes",
+    theirs.BatchSizeFinder: "trains before the run, which would then not begin at its first step: set "
+    "--data.batch_size; --dry_run estimates its memory",
     theirs.StochasticWeightAveraging: "replaces the weights and rates of the method: use the callback EMA",
     theirs.GradientAccumulationScheduler: "changes the images per step during a run, which could then not be "
     "resumed: set --trainer.accumulate_grad_batches",

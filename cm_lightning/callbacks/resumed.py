@@ -1,4 +1,4 @@
-"""A run that is resumed with other options: the new options replace what the checkpoint restores."""
+"""Resuming a run with other options, which replace what the checkpoint restores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Resumed(Callback):
     """Applies the changes of a resumed run, and prints them.
 
     The optimizer keeps its moments and takes the configured learning rate, betas and the like; its schedule continues
-    at the same step. Without such changes nothing is touched, and the run equals the uninterrupted one to the bit.
+    at the same step. Without such changes nothing is modified, and the run equals the uninterrupted one to the bit.
 
     Args:
         changes: the changes, from :func:`cm_lightning.resume.allowed_changes`.
@@ -64,7 +64,9 @@ class Resumed(Callback):
 
 
 def _begin_an_epoch(progress: dict[str, Any], batches: int) -> None:
-    """Let the next batch be the first of an epoch: Lightning's counts refer to the old sizes of batches and epochs."""
+    """Make the next batch the first of an epoch, because Lightning's counts refer to the old sizes of batches and
+    epochs.
+    """
     progress["total"] = dict.fromkeys(progress["total"], batches)
     progress["current"] = dict.fromkeys(progress["current"], 0)
     progress["is_last_batch"] = False
@@ -73,7 +75,7 @@ def _begin_an_epoch(progress: dict[str, Any], batches: int) -> None:
 def _end_within_a_batch(loops: dict[str, Any], step: int) -> None:
     """Give a checkpoint from the end of training the state of those that are saved during it.
 
-    Otherwise Lightning counts a step twice if a validation follows it, and the logs miss every row.
+    Otherwise Lightning counts a step twice if a validation follows it, and the logs lose every row.
     """
     for progress in (loops["epoch_loop.batch_progress"]["total"], loops["epoch_loop.batch_progress"]["current"]):
         progress["completed"] = progress["processed"] - 1
@@ -101,8 +103,8 @@ def _parts(configured: Any) -> tuple[Optimizer, list[LRScheduler]]:
 def _advance(scheduler: LRScheduler, steps: int) -> None:
     """Advance a new schedule, and the rate of its optimizer, to the state after a number of steps."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the optimizer it was made with does not step
-        if type(scheduler) is LambdaLR and steps:  # its rate depends on the step alone
+        warnings.simplefilter("ignore")  # the optimizer that it was made with does not step
+        if type(scheduler) is LambdaLR and steps:  # its rate depends only on the step
             scheduler.last_epoch, steps = steps - 1, 1
         for _ in range(steps):
             scheduler.step()

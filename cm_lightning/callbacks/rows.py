@@ -1,4 +1,4 @@
-"""The rows of metrics.csv: each is on the disc before a checkpoint that follows it, and none is there twice."""
+"""The rows of metrics.csv: each is on disk before any checkpoint that follows it, and none occurs twice."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _ALWAYS = ("epoch", "step")
 
 
 class Rows(ExperimentWriter):
-    """Lightning's writer of metrics.csv, whose file is whole at any moment.
+    """Lightning's writer of metrics.csv, with a file that is complete at any moment.
 
     A resumed run keeps the rows up to the step of its checkpoint. Rows are appended; for new columns the file is
-    written anew beside itself and renamed. A value that a step has logged already is left out.
+    rewritten beside itself and renamed. A value that a step has logged already is left out.
 
     Args:
         log_dir: directory of the run.
@@ -38,7 +38,7 @@ class Rows(ExperimentWriter):
         self._write(rows)
 
     def log_metrics(self, metrics_dict: dict[str, Any], step: int | None = None) -> None:
-        """Keep what this step has not logged yet for the next row."""
+        """Keep what this step has not yet logged for the next row."""
         if step != self._step:
             self._step, self._logged = step, {}
         plain = {name: getattr(value, "item", lambda v=value: v)() for name, value in metrics_dict.items()}
@@ -52,7 +52,7 @@ class Rows(ExperimentWriter):
         """Append the rows that were kept.
 
         Raises:
-            DataError: the disc is full, or the file cannot be written.
+            DataError: the disk is full, or the file cannot be written.
         """
         try:
             super().save()
@@ -62,7 +62,7 @@ class Rows(ExperimentWriter):
             ) from error
 
     def _read(self) -> list[dict[str, Any]]:
-        """The rows of the file, without a last one that a killed process has written in part."""
+        """The rows of the file, without a last row that a killed process has only partly written."""
         with open(self.metrics_file_path, newline="") as file:
             text = file.read()
         whole = text[: text.rfind("\n") + 1]
@@ -78,7 +78,7 @@ class Rows(ExperimentWriter):
         self._write(self._read())
 
     def _check_log_dir_exists(self) -> None:
-        """Do nothing: Lightning's own method deletes the former rows."""
+        """Do nothing: Lightning's own method deletes the earlier rows."""
 
 
 def write_row(trainer: L.Trainer) -> None:

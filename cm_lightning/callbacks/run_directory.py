@@ -26,10 +26,10 @@ _BUSY = ("another training", "name another version by trainer.logger.init_args.v
 
 
 class RunDirectory(Callback):
-    """Gives every run its own ``NAME/version_N``, whatever loggers it has, and leaves nothing behind if it fails.
+    """Gives every run its own ``NAME/version_N``, with any loggers, and leaves nothing behind if the start fails.
 
-    Nothing is written until the first batch is done; calls of the loggers of files before that are kept and replayed.
-    A version that the configuration names is taken only if it is free, or if this training resumes from it.
+    Nothing is written until the first batch is done; earlier calls of file loggers are kept and replayed.
+    A version that the configuration names is used only if it is free, or if this run resumes from it.
 
     Args:
         name: name of the run if its loggers do not have one.
@@ -38,7 +38,7 @@ class RunDirectory(Callback):
 
     def __init__(self, name: str, fits: bool) -> None:
         self.name, self.fits = name, fits
-        #: The directory that the run writes to; None until it does.
+        #: The directory that the run writes to; None before it does.
         self.path: Path | None = None
         self._named: Path | None = None
         self._roots: list[Path] = []
@@ -47,7 +47,7 @@ class RunDirectory(Callback):
         self._lock = Lock()
 
     def prepare(self, trainer: L.Trainer) -> None:
-        """Find the directory of the run before a logger takes a version, and hold the loggers back."""
+        """Find the directory of the run before a logger takes a version, and make the loggers wait."""
         loggers = _of_files(trainer)
         self._roots = list(dict.fromkeys(Path(logger.root_dir) for logger in loggers)) or [_folder(trainer) / self.name]
         if loggers and loggers[0]._version is not None:
@@ -64,7 +64,7 @@ class RunDirectory(Callback):
             return
         if checkpoint is None or path.resolve() not in checkpoint.resolve().parents:
             raise ConfigError(
-                f"trainer.logger.init_args.version: {path} holds a run already: name another version, leave it out, or "
+                f"trainer.logger.init_args.version: {path} already holds a run: name another version, leave it out, or "
                 f"resume that run with --ckpt_path {path}"
             )
 
@@ -168,7 +168,7 @@ class _Waiting:
 
 
 def _release(logger: _FileLogger, path: Path, first_step: int) -> None:
-    """Let a logger write into a run's directory, beginning with the calls that were kept."""
+    """Have a logger write into a run's directory, beginning with the calls that were kept."""
     waiting, number = logger._experiment, version_number(path)
     logger._version = path.name if number is None else number
     logger._experiment = None
@@ -193,12 +193,12 @@ def _folder(trainer: L.Trainer) -> Path:
 
 
 def _require_space(root: Path, needed: int) -> None:
-    """Raise ConfigError if the disc has no room for a checkpoint, which takes at least the weights."""
+    """Raise ConfigError if the disk has no room for a checkpoint, which is at least as large as the weights."""
     free = shutil.disk_usage(_existing(root)).free
     if free < needed:
         raise ConfigError(
-            f"{root}: the disc has {free / 2**20:,.0f} MiB left, and the weights take {needed / 2**20:,.0f}: free "
-            "space there, or set save_dir of trainer.logger to another disc"
+            f"{root}: the disk has {free / 2**20:,.0f} MiB left, and the weights take {needed / 2**20:,.0f}: free "
+            "space there, or set save_dir of trainer.logger to another disk"
         )
 
 

@@ -27,15 +27,15 @@ class SampleGrid(Callback):
     The noise comes from a separate generator with a fixed seed, so drawing samples never changes the training.
 
     Args:
-        num_samples: images on a sheet; the classes in turn.
+        num_samples: number of images on a sheet, the classes in turn.
         nfe: numbers of sampling steps, with one sheet for each.
-        columns: images in a row; with as many as there are classes, each column is one class.
+        columns: number of images in a row; if it is that of the classes, each column shows one class.
         seed: seed of the noise.
         scale: factor by which the sheet is enlarged.
-        batch_size: images drawn at a time; it affects only the memory that is needed.
+        batch_size: number of images drawn at a time; it affects only the memory that is needed.
 
     Raises:
-        ConfigError: a number out of range.
+        ConfigError: a number is out of range.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class SampleGrid(Callback):
 
 
 def to_wandb(trainer: L.Trainer, path: Path, name: str) -> None:
-    """Send a picture to Weights & Biases, where it is on."""
+    """Send an image to Weights & Biases if it is on."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(name, [str(path)], step=steps_taken(trainer))

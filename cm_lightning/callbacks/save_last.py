@@ -22,16 +22,16 @@ from cm_lightning.slurm import requeue
 class SaveLast(ModelCheckpoint):
     """Writes ``checkpoints/last.ckpt`` at intervals and at the end; Lightning's own callback omits the last steps.
 
-    At Ctrl-C and SIGTERM the last step is saved, too, after the current step is finished; a signal to one of several
-    ranks ends all of them after the same step. The exit status after SIGTERM, 75, tells a scheduler to queue it again.
+    At Ctrl-C and SIGTERM the run finishes the current step and saves it; a signal to one of several ranks ends all of
+    them after the same step. The exit status after SIGTERM, 75, tells a scheduler to queue the job again.
 
     Args:
-        every_n_train_steps: optimizer steps between two checkpoints, at least 1; each replaces the former.
+        every_n_train_steps: optimizer steps between two checkpoints, at least 1; each replaces the previous one.
     """
 
     def __init__(self, every_n_train_steps: int = 1000) -> None:
         COUNT.check(self, every_n_train_steps=every_n_train_steps)
-        # one file, also if a run is resumed in its own folder, where Lightning would start to number them
+        # one file, even if a run is resumed in its own folder, where Lightning would start numbering
         super().__init__(
             save_last=True, save_top_k=0, every_n_train_steps=every_n_train_steps, enable_version_counter=False
         )
@@ -51,7 +51,7 @@ class SaveLast(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         if trainer.is_global_zero and self.dirpath:
             remove_leftovers(Path(self.dirpath))
-        self._last_global_step_saved = trainer.global_step  # the resumed checkpoint is on disc
+        self._last_global_step_saved = trainer.global_step  # the resumed checkpoint is on disk
         self._stopping.listen(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -87,7 +87,7 @@ class SaveLast(ModelCheckpoint):
             return
         try:
             self._save(trainer)
-        except CmError as error:  # such as weights that are not finite
+        except CmError as error:  # for example, weights that are not finite
             sys.stderr.write(f"{error}\n")
         if self._stopping.wants_requeue:
             requeue()

@@ -1,4 +1,4 @@
-"""The end of training that comes from outside: Ctrl-C, or the signal of a scheduler."""
+"""Ending training from outside: Ctrl-C, or the signal of a scheduler."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from cm_lightning.interrupt import Deferred, Listener
 from cm_lightning.slurm import requeue_signals
 
-#: The exit status of a training that was told to end and is to be queued again (sysexits' EX_TEMPFAIL).
+#: The exit status of a run that was told to end and should be queued again (EX_TEMPFAIL of sysexits).
 REQUEUE = 75
 
 
 class Stopping:
-    """Ends training on all ranks after the same step, whichever of them received a signal.
+    """Ends training on all ranks after the same step, regardless of which of them received a signal.
 
     On one rank a signal outside a step acts at once. Several ranks agree after each batch, by :class:`Agreement`,
-    because a rank that left alone would keep the others waiting for ever.
+    because a rank that left alone would keep the others waiting forever.
     """
 
     def __init__(self) -> None:
@@ -40,17 +40,17 @@ class Stopping:
         self._listener.listen(*requeue_signals(trainer))
 
     def begin_step(self) -> None:
-        """Let signals wait from here to :meth:`end_step`."""
+        """Make signals wait from here to :meth:`end_step`."""
         if self._agreement is None:
             self._step.start()
 
     def end_step(self) -> None:
-        """Act on what came within the step."""
+        """Act on a signal that came within the step."""
         self._step.end()
         self.check()
 
     def check(self) -> None:
-        """Leave training if any rank had received a signal when it called this before; all must call it.
+        """Leave training if any rank had received a signal at the previous call; all ranks must call this.
 
         Raises:
             KeyboardInterrupt: it was Ctrl-C.
@@ -65,7 +65,7 @@ class Stopping:
             self._leave(received)
 
     def close(self) -> None:
-        """Hand signals back."""
+        """Return signals to their previous handlers."""
         self._step.drop()
         self._agreement = None
         self._listener.close()
@@ -88,7 +88,7 @@ class Stopping:
 
 
 class Agreement:
-    """The greatest number that any rank gave one call ago; all ranks must call it, and make it, together.
+    """Returns the greatest number that any rank gave one call earlier; all ranks must create and call it together.
 
     It is exchanged on the host while the next step runs, so that no rank waits for its device or for another rank.
     """
@@ -108,6 +108,8 @@ class Agreement:
 
 
 def exit_status(trainer: L.Trainer, status: int) -> int:
-    """The exit status of a rank that was interrupted; 0 if Lightning started it, which kills all after another one."""
+    """The exit status of a rank that was interrupted; 0 if Lightning started it, because Lightning kills all ranks
+    after another status.
+    """
     launched = isinstance(trainer._accelerator_connector.cluster_environment, LightningEnvironment)
     return 0 if launched and trainer.local_rank > 0 else status

@@ -16,7 +16,7 @@ from cm_lightning.steps import steps_taken
 class Throughput(Callback):
     """Logs ``train/images_per_s``, and the totals ``train/images`` and ``train/seconds``, over all ranks.
 
-    Data loading counts, validation does not. A resumed run continues the totals.
+    Data loading counts, but validation does not. A resumed run continues the totals.
     """
 
     def __init__(self) -> None:

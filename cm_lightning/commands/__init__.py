@@ -1,1 +1,1 @@
-"""One file for each command. Importing this package is quick; each command imports what it needs."""
+"""The commands, one file for each. Importing this package is quick; each command imports what it needs."""

@@ -1,4 +1,4 @@
-"""The model behind the commands that draw one picture at a time: a checkpoint, or a text-to-image model."""
+"""The model behind the commands that draw one image at a time: a checkpoint, or a text-to-image model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def add_model(parser: CommandParser) -> None:
     """Add the options that name the model."""
     add = parser.add_argument
     add("--ckpt_path", help="a checkpoint, openai:FILE, edm:FILE or diffusers:FOLDER")
-    add("--pipeline", help="in its place a text-to-image model: a folder of diffusers or a name on the hub")
-    add("--lora", action="append", default=[], metavar="PATH[:WEIGHT]", help="of --pipeline, as in sample; may repeat")
+    add("--pipeline", help="a text-to-image model in its place: a folder of diffusers or a name on the hub")
+    add("--lora", action="append", default=[], metavar="PATH[:WEIGHT]", help="a LoRA, as in sample; may repeat")
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="type of --pipeline's weights")
-    add("--weights", choices=("ema", "raw"), help="of --ckpt_path; default: the averaged ones if there are any")
-    add("--device", default="auto", help="cpu, cuda, ...; auto takes an accelerator if there is one")
-    add("--trust", action="append", default=[], help="a package the checkpoints may take classes from")
+    add("--weights", choices=("ema", "raw"), help="those of --ckpt_path; default: the averaged ones if any")
+    add("--device", default="auto", help="cpu, cuda, ...; auto uses an accelerator if there is one")
+    add("--trust", action="append", default=[], help="a package whose classes the checkpoints may use")
 
 
 def check_model(
@@ -29,11 +29,11 @@ def check_model(
     of_checkpoints: tuple[str, ...] = (),
     of_pipelines: tuple[str, ...] = (),
 ) -> None:
-    """End the program with a line unless there is one model, and no option of the other kind.
+    """End the program with a line unless exactly one model is given, without options of the other kind.
 
     Args:
         options: the command's parser.
-        args: what was parsed.
+        args: the parsed arguments.
         of_checkpoints: more options that belong to --ckpt_path.
         of_pipelines: more options that belong to --pipeline.
     """

@@ -1,4 +1,4 @@
-"""The ways of editing: which options each of them needs and takes."""
+"""The kinds of edits, and the options that each of them needs and takes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cm_lightning.domains import NATURAL
 
 @dataclass(frozen=True)
 class Edit:
-    """One way of editing: what it does, the options that it needs, those that it takes too, and how many images."""
+    """A kind of edit: what it does, the options that it needs, further ones that it takes, and its number of images."""
 
     what: str
     needs: tuple[str, ...] = ()
@@ -22,16 +22,16 @@ class Edit:
 
 
 _LEVELS = ("steps", "sigmas")
-#: What models of pixels do.
+#: The edits by models in pixels.
 EDITS = {
-    "inpaint": Edit("draw anew what a mask covers", ("image", "mask"), (*_LEVELS, "resize")),
+    "inpaint": Edit("redraw what a mask covers", ("image", "mask"), (*_LEVELS, "resize")),
     "outpaint": Edit("draw what surrounds an image that is smaller than the model's", ("image",), (*_LEVELS, "at")),
-    "colourise": Edit("colour an image, of which only the brightness is used", ("image",), (*_LEVELS, "resize")),
+    "colourise": Edit("colour an image, using only its brightness", ("image",), (*_LEVELS, "resize")),
     "super-resolution": Edit(
         "enlarge an image by a whole factor", ("image",), (*_LEVELS, "factor")
     ),
     "denoise": Edit("remove noise of a known strength", ("image", "sigma"), ("resize",)),
-    "stroke": Edit("make a picture from strokes", ("image",), ("sigmas", "resize")),
+    "stroke": Edit("make an image from strokes", ("image",), ("sigmas", "resize")),
     "variations": Edit(
         "draw images near an image, or near the sample of --seed", (), (*_LEVELS, "image", "amount", "resize"), (0, 1)
     ),
@@ -40,27 +40,27 @@ EDITS = {
         (), (*_LEVELS, "image", "seeds", "resize"), (0, 2),
     ),
 }  # fmt: skip
-#: What text-to-image models do.
+#: The edits by text-to-image models.
 EDITS_BY_PROMPTS = {
-    "inpaint": Edit("draw anew what a mask covers", ("image", "mask"), ("strength", "resize", "height", "width")),
+    "inpaint": Edit("redraw what a mask covers", ("image", "mask"), ("strength", "resize", "height", "width")),
     "outpaint": Edit("draw what surrounds a smaller image", ("image",), ("at", "strength", "height", "width")),
-    "stroke": Edit("make a picture from strokes", ("image",), ("strength", "resize", "height", "width")),
+    "stroke": Edit("make an image from strokes", ("image",), ("strength", "resize", "height", "width")),
     "variations": Edit("draw images near an image", ("image",), ("strength", "resize", "height", "width")),
 }
 
 
 def described(edits: Mapping[str, Edit]) -> str:
-    """What each of them does, for the help."""
+    """A description of each edit, for the help."""
     return "; ".join(f"{name}: {edit.what}" for name, edit in edits.items()) + "."
 
 
 def add_outputs(parser: CommandParser) -> None:
-    """Add the option that says where the results are written."""
+    """Add the option that names the files for the results."""
     parser.add_argument(
         "--output",
         type=Path,
         action="append",
-        help="a .png sheet of what was given and the results (default edited.png), a .gif or .npz or folder of the "
+        help="a .png sheet of the input and the results (default edited.png), or a .gif, .npz or folder of the "
         "results; may repeat",
     )
 

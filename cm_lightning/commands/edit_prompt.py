@@ -18,7 +18,7 @@ from cm_lightning.viewer import show
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: How much is changed, unless another strength is given.
+#: The default strengths.
 _STRENGTH = {"inpaint": 1.0, "outpaint": 1.0, "stroke": 0.5, "variations": 0.5}
 
 
@@ -31,27 +31,27 @@ def parser() -> CommandParser:
     add("edit", choices=tuple(EDITS), metavar="EDIT", help=", ".join(EDITS_BY_PROMPTS))
     add_model(parser)
     add("--image", type=Path, action="append", default=[], help="an image file; its sides are multiples of 8 pixels")
-    add("--mask", type=Path, help="an image of the same size: what is white (or transparent) is drawn anew")
-    add("--at", type=pair, metavar="TOP,LEFT", help="outpaint: place of the image, in pixels; default: the centre")
+    add("--mask", type=Path, help="an image of the same size: the white (or transparent) part is redrawn")
+    add("--at", type=pair, metavar="TOP,LEFT", help="outpaint: position of the image, in pixels; default: the centre")
     add(
         "--strength",
         type=SHARE.parse,
-        help="share of the steps that are taken, in (0, 1]; the lower, the more of the image remains. default: 0.5; of "
+        help="share of the steps that are taken, in (0, 1]; the lower, the more of the image remains. default: 0.5; "
         "inpaint and outpaint 1",
     )
     add("--resize", action="store_true", help="resize and crop images to --height and --width")
     add_outputs(parser)
-    add("--columns", type=COUNT.parse, default=4, help="images in a row of the sheet")
+    add("--columns", type=COUNT.parse, default=4, help="number of images in a row of the sheet")
     return parser
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The options, checked as far as possible before the model is read."""
+    """The options, which are checked as far as possible before the model is read."""
     options = parser()
     args = options.parse_args(argv)
     if args.edit not in EDITS_BY_PROMPTS:
         options.error(
-            f"{args.edit} needs a model of pixels: give --ckpt_path in place of --pipeline, or choose one of "
+            f"{args.edit} needs a model in pixels: give --ckpt_path in place of --pipeline, or choose one of "
             f"{', '.join(EDITS_BY_PROMPTS)}"
         )
     check_edit(options, args, EDITS_BY_PROMPTS)
@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _given(args: argparse.Namespace, pipe: Any) -> tuple[Tensor, Tensor | None]:
-    """The image (3, H, W) uint8, and the mask (H, W) of what is drawn anew if a part is known."""
+    """The image (3, H, W) uint8, and, if a part is known, the mask (H, W) of what is redrawn."""
     from cm_lightning.commands.pictures import place_on, read_mask, read_picture
     from cm_lightning.images import to_pixels
 

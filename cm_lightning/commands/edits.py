@@ -1,4 +1,4 @@
-"""What each way of editing draws, from its options and the images that they name."""
+"""What each kind of edit draws, from its options and the images that they name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cm_lightning.errors import ConfigError
 
 @dataclass
 class Drawn:
-    """The results (N, C, H, W), and images (C, H, W) that were given, to be shown before and after them."""
+    """The results (N, C, H, W), and the input images (C, H, W) to be shown before and after them."""
 
     images: Tensor
     before: Sequence[Tensor] = ()
@@ -25,7 +25,7 @@ class Drawn:
 
 
 def _read(args: argparse.Namespace, editor: Editor) -> list[Tensor]:
-    """The images of --image, (C, H, W), of the model's size."""
+    """The images of --image, (C, H, W), in the model's size."""
     shape = editor.module.image_shape
     images = [read_picture(path, "--image", shape, args.resize) for path in args.image]
     for image, path in zip(images, args.image, strict=True):

@@ -29,7 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
     parser = CommandParser(
         prog="evaluate",
-        description="Measure text-to-image models over steps and guidance scales: tables, heat maps, sample sheets. "
+        description="Measure text-to-image models by steps and guidance scales: tables, heat maps, sample sheets. "
         "Earlier measurements are kept.",
     )
     add = parser.add_argument
@@ -41,16 +41,16 @@ def make_parser() -> argparse.ArgumentParser:
         help="may repeat; the same name adds a seed",
     )
     add("--steps", type=COUNT.parse_list, help="default: those that a student was distilled for, else 1,2,4,8")
-    add("--guidance", type=NON_NEGATIVE.parse_list, help="default: 1, which is none, for a student; else 1,1.5,2,4")
+    add("--guidance", type=NON_NEGATIVE.parse_list, help="default: 1 (no guidance) for a student, else 1,1.5,2,4")
     add("--data", default="CaptionedMNIST", help="CaptionedMNIST, CaptionedPairs, or a folder of captioned images")
     add("--num_samples", type=at_least(2).parse, default=1000)
     add(
         "--batch_size",
         type=COUNT.parse,
         default=50,
-        help="images drawn at a time; the time per image depends on it",
+        help="number of images drawn at a time; the time per image depends on it",
     )
-    add("--seed", type=SEED.parse, default=0, help="of the noise")
+    add("--seed", type=SEED.parse, default=0, help="seed of the noise")
     add("--clip", help="folder or hub name of a CLIP model, for the CLIP score")
     add("--inception", help="torch-fidelity's weights for the FID of a folder's images; downloaded if not given")
     add(
@@ -61,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--scheduler",
         choices=("euler", "lcm", "trailing", "own"),
-        help="default: that of a student which says it, as SDXL-Lightning's files do; lcm; trailing for a base alone",
+        help="default: the student's own if its files name it, as SDXL-Lightning's do; else lcm; trailing for a base",
     )
     add("--device", default="auto")
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
@@ -71,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure the missing cells, then report on all."""
+    """Measure the missing cells, then report all cells."""
     args = make_parser().parse_args(argv)
     models = [NamedModel.parse(text) for text in args.model]
     for model in models:
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _measure(args: argparse.Namespace, models: Sequence[NamedModel]) -> list[Cell]:
-    """The requested cells: those measured before, and the missing ones."""
+    """The requested cells: those measured earlier, and the missing ones."""
     from cm_lightning.report.cells import cell_path, read_cells, require_same_way
 
     subject = _Subject.make(args)
@@ -204,7 +204,7 @@ def _log(args: argparse.Namespace, cells: Sequence[Cell], trial: Path) -> None:
     if not rows:
         return
     with replacing(trial / "metrics.csv") as path, open(path, "w", newline="") as file:
-        # cells of before may lack metrics
+        # earlier cells may lack metrics
         writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
         writer.writerows(rows)

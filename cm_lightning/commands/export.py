@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 _USE = {
     "safetensors": '`cm_lightning.load_module("THIS FOLDER")` builds the module from `config.json`. '
-    "`weights.safetensors` holds the state dict of its network alone.",
+    "`weights.safetensors` holds only the state dict of its network.",
     "diffusers": '`diffusers.ConsistencyModelPipeline.from_pretrained("THIS FOLDER")(num_inference_steps=1)`. '
-    "With more steps it takes noise levels of its own grid, which are not those of `module.sample`.",
+    "With more steps it uses noise levels of its own grid, which are not those of `module.sample`.",
     "onnx": "`generator.onnx` maps `noise` (B, C, H, W) of unit variance, and `class_label` (B,) int64 where there are "
     "classes, to `image` in [-1, 1], in one evaluation.",
     "web": "Put the folder on any static host, or run `python -m http.server` in it and open `localhost:8000`. The "
@@ -38,10 +38,10 @@ def _parser() -> CommandParser:
     parser.add_argument("--overwrite", action="store_true", help="write to a folder that already holds files")
     parser.add_argument("--weights", choices=("ema", "raw"), help="default: the averaged ones if there are any")
     parser.add_argument(
-        "--runtime", type=Path, help="of --format web: the npm package onnxruntime-web, its .tgz or its folder"
+        "--runtime", type=Path, help="for --format web: the npm package onnxruntime-web, its .tgz or its folder"
     )
-    parser.add_argument("--license", default="unknown", help="of the weights, for the card: an SPDX identifier")
-    parser.add_argument("--trust", action="append", default=[], help="a package the checkpoint may take classes from")
+    parser.add_argument("--license", default="unknown", help="licence of the weights, for the card: an SPDX identifier")
+    parser.add_argument("--trust", action="append", default=[], help="a package whose classes the checkpoint may use")
     return parser
 
 
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _write_own(module: TrainedModule, kind: str, folder: Path) -> None:
-    """Let a module that does not draw images by itself, such as one that draws from prompts, write its own folder."""
+    """Have a module that does not draw images by itself, such as one that draws from prompts, write its own folder."""
     from cm_lightning.errors import ConfigError
 
     export = getattr(module, "export", None)

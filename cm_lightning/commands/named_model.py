@@ -1,4 +1,4 @@
-"""A model that ``evaluate`` measures: its name, its files, and the settings that it was made for."""
+"""A model that ``evaluate`` measures: its name, its files, and its own settings."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from cm_lightning.errors import ConfigError
 from cm_lightning.latent.few_step import FewStep, compare, only_one, unsaid
 from cm_lightning.run import find_export
 
-#: The steps and guidance scales at which a model is measured that does not say its own.
+#: The steps and guidance scales at which a model without its own settings is measured.
 STEPS = [1, 2, 4, 8]
 GUIDANCE = [1.0, 1.5, 2.0, 4.0]
-_END = 2**20  # bytes of a file's beginning and end that identify it
+_END = 2**20  # number of bytes at the beginning and end of a file that identify it
 
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A name, and the files of one of its seeds."""
+    """A name and the files of one of its seeds."""
 
     name: str
     pipeline: str
@@ -56,7 +56,7 @@ class NamedModel:
 
     @cached_property
     def told(self) -> tuple[str, FewStep] | None:
-        """Which of its files says how it is drawn, and what that says."""
+        """The file that states how the model is sampled, and its contents."""
         return only_one(self.pipeline, self.parts)
 
     def settings(
@@ -65,7 +65,7 @@ class NamedModel:
         """The steps and guidance scales to measure, with a note on those that a student was not distilled for.
 
         Raises:
-            ConfigError: it was distilled for none of those that the user gave.
+            ConfigError: it was not distilled for any of those that the user gave.
         """
         if not self.told:
             self._note(None if scheduler else unsaid(self.parts, None, "lcm"))
@@ -77,7 +77,7 @@ class NamedModel:
             self._note(compare(source, how, *others[0], scheduler))
             return wanted
         if others:
-            rest = f"the other cells are left out, and --scheduler {how.scheduler} measures them all the same"
+            rest = f"the other cells are left out, and --scheduler {how.scheduler} measures them anyway"
             self._note(f"{source} was distilled for {how}: {rest}")
         return [setting for setting in wanted if setting not in others]
 
@@ -87,7 +87,7 @@ class NamedModel:
 
 
 def _digest(path: str) -> str:
-    """A digest of the ends of the weights' files; for a name on the hub, of the name alone."""
+    """A digest of both ends of the files of weights; for a name on the hub, of the name alone."""
     root, digest = Path(path), hashlib.sha256()
     files = sorted(root.rglob("*.safetensors")) if root.is_dir() else [root] if root.is_file() else []
     for file in files:

@@ -1,4 +1,4 @@
-"""The parser that the commands share: one spelling of options, and errors in one line."""
+"""The parser that the commands share, with one spelling of options and errors in one line."""
 
 from __future__ import annotations
 

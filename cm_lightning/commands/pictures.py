@@ -1,4 +1,4 @@
-"""Image files that a command takes, as images of a model."""
+"""Reading image files that a command takes as images for a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_picture(path: Path, option: str, shape: Sequence[int], resize: bool = F
     Args:
         path: the image file, of any format that Pillow reads.
         option: its option, such as "--image", for messages.
-        shape: (C, H, W) of the model, C 1 or 3; the file is converted to C channels.
+        shape: (C, H, W) of the model, where C is 1 or 3; the file is converted to C channels.
         resize: whether the image is resized and cropped to H x W.
 
     Returns:
@@ -51,7 +51,7 @@ def read_mask(path: Path, shape: Sequence[int], resize: bool = False) -> Tensor:
     """Read --mask for images (C, H, W).
 
     Returns:
-        (1, H, W) bool, true where the mask is white or transparent, which is drawn anew.
+        (1, H, W) bool, true where the mask is white or transparent: that part is redrawn.
 
     Raises:
         DataError: the file is missing or damaged.
@@ -63,7 +63,7 @@ def read_mask(path: Path, shape: Sequence[int], resize: bool = False) -> Tensor:
     mask = brightness > 0
     if mask.all() or not mask.any():
         colour = "white" if mask.all() else "black"
-        raise ConfigError(f"--mask {path} is {colour} everywhere: make white what is drawn anew, and the rest black")
+        raise ConfigError(f"--mask {path} is {colour} everywhere: make white what is to be redrawn, and the rest black")
     return mask
 
 

@@ -28,12 +28,12 @@ def parser() -> CommandParser:
     add("--image", type=Path, help="start from this image")
     add("--strength", type=SHARE.parse, help=f"with --image: how much of it to change, in (0, 1]; default: {_STRENGTH}")
     add("--output", type=Path, default=Path("samples.png"), help="a .png sheet, or a folder of PNG files")
-    add("--columns", type=COUNT.parse, default=4, help="images in a row of the sheet")
+    add("--columns", type=COUNT.parse, default=4, help="number of images in a row of the sheet")
     return parser
 
 
 def add_model(parser: CommandParser) -> None:
-    """Add the options that say which text-to-image model draws, what, and how."""
+    """Add the options that determine which text-to-image model draws, what, and how."""
     add = parser.add_argument
     add("--pipeline", required=True, help="a folder of diffusers or a name on the hub: SD 1.5, 2.1, XL, or an LCM")
     add(
@@ -46,32 +46,32 @@ def add_model(parser: CommandParser) -> None:
     )
     add("--unet", metavar="PATH", help="a file or folder with another UNet, such as SDXL-Lightning's, for --pipeline")
     add("--prompt", action="append", required=True, help="may repeat")
-    add("--negative_prompt", help="what to steer away from; needs a LoRA or base, and --guidance above 1")
-    add("--num_samples", type=COUNT.parse, help="images, from the prompts in turn; default: one for each prompt")
+    add("--negative_prompt", help="what to avoid; needs a LoRA or a base, and --guidance above 1")
+    add("--num_samples", type=COUNT.parse, help="number of images, the prompts in turn; default: one for each prompt")
     add("--steps", type=COUNT.parse, help=f"default: those that a student was distilled for, else {_STEPS}")
     add(
         "--guidance",
         type=NON_NEGATIVE.parse,
         default=1.0,
-        help="guidance_scale; 1 is no guidance; above 1 a LoRA takes two evaluations per step",
+        help="guidance_scale; 1 means no guidance; above 1 a LoRA takes two evaluations per step",
     )
     add(
         "--scheduler",
         choices=("euler", "lcm", "trailing", "own"),
-        help="default: that of a student which says it, as SDXL-Lightning's files do (euler); lcm with another LoRA, "
+        help="default: the student's own if its files name it, as SDXL-Lightning's do (euler); lcm with another LoRA, "
         "else trailing",
     )
     add("--height", type=SIDE.parse, help="pixels, a multiple of 8; default: the model's")
     add("--width", type=SIDE.parse, help="pixels, a multiple of 8")
     add("--seed", type=SEED.parse, default=0)
     add("--batch_size", type=COUNT.parse, default=4)
-    add("--device", default="auto", help="cpu, cuda, ...; auto takes an accelerator if there is one")
-    add("--open", action="store_true", help="show the pictures when they are drawn")
+    add("--device", default="auto", help="cpu, cuda, ...; auto uses an accelerator if there is one")
+    add("--open", action="store_true", help="show the images when they are drawn")
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="type of the weights")
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The options, checked as far as possible before the model is read."""
+    """The options, which are checked as far as possible before the model is read."""
     options = parser()
     args = options.parse_args(argv)
     if args.output.suffix not in ("", ".png"):
@@ -79,7 +79,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.strength is not None and not args.image:
         options.error("--strength needs --image: give one, or leave it out")
     if args.image and (args.height is None) != (args.width is None):
-        options.error("--height and --width of an --image go together, or it would be stretched: give both or neither")
+        options.error(
+            "--height and --width must be given together with --image, which they would stretch: give both or neither"
+        )
     if args.image and args.strength is None:
         args.strength = _STRENGTH
     settle(options, args)
@@ -88,7 +90,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def settle(options: CommandParser, args: argparse.Namespace) -> None:
-    """Settle steps and scheduler by what the student says, with a note on what it does not say or is drawn against.
+    """Set steps and scheduler by the student's own settings, with a note if they are missing or overridden.
 
     ``args.strength`` is the share of the steps that are taken, None for all. The program ends with a line if none is
     left, or if a negative prompt would have no effect.

@@ -1,4 +1,4 @@
-"""The files that drawing commands write: a sheet, an animation, arrays for programs that evaluate, or a folder."""
+"""The files that drawing commands write: a sheet, an animation, arrays for evaluation programs, or a folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def check_outputs(options: CommandParser, outputs: Sequence[Path], endings: Sequence[str] = (".png", ".npz")) -> None:
-    """End the program with a line unless each output is a folder, or a file with one of the endings, and writable."""
+    """End the program with a line unless each output is writable, and a folder or a file with one of the endings."""
     if wrong := [output for output in outputs if output.suffix not in ("", *endings)]:
         options.error(f"--output {wrong[0]}: give a {', '.join(endings)}, or a folder")
     for output in outputs:
@@ -29,7 +29,7 @@ def write_results(
     around: tuple[Sequence[Tensor], Sequence[Tensor]] = ((), ()),
     scale: int = 1,
 ) -> None:
-    """Write images by the ending of the output: .png, .gif, .npz, or a folder of PNG files.
+    """Write images in the format of the output's suffix: .png, .gif, .npz, or a folder of PNG files.
 
     The .npz has ``images`` (uint8 NHWC, or the samples if they are not images) and ``labels``, and for images
     ``arr_0``, the same in RGB, under the name that OpenAI's evaluator reads.

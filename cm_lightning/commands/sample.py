@@ -37,7 +37,7 @@ def parser() -> CommandParser:
     parser.add_argument(
         "--gamma",
         type=FRACTION.parse,
-        help="the share of the noise that a flow map draws anew between its steps: from 0, the default, to 1, all",
+        help="the share of the noise that a flow map redraws between its steps: from 0, the default, to 1, all",
     )
     parser.add_argument("--seed", type=SEED.parse, default=0)
     parser.add_argument(
@@ -46,24 +46,24 @@ def parser() -> CommandParser:
         action="append",
         help="a .png sheet (default samples.png), an .npz (arr_0, images: uint8 NHWC; labels), or a folder; may repeat",
     )
-    parser.add_argument("--columns", type=COUNT.parse, default=10, help="images in a row of the sheet")
+    parser.add_argument("--columns", type=COUNT.parse, default=10, help="number of images in a row of the sheet")
     parser.add_argument("--weights", choices=("ema", "raw"), help="default: the averaged ones if there are any")
     parser.add_argument("--batch_size", type=COUNT.parse, default=256)
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto takes an accelerator if there is one")
-    parser.add_argument("--open", action="store_true", help="show the pictures when they are drawn")
-    parser.add_argument("--trust", action="append", default=[], help="a package the checkpoint may take classes from")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto uses an accelerator if there is one")
+    parser.add_argument("--open", action="store_true", help="show the images when they are drawn")
+    parser.add_argument("--trust", action="append", default=[], help="a package whose classes the checkpoint may use")
     return parser
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The options, checked as far as possible before the checkpoint is read."""
+    """The options, which are checked as far as possible before the checkpoint is read."""
     options = parser()
     args = options.parse_args(argv)
     args.output = args.output or [Path("samples.png")]
     if args.ckpt_path is None:
         options.error("give --ckpt_path, a checkpoint made by cm-lightning fit, or --pipeline, a text-to-image model")
     if args.sigmas and args.steps is not None:
-        options.error("--sigmas and --steps exclude each other: --sigmas has a noise level for each step")
+        options.error("--sigmas and --steps cannot be combined: --sigmas has a noise level for each step")
     if any(low >= high for high, low in pairwise(args.sigmas or [])):
         options.error(f"--sigmas must descend, got {','.join(f'{sigma:g}' for sigma in args.sigmas)}")
     check_outputs(options, args.output)

@@ -1,4 +1,4 @@
-"""``cm-lightning search``: find the noise levels of a few steps for a checkpoint."""
+"""``cm-lightning search``: find the best noise levels of a few steps for a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def parser() -> CommandParser:
     """The options of ``search``."""
     parser = CommandParser(
         "search",
-        "Find the noise levels of 2 ... N steps for a checkpoint, one after the other, by the quality of samples from "
+        "Find the best noise levels of 2 ... N steps for a checkpoint, one by one, by the quality of samples from "
         "the same noise. They are written beside the checkpoint, where sample and export find them.",
     )
     add = parser.add_argument
@@ -34,19 +34,19 @@ def parser() -> CommandParser:
         "--measure",
         help="fid, kid, frechet_mnist, accuracy, frechet_resnet50, ...; default: frechet_mnist for MNIST, else fid",
     )
-    add("--extractor_weights", help="weights of the network that measures; default: its usual ones")
+    add("--extractor_weights", help="weights of the measuring network; default: its usual ones")
     add("--data", help="a folder or .zip of real images, or MNIST; default: the data of the checkpoint's run")
-    add("--num_samples", type=at_least(2).parse, default=1000, help="for each score; for fid take 10000 or more")
+    add("--num_samples", type=at_least(2).parse, default=1000, help="number for each score; for fid use 10000 or more")
     add("--labels", type=NATURAL.parse_list, help="classes, repeated in turn: 0,1,2; default: all in turn")
-    add("--guidance", type=FINITE.parse, default=0.0, help="as for sample. default: 0")
-    add("--seed", type=SEED.parse, default=0, help="of the noise, the same for all levels")
-    add("--points", type=COUNT.parse, default=7, help="levels at even distances that are tried first")
-    add("--tolerance", type=POSITIVE.parse, default=0.1, help="in ln sigma, at which the search ends")
+    add("--guidance", type=FINITE.parse, default=0.0, help="as in sample. default: 0")
+    add("--seed", type=SEED.parse, default=0, help="seed of the noise, the same for all levels")
+    add("--points", type=COUNT.parse, default=7, help="number of evenly spaced levels that are tried first")
+    add("--tolerance", type=POSITIVE.parse, default=0.1, help="width in ln sigma at which the search ends")
     add("--output", type=Path, default=Path("search.png"), help="a .png of the curves")
     add("--weights", choices=("ema", "raw"), help="default: the averaged ones if there are any")
     add("--batch_size", type=COUNT.parse, default=250)
-    add("--device", default="auto", help="cpu, cuda, ...; auto takes an accelerator if there is one")
-    add("--trust", action="append", default=[], help="a package the checkpoint may take classes from")
+    add("--device", default="auto", help="cpu, cuda, ...; auto uses an accelerator if there is one")
+    add("--trust", action="append", default=[], help="a package whose classes the checkpoint may use")
     return parser
 
 
@@ -80,12 +80,12 @@ def main(argv: Sequence[str]) -> None:
         write_found_levels(file, better, module.trained_steps, how)
         print(f"{', '.join(map(str, better))} steps: {file}")
     if kept := [n for n in before if n not in better]:
-        print(f"{', '.join(map(str, kept))} steps: no better levels were found, and the earlier ones stay")
+        print(f"{', '.join(map(str, kept))} steps: no better levels were found, so the earlier ones stay")
     print(f"curves: {args.output}")
 
 
 def _search(args: argparse.Namespace, module: GenerativeModule, score: _Score) -> dict[int, Curve]:
-    """The curves by the number of steps, on the module's own levels. Their levels begin with that of one step."""
+    """The curves by the number of steps, on the module's own levels, which begin with that of one step."""
     from cm_lightning.core.level_search import Curve, search_levels
     from cm_lightning.modules.endpoint import endpoint
 
@@ -105,14 +105,14 @@ def _search(args: argparse.Namespace, module: GenerativeModule, score: _Score) -
     }
 
 
-#: What is measured unless it is chosen, by what the images show; the FID of all others.
+#: The default measure for each subject of images; for all others it is the FID.
 _MEASURES = {"digits": "frechet_mnist", "clothes": "frechet_fashion"}
-#: Levels, and their score.
+#: Levels and their score.
 _Before = tuple[list[float], float]
 
 
 class _Score:
-    """What a measure gives for samples at some levels, from the same noise each time; the lower, the better."""
+    """The score of samples at given levels, from the same noise each time; the lower, the better."""
 
     def __init__(self, args: argparse.Namespace, module: GenerativeModule, data: GenerativeDataModule) -> None:
         from cm_lightning.metrics.by_name import measure_named
@@ -127,7 +127,7 @@ class _Score:
             raise ConfigError(f"--measure {self.name}: {lack}")
         if measure.image_shape not in (None, module.image_shape):
             raise ConfigError(
-                f"--measure {self.name} is of images of shape {measure.image_shape}, but the model draws "
+                f"--measure {self.name} is for images of shape {measure.image_shape}, but the model draws "
                 f"{module.image_shape}: give another measure"
             )
         self.labels = module.sample_labels(
@@ -141,13 +141,13 @@ class _Score:
         values = self.scores(self._batches(levels))
         if self.name not in values:
             raise ConfigError(
-                f"--measure {self.name} was not measured, as for a model without classes: give another measure"
+                f"--measure {self.name} cannot be measured for this model, which may lack classes: give another measure"
             )
         print(f"{_shown(levels)}: {self.name} {values[self.name]:.4g}", flush=True)
         return self.sign * values[self.name]
 
     def told(self, value: float) -> str:
-        """The number that the measure gave, as text."""
+        """The score as text."""
         return f"{self.name} {self.sign * value:.4g}"
 
     def _batches(self, levels: Sequence[float]) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -197,7 +197,7 @@ def _data_of_run(path: str) -> GenerativeDataModule:
     from cm_lightning.report.configs import class_name, inner, read_config
     from cm_lightning.run import find_checkpoint
 
-    unknown = f"--ckpt_path {path} does not say what data it was trained on: give --data, a folder of images or MNIST"
+    unknown = f"--ckpt_path {path} does not state its training data: give --data, a folder of images or MNIST"
     if is_foreign(path):
         raise ConfigError(unknown)
     try:
@@ -215,7 +215,9 @@ def _shown(levels: Sequence[float]) -> str:
 
 
 def _draw(path: Path, score: _Score, found: Mapping[int, Curve], before: Mapping[int, _Before]) -> None:
-    """Plot the scores against the last level, one curve for each number of steps, and those of the earlier levels."""
+    """Plot the scores against the last level, a curve for each number of steps, and the scores of the earlier
+    levels.
+    """
     from matplotlib.figure import Figure
 
     from cm_lightning.report.figures import save_figure

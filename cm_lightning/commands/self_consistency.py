@@ -1,4 +1,4 @@
-"""``cm-lightning self-consistency``: check by numbers that the consistency function is well defined."""
+"""``cm-lightning self-consistency``: check numerically that the consistency function is well defined."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _STAGES = 6
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="self-consistency",
-        description="Check each claim on the consistency function; exit code 1 if one fails. Train two; draw figures.",
+        description="Check all claims on consistency functions (exit status 1 if one fails); train two; draw figures.",
     )
     parser.add_argument("--trajectories", type=at_least(8).parse, default=1000)
     parser.add_argument(
-        "--steps", type=NATURAL.parse, default=3000, help="training steps of CD and of CT; 0 trains nothing"
+        "--steps", type=NATURAL.parse, default=3000, help="training steps of CD and of CT; 0 leaves training out"
     )
     parser.add_argument("--resolution", type=at_least(2).parse, default=121, help="points along a side of the maps")
     parser.add_argument("--seed", type=SEED.parse, default=0)
-    parser.add_argument("--output", type=Path, default=Path("runs/self_consistency"), help="the folder of the figures")
+    parser.add_argument("--output", type=Path, default=Path("runs/self_consistency"), help="the folder for the figures")
     return parser
 
 

@@ -20,15 +20,15 @@ def parser() -> CommandParser:
     parser = CommandParser("serve", "Draw in the browser while a slider or the pen moves.")
     add = parser.add_argument
     add_model(parser)
-    add("--teacher", help="another model, whose picture in many steps is shown beside that of the first")
-    add("--port", type=_PORT.parse, default=8000, help="0 takes any that is free; default: 8000")
-    add("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in; default: 127.0.0.1, this one alone")
+    add("--teacher", help="another model, whose image in many steps is shown beside that of the first")
+    add("--port", type=_PORT.parse, default=8000, help="0 uses any free port; default: 8000")
+    add("--host", default="127.0.0.1", help="0.0.0.0 admits other machines; default: 127.0.0.1, this machine alone")
     add("--open", action="store_true", help="open the page in the browser")
     return parser
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The options, checked as far as possible before a model is read."""
+    """The options, which are checked as far as possible before a model is read."""
     options = parser()
     args = options.parse_args(argv)
     check_model(options, args)
@@ -36,7 +36,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Load, serve, until Ctrl-C."""
+    """Load the models and serve until Ctrl-C."""
     args = _parse(argv)
 
     light_lightning()
@@ -47,10 +47,10 @@ def main(argv: Sequence[str]) -> None:
     model, *teachers = load_drawers(args, args.teacher)
     painter = Painter(model, *teachers)
     with Server(painter, args.host, args.port) as server:
-        painter.draw(Wish())  # the first picture takes longer than all others
+        painter.draw(Wish())  # the first image takes longer than all others
         print(f"{server.url}  (Ctrl-C ends it)", flush=True)
         if not server.local:
-            sys.stderr.write("note: whoever reaches this machine can use the page\n")
+            sys.stderr.write("note: anyone who can reach this machine can use the page\n")
         if args.open:
             webbrowser.open(server.url)
         try:

@@ -30,8 +30,10 @@ def _parser() -> argparse.ArgumentParser:
         "The exit status is 1 if trials failed or none logged the metric, and 130 after an interruption.",
     )
     parser.add_argument("file", type=Path, help="sweeps/mnist_cd_vs_ct.yaml")
-    parser.add_argument("--count", type=COUNT.parse, help="the most trials in all; default: run_cap, or the whole grid")
-    parser.add_argument("--dry_run", action="store_true", help="print the commands, run nothing")
+    parser.add_argument(
+        "--count", type=COUNT.parse, help="largest number of trials; default: run_cap, or the whole grid"
+    )
+    parser.add_argument("--dry_run", action="store_true", help="print the commands without running them")
     parser.add_argument("--resume", action="store_true", help="resume a sweep: finished trials are kept")
     parser.add_argument("--retry_failed", action="store_true", help="like --resume, and run failed trials again")
     parser.add_argument("--output", type=Path, help="default: runs/sweeps/NAME")
@@ -50,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     sweep = read_sweep(args.file)
     search, count = make_search(sweep), args.count or sweep.run_cap
     if count is None and sweep.method != "grid":
-        raise ConfigError(f"a {sweep.method} search has no end: give --count, or run_cap in {args.file}")
+        raise ConfigError(f"a {sweep.method} search does not end by itself: give --count, or run_cap in {args.file}")
     if args.dry_run:
         _print_commands(sweep, search, count)
         return
@@ -77,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
 
 @contextmanager
 def _termination_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal end a sweep like Ctrl-C, which ends the trial's processes and records it."""
+    """Make SIGTERM and a closed terminal end a sweep like Ctrl-C, which ends the trial's processes and records it."""
     kinds = [kind for kind in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(kind) == signal.SIG_DFL]  # not nohup
     for kind in kinds:
         signal.signal(kind, _interrupt)
@@ -98,7 +100,7 @@ def _told_how_to_go_on(argv: Sequence[str]) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         arguments = [*argv, *([] if "--resume" in argv else ["--resume"])]
-        print(f"to go on: {shlex.join(['cm-lightning', 'sweep', *arguments])}", flush=True)
+        print(f"to resume: {shlex.join(['cm-lightning', 'sweep', *arguments])}", flush=True)
         raise
 
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Train on the embedded digits or on Fashion-MNIST, print the accuracy on held-out images, write the weights."""
+    """Train on the embedded digits or on Fashion-MNIST, print the accuracy on held-out images, and write the
+    weights.
+    """
     parser = CommandParser(prog="train-judge", description="Train a classifier of images that measures samples.")
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
     which = ("first", "second", "fashion")
@@ -56,5 +58,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Counters stay whole numbers."""
+    """The tensor in the dtype of the file; counters stay whole numbers."""
     return tensor.to(dtype) if tensor.is_floating_point() else tensor

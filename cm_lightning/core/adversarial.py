@@ -1,4 +1,4 @@
-"""Losses on samples of a generator, judged by a second network: a discriminator, or a score of the samples.
+"""Losses on a generator's samples by a second network: a discriminator, or a denoiser of the samples.
 
 The second network is the critic. Its loss must reach it alone, and the generator's loss the generator alone: give the
 critic detached samples, and the generator a critic in :func:`held`.
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from cm_lightning.core.noise import expand
 
-#: h(r) = r^2 f''(r) for a divergence f, as a function of log r, r the density of the data over that of the samples
-#: (f-distill, Xu et al. 2025).
+#: h(r) = r^2 f''(r) for a divergence f, as a function of log r, where r is the density of the data over that of the
+#: samples (f-distill, Xu et al. 2025).
 DIVERGENCES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "reverse_kl": torch.ones_like,
     "forward_kl": torch.exp,
@@ -49,15 +49,15 @@ def generator_loss(fake: Tensor) -> Tensor:
 
 
 def accuracy(real: Tensor, fake: Tensor) -> Tensor:
-    """The share of logits (B,) of the right sign: 0.5 for a discriminator that sees no difference, a scalar."""
+    """The share of logits (B,) of the right sign: 0.5 if the discriminator sees no difference, a scalar."""
     return ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
 
 
 def matching_weight(logits: Tensor, divergence: str) -> Tensor:
-    """The weight of samples under a divergence other than KL(samples || data), (B,), 1 in the mean (f-distill).
+    """The weight of samples under a divergence other than KL(samples || data), (B,), with a mean of 1 (f-distill).
 
     Args:
-        logits: logits (B,) of a discriminator of the noisy samples, at its best log r.
+        logits: logits (B,) of a discriminator of the noisy samples, which are log r at its optimum.
         divergence: a name of :data:`DIVERGENCES`. ``forward_kl`` covers the data, ``reverse_kl`` seeks modes.
     """
     weight = DIVERGENCES[divergence](logits.detach().float().clamp(-10, 10))  # or one sample may outweigh all
@@ -67,12 +67,12 @@ def matching_weight(logits: Tensor, divergence: str) -> Tensor:
 def matching_loss(x: Tensor, real: Tensor, fake: Tensor, weight: Tensor | None = None) -> Tensor:
     """Distribution matching (DMD, Yin et al. 2024, Eqs. 7 and 8): a loss whose gradient is that of KL(samples || data).
 
-    Both estimates are of the clean image behind the same noisy sample. Where they agree, the loss is 0.
+    Both denoisers estimate the clean image behind the same noisy sample. Where they agree, the loss is 0.
 
     Args:
         x: samples (B, ...) with gradients.
-        real: the estimate of a denoiser of the data (B, ...).
-        fake: the estimate of a denoiser of the samples (B, ...).
+        real: the estimate by a denoiser of the data (B, ...).
+        fake: the estimate by a denoiser of the samples (B, ...).
         weight: factor on the gradient of each sample, (B,); 1 if None.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Couplings: which noise of a batch goes with which of its data."""
+"""Couplings, which pair the noise of a batch with its data."""
 
 from __future__ import annotations
 

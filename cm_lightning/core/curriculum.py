@@ -1,6 +1,6 @@
-"""What changes with the training step: the levels t >= q >= r of a training pair.
+"""The levels t >= q >= r of a training pair, which change with the training step.
 
-Every schedule is a pure function of the clock, so a resumed run and every rank of a distributed one see the same.
+Every schedule is a pure function of the clock, so a resumed run and all ranks of a distributed run see the same values.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Device: TypeAlias = "torch.device | str"
 
 
 class Clock(NamedTuple):
-    """How far training is: optimizer step ``step`` of ``total``."""
+    """The progress of training: optimizer step ``step`` of ``total``."""
 
     step: int
     total: int
 
 
 class Times(NamedTuple):
-    """The levels of n samples, each (n,): both ways from t to r start at t, and one of them passes through q."""
+    """The levels of n samples, each (n,): both ways from t to r start at t, and one passes through q."""
 
     t: Tensor
     q: Tensor
@@ -49,7 +49,7 @@ class Curriculum(Recorded, ABC):
     The only r of a consistency function is the clean end, so its curricula return r = 0.
     """
 
-    #: N(k), where the levels lie on a grid.
+    #: N(k) if the levels lie on a grid, else None.
     levels: Levels | None = None
 
     @abstractmethod
@@ -69,7 +69,7 @@ class Curriculum(Recorded, ABC):
         return {}
 
     def phase(self, clock: Clock) -> str:
-        """The name of this part of the run, in a word or two; empty where all parts are alike."""
+        """The name of this part of the run in a word or two; empty if the run has only one part."""
         return ""
 
 
@@ -123,6 +123,13 @@ def _check_ends(owner: Levels, s0: int, s1: int) -> None:
         raise ConfigError(f"{type(owner).__name__}: s0 must be at most s1, got {s0} and {s1}")
 
 
+class _Grid(NamedTuple):
+    """N levels and the probabilities of their N - 1 intervals, float32."""
+
+    sigmas: Tensor
+    probabilities: Tensor
+
+
 class GridCurriculum(Curriculum):
     """Neighbours on a Karras grid of N(k) levels: CM with progressive levels, iCT with doubling ones.
 
@@ -149,13 +156,24 @@ class GridCurriculum(Curriculum):
         self.levels = levels
         self.density = density or UniformIntervals()
         self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
+        self._kept: tuple[tuple[int, Device], _Grid] | None = None
 
     def draw(self, n: int, clock: Clock, device: Device = "cpu", generator: Generator | None = None) -> Times:
-        sigmas = karras_sigmas(self.levels(*clock), self.sigma_min, self.sigma_max, self.rho)
-        probabilities = self.density.probabilities(sigmas).to(device, torch.float32)
+        sigmas, probabilities = self.grid(clock, device)
         i = torch.multinomial(probabilities, n, replacement=True, generator=generator)
-        sigmas = sigmas.to(device, torch.float32)
         return to_the_end(sigmas[i], sigmas[i + 1])
+
+    def grid(self, clock: Clock, device: Device = "cpu") -> _Grid:
+        """The levels at a step of the run, and the probabilities of their intervals.
+
+        They are kept until N(k) changes, because making them and copying them to a GPU takes longer than the draw.
+        """
+        key = (self.levels(*clock), device)
+        if self._kept is None or self._kept[0] != key:
+            sigmas = karras_sigmas(key[0], self.sigma_min, self.sigma_max, self.rho)
+            probabilities = self.density.probabilities(sigmas)
+            self._kept = key, _Grid(sigmas.to(device, torch.float32), probabilities.to(device, torch.float32))
+        return self._kept[1]
 
     def progress(self, clock: Clock) -> dict[str, float]:
         return {"N": self.levels(*clock)}
@@ -215,13 +233,13 @@ class ContinuousCurriculum(Curriculum):
 
 
 class WarmUp(Curriculum):
-    """A first part of the run with r = 0, the diffusion limit of the same loss; then another curriculum.
+    """A first part of the run with r = 0, the diffusion limit of the same loss, followed by another curriculum.
 
     With r = 0 the target is the clean image, so the network learns to denoise without a teacher (ECT, section 3.1).
 
     Args:
         then: the curriculum that follows, which sees only its own steps.
-        fraction: part of all steps that the warm-up takes, in [0, 1]; 1 is a diffusion model with f's scalings.
+        fraction: part of all steps that the warm-up takes, in [0, 1]; 1 trains a diffusion model with f's scalings.
         density: the density that t is drawn from during the warm-up.
     """
 
@@ -250,7 +268,7 @@ class WarmUp(Curriculum):
     def progress(self, clock: Clock) -> dict[str, float]:
         if self.target_is_data(clock):
             return {"warm-up": 1.0}
-        return {"warm-up": 0.0, **self.then.progress(self._since(clock))}  # or a log would repeat the last value
+        return {"warm-up": 0.0, **self.then.progress(self._since(clock))}  # else a log would repeat the last value
 
     def phase(self, clock: Clock) -> str:
         return "warm-up" if self.target_is_data(clock) else self.then.phase(self._since(clock))

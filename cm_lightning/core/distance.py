@@ -1,4 +1,4 @@
-"""Distances d(x, y) between two batches of images: (B, ...), (B, ...) -> (B,)."""
+"""Distances d(x, y) between two batches of images, (B, ...), (B, ...) -> (B,)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def l2(x: Tensor, y: Tensor) -> Tensor:
 def pseudo_huber(x: Tensor, y: Tensor, c: float | None = None) -> Tensor:
     """sqrt(||x - y||^2 + c^2) - c with the norm over the whole sample (iCT, Eq. 7).
 
-    c defaults to iCT's 0.00054 sqrt(D), D the dimension of a sample. c = 0 is the norm itself, as in ECT. The gradient
-    is finite everywhere, and the value is computed without cancellation, so it stays accurate for small x - y.
+    c defaults to iCT's 0.00054 sqrt(D), where D is the dimension of a sample. c = 0 is the norm itself, as in ECT. The
+    gradient is finite everywhere, and the value is computed without cancellation, so it stays accurate for small x - y.
     """
     difference = (x - y).flatten(1)
     c = 0.00054 * math.sqrt(difference.shape[1]) if c is None else c

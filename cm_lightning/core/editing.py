@@ -1,4 +1,4 @@
-"""Editing without training: whatever is known of an image is put back at each noise level (CM, Algorithm 4)."""
+"""Editing without training: the known part of an image is put back at each noise level (CM, Algorithm 4)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from cm_lightning.core.sampler import ConsistencyFunction, denoise_and_noise
 from cm_lightning.domains import at_least
 from cm_lightning.errors import ConfigError
 
-#: Weights of red, green and blue in the brightness of a pixel; their sum is 1, so that grey is as bright as its value.
+#: Weights of red, green and blue in the brightness of a pixel; their sum is 1, so that of a grey pixel is its value.
 BRIGHTNESS = tuple(weight / 0.9999 for weight in (0.2989, 0.5870, 0.1140))
 
 
 class Known(ABC):
     """The known part of images (B, C, H, W) in [-1, 1]."""
 
-    #: The known part, completed to images (B, C, H, W) in the simplest way: where editing starts.
+    #: Where editing starts: the known part, completed to images (B, C, H, W) in the simplest way.
     start: Tensor
 
     @abstractmethod
     def put_back(self, x: Tensor) -> Tensor:
-        """The nearest images to x (B, C, H, W) that have the known part."""
+        """The images with the known part that are nearest to x (B, C, H, W)."""
 
     @abstractmethod
     def in_range(self, x: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class Pixels(Known):
         mask: bool, broadcast to the images; true where they are edited.
 
     Raises:
-        ConfigError: the mask has numbers, whose meaning would be a guess.
+        ConfigError: the mask is not boolean, so its meaning would be a guess.
     """
 
     def __init__(self, images: Tensor, mask: Tensor) -> None:
@@ -140,9 +140,9 @@ def edit(
 def redraw(
     f: ConsistencyFunction, images: Tensor, levels: Sequence[float], noised: Callable[[Tensor, float], Tensor]
 ) -> Tensor:
-    """Draw images anew from noisy copies of the given ones (SDEdit, Meng et al. 2021): strokes become pictures.
+    """Redraw images from noisy copies of the given ones (SDEdit, Meng et al. 2021): strokes become images.
 
-    The higher the first level, the less of the given images remains. Arguments as for :func:`edit`.
+    The higher the first level, the less of the given images remains. The arguments are those of :func:`edit`.
     """
     return denoise_and_noise(f, noised(images, levels[0]), levels, noised)
 
@@ -156,15 +156,15 @@ def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
         share: (B,), 0 for a and 1 for b.
 
     Raises:
-        ConfigError: a vector is 0, so that there is no angle.
+        ConfigError: a vector is 0, so the angle is undefined.
     """
     flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()
     norms = flat_a.norm(dim=1) * flat_b.norm(dim=1)
     if not bool((norms > 0).all()):
-        raise ConfigError("slerp: a vector is 0 and has no direction: draw it from noise")
+        raise ConfigError("slerp: a vector is 0 and does not have a direction: draw it from noise")
     angle = ((flat_a * flat_b).sum(1) / norms).clamp(-1, 1).acos()
     share = share.to(angle)
-    # for vectors of one direction the arc is the line
+    # for parallel vectors the arc is the line
     straight = angle.sin() < 1e-6
     sine = torch.where(straight, 1.0, angle.sin())
     to_a = torch.where(straight, 1 - share, ((1 - share) * angle).sin() / sine)

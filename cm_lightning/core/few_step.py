@@ -1,6 +1,7 @@
-"""Sampling of a student that was distilled for a few steps, as SDXL-Lightning's (Lin et al. 2024): DDIM, without noise.
+"""Sampling from a student that was distilled for a few steps, as in SDXL-Lightning (Lin et al. 2024): DDIM without
+noise.
 
-At the first timestep the latent is ``sigma_t z``: noise alone, and no trace of an image.
+At the first timestep the latent is ``sigma_t z``: noise alone, without a trace of an image.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def trailing_timesteps(steps: int, total: int = 1000) -> list[int]:
 
 
 def ddim_step(schedule: LatentSchedule, z_t: Tensor, clean: Tensor, t: Tensor, q: Tensor) -> Tensor:
-    """Step from t to q (B,), holding the estimate of z_0 (B, ...) and the noise that it implies at z_t."""
+    """Step from t to q (B,), holding fixed the estimate of z_0 (B, ...) and the noise that it implies at z_t."""
     return schedule.step(z_t, schedule.noise(z_t, clean, t), t, q)
 
 

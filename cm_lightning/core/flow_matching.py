@@ -17,7 +17,7 @@ from cm_lightning.domains import INNER
 
 
 class Diagonal(Curriculum):
-    """t = q = r, where an average velocity is the velocity itself.
+    """Draws t = q = r, where an average velocity is the velocity itself.
 
     Args:
         density: density of t; uniform if None.
@@ -32,11 +32,11 @@ class Diagonal(Curriculum):
 
 
 class FlowMatching(Objective):
-    """u(x_t, t, r) learns the velocity at t (Lipman et al. 2022); r is t, or the end of a step that counts as short.
+    """u(x_t, t, r) learns the velocity at t (Lipman et al. 2022); r is t, or the end of a step that is taken as short.
 
     Args:
         curriculum: draws t and r; :class:`Diagonal` if None.
-        trajectory: gives the velocity, and has the path; that of the data's own noise on the linear path if None.
+        trajectory: gives the velocity, and has the path; :class:`SameNoise` on the linear path if None.
         residual: the loss of the difference.
     """
 
@@ -66,11 +66,11 @@ class FlowMatching(Objective):
 
 
 class Split(Objective):
-    """Two losses, each on its own part of a batch; every sample is taken once, and the parts are drawn anew each time.
+    """Two losses, each on its own part of a batch; every sample is used once, and the parts are redrawn each time.
 
     Args:
         first: the loss of a part of the samples.
-        rest: the loss of the others; its curriculum and its trajectory stand for the whole.
+        rest: the loss of the others; its curriculum and its trajectory are those of the whole.
         share: the part of a batch for ``first``, in (0, 1).
     """
 

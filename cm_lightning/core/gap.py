@@ -1,4 +1,4 @@
-"""Where q lies between t and r: the part p = (t - q) / (t - r) of the way that the first of two steps takes.
+"""The position of q between t and r, as the part p = (t - q) / (t - r) of the way that the first of two steps takes.
 
 p -> 0 is the limit in which MeanFlow takes its derivative; q = (t + r) / 2 halves the way, as shortcut models do.
 """
@@ -17,7 +17,7 @@ from cm_lightning.recording import Recorded
 
 
 class Gap(Recorded, ABC):
-    """p, for each sample of a step."""
+    """A rule that draws p for each sample of a training step."""
 
     @abstractmethod
     def draw(self, n: int, clock: Clock, device: Device = "cpu", generator: Generator | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Classifier-free guidance (Ho & Salimans 2022): w = guidance_scale - 1, so 0 is the condition alone."""
+"""Classifier-free guidance (Ho & Salimans 2022): w = guidance_scale - 1, so w = 0 uses the condition alone."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from cm_lightning.recording import Recorded
 
 
 class Guidance(NamedTuple):
-    """Classes with the guidance that a network is given: the condition of a flow map, in place of classes alone."""
+    """Classes and the guidance that a network is conditioned on: the condition of a flow map, in place of classes
+    alone.
+    """
 
     #: (B,)
     labels: Tensor
-    #: (B,) 1 - 1/omega, from 0, no guidance, to below 1.
+    #: (B,) 1 - 1/omega in [0, 1); 0 means no guidance.
     strength: Tensor
     #: (B,) the lowest and the highest t that are guided.
     low: Tensor
@@ -28,7 +30,7 @@ class Guidance(NamedTuple):
 
     @staticmethod
     def of(labels: Tensor, omega: float, low: float = 0.0, high: float = 1.0) -> Guidance:
-        """The same guidance for all samples."""
+        """Guidance that is the same for all samples."""
         numbers = (1 - 1 / omega, low, high)
         return Guidance(labels, *(torch.full_like(labels, number, dtype=torch.float32) for number in numbers))
 
@@ -37,7 +39,7 @@ class Guidance(NamedTuple):
         return self.strength * ((t >= self.low) & (t <= self.high))
 
     def with_null(self, null: int) -> Guidance:
-        """The samples under their classes, then the same under the null class, (2B,)."""
+        """The samples under their classes, followed by the same samples under the null class, (2B,)."""
         classes = torch.cat([self.labels, torch.full_like(self.labels, null)])
         return Guidance(classes, *(torch.cat([part, part]) for part in self[1:]))
 
@@ -60,10 +62,10 @@ class GuidanceLaw(Recorded):
 
 
 class GuidanceInput:
-    """A network that takes strength and interval beside t and t - r, as one whose condition is :class:`Guidance`.
+    """Adapts a network that takes strength and interval with t and t - r to the condition :class:`Guidance`.
 
     Where r is t an interval only decides whether t is guided, and the null class is never guided. So the network is
-    given the strength in force there, with the whole interval: all samples of this kind teach it the same velocities.
+    then given the strength in force and the whole interval: all such samples teach it the same velocities.
 
     Args:
         network: (x, labels (B, 5), classes) -> (B, ...).
@@ -102,7 +104,9 @@ def guided(conditional: Tensor, unconditional: Tensor, w: Tensor) -> Tensor:
 def estimates(
     f: Callable[[Tensor, Tensor, Any], Tensor], x: Tensor, t: Tensor, labels: Tensor | Guidance, null: int
 ) -> tuple[Tensor, Tensor]:
-    """f(x, t, labels) and f(x, t, null), each (B, ...), evaluated in one batch; the labels may be :class:`Guidance`."""
+    """The values f(x, t, labels) and f(x, t, null), each (B, ...), evaluated in one batch; the labels may be
+    :class:`Guidance`.
+    """
     classes: Any
     if isinstance(labels, Guidance):
         classes = labels.with_null(null)

@@ -1,4 +1,4 @@
-"""Progressive distillation: whole steps of a grid that has half as many from stage to stage (Salimans & Ho 2022)."""
+"""Progressive distillation: whole steps of a grid whose number of steps halves in each stage (Salimans & Ho 2022)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cm_lightning.errors import ConfigError
 
 
 class HalvingLevels(Levels):
-    """The student takes ``steps`` steps in the first stage, and half as many in each that follows; N is one more.
+    """The student takes ``steps`` steps in the first stage, and half as many in each following stage; N is one more.
 
     Args:
         steps: the student's steps in the first stage.
@@ -42,14 +42,14 @@ class HalvingLevels(Levels):
 
 
 class WholeSteps(GridCurriculum):
-    """Neighbours t and q on a grid, and r = q: the way ends with the step."""
+    """Draws neighbours t and q on a grid, and r = q, so the way ends with the step."""
 
     def draw(self, n: int, clock: Clock, device: Device = "cpu", generator: Generator | None = None) -> Times:
         t, q, _ = super().draw(n, clock, device, generator)
         return Times(t, q, q)
 
     def begins(self, clock: Clock) -> bool:
-        """Whether another number of steps begins at a step of the run, other than the first."""
+        """Whether the number of steps changes at this step of the run; false at the first."""
         step, total = clock
         return step > 0 and self.levels(step, total) != self.levels(step - 1, total)
 
@@ -84,5 +84,5 @@ class StepMap:
 
 
 def stay(x: Tensor, t: Tensor, r: Tensor, c: Any = None) -> Tensor:
-    """The map from a level to itself, the target where r is q: no network has to be evaluated."""
+    """The map from a level to itself: the target where r is q, for which no network has to be evaluated."""
     return x

@@ -1,4 +1,4 @@
-"""What a network without approximation error would learn from N noise levels: the limits of CD and CT at a given N."""
+"""The limits of CD and CT at N noise levels, which a network without approximation error would learn."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def distilled(denoiser: Denoiser, x: Tensor, sigmas: Tensor, step: Step = euler_
 
 
 def same_noise_point(oracle: MixtureOracle, x: Tensor, t: Tensor, r: Tensor, generator: torch.Generator) -> Tensor:
-    """Where consistency training looks at level r, given x (B, D) at level t (B,): x0 + r z with x0 + t z = x.
+    """The point of consistency training at level r, given x (B, D) at level t (B,): x0 + r z with x0 + t z = x.
 
     x0 is a draw of the posterior, and then z = (x - x0) / t is fixed: the point lies on the line from x to x0.
     """

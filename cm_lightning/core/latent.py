@@ -1,4 +1,4 @@
-"""What is specific to Stable Diffusion and latent consistency (LCM): predictions, timesteps, guidance.
+"""The specifics of Stable Diffusion and latent consistency (LCM): predictions, timesteps, guidance.
 
 A noisy latent is ``z_t = alpha_t z_0 + sigma_t epsilon`` with ``alpha_t^2 + sigma_t^2 = 1``; t counts from 0 to T - 1.
 """
@@ -59,7 +59,7 @@ class LatentSchedule(DDPM):
 class ScaledBoundary:
     """f = c_skip z_t + c_out z_0, the consistency function of LCM, section 4.1: the identity at t = 0.
 
-    It is :class:`BoundaryShifted` at the noise level ``scaling`` t, with the estimate of z_0 in the network's place.
+    It is :class:`BoundaryShifted` at the noise level ``scaling`` t, with the estimate of z_0 in place of the network.
     Beyond the first timesteps f is therefore nearly that estimate.
 
     Args:
@@ -76,7 +76,7 @@ class ScaledBoundary:
         return c_skip, c_out / SIGMA_DATA
 
     def __call__(self, z_t: Tensor, t: Tensor, clean: Tensor) -> Tensor:
-        """The value f at z_t (B, ...), t (B,), from the estimate of z_0 (B, ...)."""
+        """The value of f at z_t (B, ...), t (B,), from the estimate of z_0 (B, ...)."""
         c_skip, c_out = self.coefficients(t)
         return expand(c_skip, z_t) * z_t + expand(c_out, z_t) * clean
 
@@ -89,12 +89,12 @@ def ddim_timesteps(n: int = 50, total: int = 1000) -> Tensor:
     """
     INTEGER.check(timesteps=n)
     if n < 1 or total % n:
-        raise ConfigError(f"{n} DDIM timesteps do not divide {total}: choose a divisor, 50 as published")
+        raise ConfigError(f"{n} DDIM timesteps do not divide {total}: choose a divisor, such as the published 50")
     return torch.arange(1, n + 1) * (total // n) - 1
 
 
 class Timesteps(Curriculum):
-    """t uniform among :func:`ddim_timesteps`, q the one below it, or 0 (LCM, Algorithm 1).
+    """Draws t uniformly among :func:`ddim_timesteps`; q is the one below it, or 0 (LCM, Algorithm 1).
 
     Args:
         n: timesteps of the teacher's grid.

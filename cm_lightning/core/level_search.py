@@ -1,4 +1,4 @@
-"""Searching the noise levels of a few steps, one after the other (CM, Section 3: a greedy ternary search)."""
+"""Search for the noise levels of a few steps, one after the other (CM, Section 3: a greedy ternary search)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cm_lightning.errors import ConfigError
 
 @dataclass(frozen=True)
 class Curve:
-    """The scores of one level, where those above it are given.
+    """The scores of one level, given the levels above it.
 
     Attributes:
         above: the levels above it, descending.
@@ -29,16 +29,16 @@ class Curve:
 
     @property
     def levels(self) -> list[float]:
-        """The levels above, and the best."""
+        """The levels above and the best level."""
         return [*self.above, self.best[0]]
 
 
 def search_level(
     score: Callable[[float], float], low: float, high: float, points: int = 7, tolerance: float = 0.1
 ) -> tuple[tuple[float, float], ...]:
-    """Search the level of the lowest score: at evenly spaced logarithms, then by thirds around the best of them.
+    """Search for the level with the lowest score: at evenly spaced logarithms, then by thirds around the best of them.
 
-    Only there must the score fall and then rise: elsewhere it may have other minima.
+    The score must fall and then rise only there: elsewhere it may have other minima.
 
     Args:
         score: the score of a level; it is computed once for each.
@@ -85,7 +85,7 @@ def search_levels(
     points: int = 7,
     tolerance: float = 0.1,
 ) -> list[Curve]:
-    """Search n levels one by one: each below those that were found, which stay.
+    """Search for n levels one by one, each below those that were found before, which stay fixed.
 
     Args:
         score: the score of one or more descending levels; the lower, the better.
@@ -96,7 +96,7 @@ def search_levels(
         tolerance: see :func:`search_level`.
 
     Returns:
-        The curve of each level; fewer than n, if the last one is so low that there is no room below it.
+        The curve of each level; fewer than n if the last one is so low that there is no room below it.
     """
     COUNT.check(n=n)
     POSITIVE.check(low=low, high=high, tolerance=tolerance)

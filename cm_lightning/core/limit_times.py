@@ -28,7 +28,7 @@ class OneTime(Curriculum):
 
 
 class TwoTimes(Curriculum):
-    """Draws t and r <= t for average velocities, in the limit q -> t (MeanFlow, section 4.3).
+    """Draws t and r <= t for average velocities in the limit q -> t (MeanFlow, section 4.3).
 
     Args:
         density: density of two draws, the larger of which is t and the smaller r; logit-normal (-0.4, 1.0) if None.
@@ -49,7 +49,7 @@ class TwoTimes(Curriculum):
         first = self.density.sample(n, device, generator)
         second = (self.earlier or self.density).sample(n, device, generator)
         t = first if self.earlier else torch.maximum(first, second)
-        # drawn anew for each sample, so that neither a rank nor a class always gets the same kind
+        # drawn for each sample, so that neither a rank nor a class always gets the same kind
         keeps = torch.rand(n, device=device, generator=generator) < self.different
         r = torch.where(keeps, torch.minimum(first, second), t)
         return Times(t, t, r)

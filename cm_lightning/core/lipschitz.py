@@ -1,4 +1,4 @@
-"""How much the right side v(x, t) = (x - D(x, t)) / t of the probability-flow ODE varies with x: measured and bounded.
+"""The Lipschitz constant in x of the right side v = (x - D(x, t)) / t of the probability-flow ODE, and its bounds.
 
 Its Jacobian is (I - C / t^2) / t with C = Cov[x0 | x_t = x], so bounds of the posterior covariance bound it.
 """

@@ -1,4 +1,4 @@
-"""Inductive moment matching: groups of samples, whose two ends must have the same moments (Zhou et al. 2025)."""
+"""Inductive moment matching: the two ends of a group of samples must have the same moments (Zhou et al. 2025)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cm_lightning.domains import COUNT, INNER, NON_NEGATIVE, POSITIVE, check_asc
 
 
 class GroupTimes(Curriculum):
-    """The same t, q and r for all samples of a group: t and r uniform, q lower than t by a step in eta = t / (1 - t).
+    """Draws the same levels for a group of samples: t and r uniform, q below t by a step in eta = t / (1 - t).
 
     Args:
         size: samples in a group.
@@ -58,7 +58,7 @@ def imm_weight(t: Tensor, a: float = 1.0, b: float = 5.0) -> Tensor:
 def mmd(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
     """The squared maximum mean discrepancy of groups, by a Laplace kernel: x and y (G, M, D), scale (G,) -> (G,).
 
-    It is the V-statistic: the mean over all pairs of a group, those of a sample with itself included.
+    It is the V-statistic: the mean over all pairs of a group, including those of a sample with itself.
     """
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def mmd(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
 class MomentMatching(Objective):
     """Mean w(t) MMD^2 of the groups' ends X(x_t, t, r) and sg X(x_q, q, r), by a kernel as wide as t - r.
 
-    Both passes draw the same dropout mask. A last group is smaller where the groups do not fill the batch.
+    Both passes draw the same dropout mask. The last group is smaller if the groups do not fill the batch.
 
     Args:
         curriculum: draws the same levels for all samples of a group.

@@ -21,7 +21,7 @@ SIGMA_MIN = 0.002
 SIGMA_MAX = 80.0
 SIGMA_DATA = 0.5
 
-#: What unit noise is drawn by: a generator of torch's, or a function of the shape.
+#: What draws unit noise: a generator of torch, or a function of the shape.
 Source: TypeAlias = torch.Generator | Callable[[Sequence[int]], Tensor]
 
 
@@ -58,7 +58,7 @@ def expand(sigma: Tensor, x: Tensor) -> Tensor:
 
 
 def add_noise(x: Tensor, sigma: Tensor, z: Tensor) -> Tensor:
-    """X + sigma z in the dtype of x (B, ...); sigma (B,), z (B, ...)."""
+    """The sum x + sigma z in the dtype of x (B, ...); sigma (B,), z (B, ...)."""
     return (x + expand(sigma, x) * z).to(x.dtype)
 
 
@@ -82,12 +82,12 @@ def unit_noise(
 
 
 def generators(seed: int, samples: Iterable[int]) -> list[torch.Generator]:
-    """One generator for each sample's number under a seed, for :func:`unit_noise`."""
+    """One generator for each sample number under a seed, for :func:`unit_noise`."""
     return [torch.Generator().manual_seed(derived_seed(seed, i)) for i in samples]
 
 
 def derived_seed(seed: int, stream: int) -> int:
-    """A separate seed for each of a million streams; torch's CPU generator uses 32 bits only."""
+    """A separate seed for each of a million streams; torch's CPU generator uses only 32 bits."""
     return (seed + 1_000_003 * (stream + 1)) % 2**32
 
 
@@ -115,7 +115,7 @@ class LogNormal(Recorded):
 class LogNormalAndHigh(LogNormal):
     """Half of the draws as :class:`LogNormal`, half from the upper part of a Karras grid (CTM, appendix).
 
-    A network that learns jumps beside denoising would otherwise forget to denoise at high noise levels.
+    Otherwise a network that learns jumps as well as denoising would forget to denoise at high noise levels.
 
     Args:
         mean, std, sigma_min, sigma_max: see :class:`LogNormal`; the defaults are EDM's.

@@ -1,4 +1,4 @@
-"""From noise to images along the probability-flow ODE: the diffusion baselines for one-step methods."""
+"""Sampling along the probability-flow ODE: the diffusion baselines for one-step methods."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def ddpm_sigmas(n: int, sigma_max: float = SIGMA_MAX) -> Tensor:
     """The levels of n evenly spaced timesteps of DDPM's linear schedule (Ho et al. 2020): (n,) float64, descending.
 
     sigma = sqrt((1 - alpha_bar) / alpha_bar). The first timestep is the last of 1,000 whose level is at most
-    sigma_max (that of 999 is 157): above it the network was not trained.
+    sigma_max (that of 999 is 157): the network was not trained above it.
     """
     alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
     sigmas = ((1 - alpha_bar) / alpha_bar).sqrt()
@@ -55,7 +55,7 @@ class ODESampler(Recorded, ABC):
 
     @abstractmethod
     def sigmas(self, nfe: int) -> Tensor:
-        """The levels on which a sample costs ``nfe`` evaluations. Raises ConfigError if there are none."""
+        """The levels with which a sample costs ``nfe`` evaluations. Raises ConfigError if there are none."""
 
     @abstractmethod
     def __call__(self, denoiser: Denoiser, z: Tensor, sigmas: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class Heun(ODESampler):
     def sigmas(self, nfe: int) -> Tensor:
         INTEGER.check(nfe=nfe)
         if nfe < 3 or nfe % 2 == 0:
-            raise ConfigError(f"Heun takes an odd number of evaluations from 3 on (2N - 1), got {nfe}")
+            raise ConfigError(f"Heun takes an odd number of evaluations, 2N - 1, of at least 3; got {nfe}")
         return karras_sigmas((nfe + 1) // 2, self.sigma_min, self.sigma_max, self.rho)
 
     def __call__(self, denoiser: Denoiser, z: Tensor, sigmas: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Data whose denoiser and consistency function are known: what every approximation is tested against."""
+"""Data whose denoiser and consistency function are known, against which approximations are tested."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ class BoxesOracle(Trajectories):
     """Points that are uniform in boxes of one size, such as a checkerboard, with an exact denoiser.
 
     Args:
-        centres: (K, D) of the boxes, which have equal probabilities.
+        centres: (K, D) centres of the boxes, which have equal probabilities.
         half: half the side of a box, above 0.
         sigma_min, steps: see :class:`Trajectories`.
     """
@@ -203,7 +203,7 @@ class BoxesOracle(Trajectories):
         """E[x0 | x] for x (B, D), sigma (B,): the means of truncated Gaussians, weighted by the boxes' masses."""
         offset = (self.centres - x[:, None]) / sigma[:, None, None]
         half = (self.half / sigma)[:, None, None]
-        # the mass of (low, high) and of (-high, -low) is the same, and that of the lower one does not cancel
+        # (low, high) and (-high, -low) have the same mass, and computing that of the lower one avoids cancellation
         side = offset.sign()
         high, low = -side * offset + half, -side * offset - half
         upper, lower = log_ndtr(high), log_ndtr(low)

@@ -1,4 +1,4 @@
-"""From a network F to a denoiser D(x, t), a consistency function f(x, t), or a flow map X(x, t, r).
+"""Parameterizations: a denoiser D(x, t), a consistency function f(x, t) or a flow map X(x, t, r) from a network F.
 
 All have EDM's form (Karras et al. 2022, Eq. 7): c_skip x + c_out F(c_in x, c_noise).
 """
@@ -85,7 +85,7 @@ class EDM(Parameterization):
 class BoundaryShifted(Parameterization):
     """The consistency function of CM, Appendix C: EDM's scalings shifted so that f(x, sigma) = x at sigma_min.
 
-    Below sigma_min the function is the identity too, so q = 0 makes the clean image the target (ECT, section 3).
+    Below sigma_min the function is also the identity, so q = 0 makes the clean image the target (ECT, section 3).
     With sigma_min = 0 it is EDM's denoiser.
     """
 
@@ -108,8 +108,8 @@ class BoundaryShifted(Parameterization):
 class Trigonometric(Parameterization):
     """The consistency function of sCM on the TrigFlow path: cos(t) x + sin(t) sigma_data F(x / sigma_data, c_noise).
 
-    F has EDM's sign, opposite to the paper's: in units of VE this is EDM's denoiser, so the weights of a diffusion
-    model can start it (sCM, Eq. 6).
+    F has EDM's sign, opposite to the paper's: in units of VE this is EDM's denoiser, so it can start from the weights
+    of a diffusion model (sCM, Eq. 6).
 
     Args:
         sigma_data: standard deviation of the data, the same as the path's.
@@ -132,7 +132,7 @@ class DenoiserJump(Parameterization):
     """The flow map of CTM on the VE path: X(x, t, r) = (r/t) x + (1 - r/t) g(x, t, r) (Kim et al. 2023, Eq. 5).
 
     It is a step of DDIM with a denoiser g that takes the end of the step into account; g has EDM's scalings, and at
-    r = t it is the denoiser itself. Levels below sigma_min count as that, so X(x, t, 0) is the consistency function.
+    r = t it is the denoiser itself. Levels below sigma_min are raised to it, so X(x, t, 0) is the consistency function.
 
     The network takes two labels, c_noise of t and of r (B, 2): give it a
     :class:`~cm_lightning.backbones.embedding.JumpEmbedding`.

@@ -1,7 +1,7 @@
-"""How noise is mixed into data along a trajectory: x_t = alpha(t) x + sigma(t) z, with z of unit variance.
+"""Paths, on which noise is mixed into data: x_t = alpha(t) x + sigma(t) z, with z of unit variance.
 
-A level is called sigma on the VE path and t on the others. On every path ``sigma / alpha`` is the level in the units
-of VE, by which the levels of one path translate to those of another.
+A level is called sigma on the VE path and t on the others. On every path ``sigma / alpha`` is the level in the units of
+VE, which translates the levels of one path to those of another.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Path(Recorded, ABC):
     def step(self, x_t: Tensor, z: Tensor, t: Tensor, q: Tensor) -> Tensor:
         """Step from t to q, holding fixed the noise z and the data that x_t and z imply.
 
-        That is the deterministic DDIM step (Song et al. 2021, Eq. 12 with eta = 0); where alpha = 1 it is Euler's.
+        This is the deterministic DDIM step (Song et al. 2021, Eq. 12 with eta = 0); where alpha = 1 it is Euler's.
         """
         (alpha, sigma), (alpha_q, sigma_q) = self.scales(t), self.scales(q)
         ratio = alpha_q / alpha
@@ -151,7 +151,7 @@ class DDPM(Path):
         return torch.lerp(logs[below], logs[below + 1], (t - below).to(logs.dtype)).exp()
 
     def _on(self, t: Tensor) -> Tensor:
-        """The table on the device of t: moved once, not at every step."""
+        """The table on the device of t: it is moved once, not at every step."""
         if self.alphas_cumprod.device != t.device:
             self.alphas_cumprod = self.alphas_cumprod.to(t.device)
         return self.alphas_cumprod

@@ -1,4 +1,6 @@
-"""Random states: for equal dropout masks in two passes, and for a resumed run that draws as the uninterrupted would."""
+"""Random states: for equal dropout masks in two passes, and for resumed runs that draw what uninterrupted ones
+would.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ def set_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
 
 
 class Replay:
-    """Records the generators' states when it is made; within the context they start again from those.
+    """Records the generators' states when it is created; within its context they start again from those.
 
     The student's pass comes between the two, so that the target's pass draws the same dropout masks. The device's
     generator is replayed too, because dropout on a GPU draws from it.

@@ -35,7 +35,7 @@ class SquaredError(Residual):
 class Adaptive(Residual):
     """||Delta||^2 / sg(||Delta||^2 + c)^p, ||.||^2 summed over a sample (MeanFlow, Eq. 22).
 
-    With p = 1 the loss stays near 1 whatever is learned: watch the raw squared error instead.
+    With p = 1 the loss stays near 1 regardless of progress: watch the raw squared error instead.
 
     Args:
         p: exponent of the weight; 0 is the plain squared error, 1 divides the whole error out.
@@ -53,7 +53,8 @@ class Adaptive(Residual):
 
 
 class Learned(Residual):
-    """e^w(t) ||Delta||^2 / D - w(t) with a small network w, the best weight at every t (sCM, section 4.2; EDM2).
+    """e^w(t) ||Delta||^2 / D - w(t) with a small network w, which learns the best weight at every t (sCM, section 4.2;
+    EDM2).
 
     Args:
         width: number of Fourier features of t, and of hidden units.

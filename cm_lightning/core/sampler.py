@@ -1,4 +1,4 @@
-"""From noise to images: one-step and multistep sampling of a consistency function or a flow map."""
+"""One-step and multistep sampling of a consistency function or a flow map."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Jump = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def spread_sigmas(steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX) -> list[float]:
-    """Noise levels for a number of steps: the Karras grid of steps + 1 levels without its last."""
+    """Noise levels for a number of steps: the Karras grid of steps + 1 levels without the last one."""
     COUNT.check(steps=steps)
     return karras_sigmas(steps + 1, sigma_min, sigma_max)[:-1].tolist()
 
@@ -80,7 +80,7 @@ def denoise_and_noise(
 
 
 class Renewal:
-    """The part of the noise that is drawn anew between the jumps of a flow map: gamma-sampling (CTM, Algorithm 2).
+    """The part of the noise that is redrawn between the jumps of a flow map: gamma-sampling (CTM, Algorithm 2).
 
     On the way from t to r a jump ends below r, where noise of variance (1 - gamma^2) sigma_r^2 is left, and fresh noise
     leads back to r. With gamma = 1 it ends at the clean image, which is :func:`multistep`.
@@ -130,7 +130,7 @@ def follow(flow_map: Jump, x: Tensor, levels: Sequence[float], renewal: Renewal 
         flow_map: X(x, t, r).
         x: the start (B, ...), at the first level.
         levels: descending; the last is the level of the result, 0 for images.
-        renewal: what noise is drawn anew at the levels in between; none if None.
+        renewal: what noise is redrawn at the levels in between; none if None.
     """
     for t, r in pairwise(levels):
         between = renewal if renewal and renewal.gamma and r > levels[-1] else None

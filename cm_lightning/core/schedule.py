@@ -1,4 +1,4 @@
-"""Learning rates as pure functions of (step, total), like every schedule of the suite."""
+"""Learning rates as pure functions of (step, total), like all schedules here."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class InverseSquareRoot(RateSchedule):
 
 
 class StagedDecay(RateSchedule):
-    """A linear fall from 1 to 0 in each stage anew, as progressive distillation has it (Salimans & Ho 2022).
+    """A linear fall from 1 to 0 in each stage, as in progressive distillation (Salimans & Ho 2022).
 
     Args:
         stages: number of stages, of equal length.

@@ -17,7 +17,6 @@ from cm_lightning.core.noise import (
     LogNormalAndHigh,
     add_noise,
     expand,
-    karras_sigmas,
     unit_noise,
 )
 from cm_lightning.core.objective import FlowMap, Objective
@@ -32,10 +31,11 @@ _SMALLEST_NORM, _LARGEST_WEIGHT = 1e-4, 1e4
 
 
 class JumpTimes(GridCurriculum):
-    """Levels t > q >= r of a Karras grid: the teacher leads from t to q in whole steps of it, all samples in as many.
+    """Levels t > q >= r of a Karras grid: the teacher leads from t to q in whole steps of it, the same number for all
+    samples.
 
     The number k of steps is drawn with a probability that is proportional to k, then t and r uniformly. It is a
-    function of the training step: ranks that took different numbers would wait for each other.
+    function of the training step: ranks that took different numbers of steps would wait for each other.
 
     Args:
         levels: N(k); 18 throughout if None.
@@ -61,8 +61,8 @@ class JumpTimes(GridCurriculum):
         return random.Random(clock.step).choices(numbers, weights=numbers)[0]
 
     def draw(self, n: int, clock: Clock, device: Device = "cpu", generator: Generator | None = None) -> Times:
-        count, steps = self.levels(*clock), self.solver_steps(clock)
-        sigmas = karras_sigmas(count, self.sigma_min, self.sigma_max, self.rho).to(device, torch.float32)
+        sigmas, steps = self.grid(clock, device).sigmas, self.solver_steps(clock)
+        count = len(sigmas)
         i = torch.randint(count - steps, (n,), device=device, generator=generator)
         beyond = torch.rand(n, dtype=torch.float32, device=device, generator=generator) * (count - i - steps)
         last = (i + steps + beyond.long()).clamp(max=count - 1)
@@ -73,12 +73,12 @@ class SoftConsistency(Objective):
     """The loss of CTM without its discriminator (Kim et al. 2023, Algorithm 4), on the VE path.
 
     A jump X(x_t, t, r) must end where the teacher's steps from t to q and a jump from q to r do. Both ends are compared
-    after a jump to the clean end, where a distance of images has its meaning:
+    after a jump to the clean end, where a distance between images is meaningful:
 
         d(X_target(X(x_t, t, r), r, 0), sg X_target(X_target(x_q, q, r), r, 0)).
 
     At q = r the teacher's whole way is distilled, at q next to t consistency between neighbours, and at r = 0 it is
-    consistency distillation. Beside it, g(x_t, t, t) learns to denoise, under EDM's weight. All passes of a part draw
+    consistency distillation. In addition, g(x_t, t, t) learns to denoise, under EDM's weight. All passes of a part draw
     the same dropout mask.
 
     The second loss is scaled to the first: the norms of their gradients in the network's last layer become equal. In
@@ -90,7 +90,7 @@ class SoftConsistency(Objective):
         distance: distance between the two clean ends.
         weighting: weight of t and q.
         density: density of the levels at which the network denoises; :class:`LogNormalAndHigh` if None.
-        denoising_weight: weight of the second loss, with which 1 is the published one; 0 leaves the loss out.
+        denoising_weight: weight of the second loss; 1 as published, and 0 leaves the loss out.
         balanced: whether the second loss is scaled to the first; if not, ``denoising_weight`` alone is its weight.
     """
 

@@ -1,4 +1,4 @@
-"""One step of the probability-flow ODE: its velocity is the path's, at the estimated data and noise.
+"""Single steps of the probability-flow ODE, whose velocity is the path's at the estimated data and noise.
 
 On the VE path it reads dx/dsigma = (x - D(x, sigma)) / sigma (EDM, Eq. 1 with s = 1, sigma = t).
 """
@@ -34,7 +34,8 @@ def euler_step(denoiser: Denoiser, x: Tensor, t: Tensor, q: Tensor, path: Path =
 def heun_step(denoiser: Denoiser, x: Tensor, t: Tensor, q: Tensor, path: Path = _VE) -> Tensor:
     """A second-order step, two evaluations: the trapezoidal rule after an Euler step. Sigma must be above 0 at q.
 
-    In units of VE the estimated noise is the slope, so on any path the mean of two noise estimates is the rule's slope.
+    In units of VE the estimated noise is the slope, so on any path the mean of two noise estimates is the slope of the
+    trapezoidal rule.
     """
     z = path.noise(x, denoiser(x, t), t)
     x_q = path.step(x, z, t, q)

@@ -1,4 +1,4 @@
-"""The stages of a progressive distillation, in which a student of few steps learns from a teacher of more.
+"""The stages of progressive distillation, in which a student of few steps learns from a teacher of more steps.
 
 All grids are nested: a student of n steps stands on every (T / n)-th of the T levels of the first teacher.
 """
@@ -32,10 +32,11 @@ class Stage:
     Attributes:
         teacher_steps: steps of the teacher from noise to image.
         student_steps: steps of the student, a divisor of the teacher's.
-        objective: ``mse`` compares the ends of a student's step and of the teacher's steps beside it; with
+        objective: ``mse`` compares the end of a student's step with that of the teacher's steps over the same interval;
+        with
             ``conditional`` a discriminator sees the start of the step and its end, with ``unconditional`` the end
             alone (SDXL-Lightning, Lin et al. 2024, section 3.3).
-        length: length relative to the other stages; optimizer steps if they sum up to the run's.
+        length: length relative to the other stages; optimizer steps if they add up to those of the run.
         rate: factor on the learning rate, above 0.
         guidance: w of the teacher, c + w (c - u); only in the stages of the first teacher.
 
@@ -72,14 +73,14 @@ class Stage:
 
 
 class Stages:
-    """The stages of a run, in turn.
+    """The stages of a run, in order.
 
     Args:
-        stages: at least one, or their fields, as checkpoints have them. Each learns from the teacher of the one before,
-            or from its student.
+        stages: at least one, or their fields, as in checkpoints. Each learns from the teacher of the previous stage, or
+        from its student.
 
     Raises:
-        ConfigError: a stage's teacher has other steps than both, or guidance is asked of a student.
+        ConfigError: a stage's teacher takes another number of steps than both, or guidance is requested of a student.
     """
 
     def __init__(self, stages: Sequence[Stage | Mapping[str, Any]]) -> None:
@@ -90,10 +91,10 @@ class Stages:
             if after.teacher_steps not in (before.teacher_steps, before.student_steps):
                 raise ConfigError(
                     f"stages: {after} does not follow {before}: its teacher must take {before.teacher_steps} steps, or "
-                    f"{before.student_steps} as the student before it"
+                    f"{before.student_steps} as the previous student"
                 )
             if after.guidance and after.teacher_steps != self.first.teacher_steps:
-                raise ConfigError(f"stages: {after} asks for guidance of a student, in which it is baked: set it to 0")
+                raise ConfigError(f"stages: {after} requests guidance of a student that has learned it: set it to 0")
 
     @property
     def first(self) -> Stage:
@@ -131,7 +132,7 @@ class Stages:
 
 
 class Ladder:
-    """The T levels of the first teacher, by their numbers i from pure noise, 0, to the clean end, T.
+    """The T levels of the first teacher, numbered by i from 0, pure noise, to T, the clean end.
 
     Args:
         path: the path of the levels.
@@ -147,7 +148,9 @@ class Ladder:
     def stride(self, steps: int) -> int:
         """The number of levels in each of ``steps`` steps. Raises ConfigError unless they divide T."""
         if steps < 1 or len(self) % steps:
-            raise ConfigError(f"{steps} steps do not divide the {len(self)} of the first teacher: choose a divisor")
+            raise ConfigError(
+                f"{steps} steps do not divide the {len(self)} levels of the first teacher: choose a divisor"
+            )
         return len(self) // steps
 
     def draw(self, steps: int, n: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
@@ -164,7 +167,9 @@ class Ladder:
         return self.path.point(torch.where(expand(i == 0, x), 0, x), z, self.level(i))
 
     def end(self, x_t: Tensor, clean: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        """The point at j (B,) > i of a DDIM step from x_t at i, for an estimate of the clean image: it itself at T."""
+        """The point at j (B,) > i of a DDIM step from x_t at i, for an estimate of the clean image; at T, the estimate
+        itself.
+        """
         t, q = self.level(i), self.level(j)
         on_the_way = self.path.step(x_t, self.path.noise(x_t, clean, t), t, q)
         return torch.where(expand(j >= len(self), clean), clean, on_the_way)
@@ -191,7 +196,7 @@ class Ladder:
 
 
 class StageRates(RateSchedule):
-    """The rate of each stage, times a schedule that starts anew with each of them.
+    """The rate of each stage, times a schedule that starts again in each of them.
 
     Args:
         stages: the stages.

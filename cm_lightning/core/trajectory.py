@@ -1,4 +1,4 @@
-"""What continues a trajectory from x_t: its noise, a teacher, or the model. CT and CD differ in this alone.
+"""Continuations of a trajectory from x_t: by its noise, a teacher, or the model. CT and CD differ in this alone.
 
 A trajectory gives the point at level q, for methods that take steps, and the velocity dx_t/dt, for those that take
 the limit of small steps.
@@ -44,12 +44,14 @@ class Trajectory(Recorded, ABC):
         """dx_t/dt at x_t."""
 
     def average_velocity(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, q: Tensor, c: Any = None) -> Tensor:
-        """The average velocity between t and q <= t, taken as that at t: exact where trajectories are straight."""
+        """The average velocity between t and q <= t, approximated by the velocity at t: exact where trajectories are
+        straight.
+        """
         return self.velocity(x, z, x_t, t, c)
 
 
 class SameNoise(Trajectory):
-    """The same image and the same noise at every level, which is correct in the mean over both (CM, Theorem 2).
+    """Keeps the image and the noise the same at every level, which is correct in the mean over both (CM, Theorem 2).
 
     Args:
         path: the path of the levels; VE if None.
@@ -66,10 +68,11 @@ class SameNoise(Trajectory):
 
 
 class GuidedNoise(SameNoise):
-    """The same image and noise under classifier-free guidance: the image is moved by w (D(x_t, c) - D(x_t, null)).
+    """Same noise under classifier-free guidance: the image is moved by w (D(x_t, c) - D(x_t, null)).
 
-    In the mean over images the trajectory is that of a guided denoiser (CM, Theorem 2; Ho & Salimans 2022). The data
-    still teach, because only a difference of the given denoiser is used, in which an error of both estimates cancels.
+    In the mean over images the trajectory is that of a guided denoiser (CM, Theorem 2; Ho & Salimans 2022). The model
+    still learns from the data, because only a difference of the given denoiser's estimates is used, in which a common
+    error cancels.
 
     Args:
         denoiser: E[x | x_t, c] on the path's own levels, trained with the null class too.
@@ -114,7 +117,7 @@ class GuidedNoise(SameNoise):
 
 
 class GivenGuidance(GuidedNoise):
-    """:class:`GuidedNoise` of the strength and interval that the condition has for each sample.
+    """:class:`GuidedNoise` with the strength and interval that the condition gives for each sample.
 
     Args:
         denoiser: E[x | x_t, c] on the path's own levels, where c is :class:`~cm_lightning.core.guidance.Guidance`.
@@ -146,8 +149,9 @@ class Teacher(Trajectory):
         path: the path of the levels; VE if None.
         solver: ``heun``, or ``euler``, which is DDIM.
         lowest: the level at which the ODE ends; a lower q is raised to it.
-        steps: the solver's steps from t to q; 2 halve the number of steps (progressive distillation, Algorithm 2).
-        rho: the levels between t and q are evenly spaced in t^(1/rho): 1 is even in t, and 7 as on EDM's grid.
+        steps: the solver's steps from t to q; with 2, a student halves the number of steps (progressive distillation,
+        Algorithm 2). rho: the levels between t and q are evenly spaced in t^(1/rho): 1 is even in t, and 7 as on EDM's
+        grid.
             Timesteps are rounded to whole ones.
     """
 
@@ -206,7 +210,7 @@ def of_ve(denoiser: ConditionalDenoiser, path: Path) -> ConditionalDenoiser:
 class Itself(Trajectory):
     """The flow map that is being trained: its instantaneous velocity is its slope in r at r = t.
 
-    The average velocity is its network's output, so it must be a map of average velocities where that is asked for.
+    The average velocity is its network's output, so it must be a map of average velocities where that is requested.
 
     Args:
         flow_map: X(x_t, t, r, c), and ``velocity(x_t, t, c)``; see :class:`~cm_lightning.core.parameterization.Map`.

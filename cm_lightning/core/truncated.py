@@ -1,4 +1,4 @@
-"""Truncated consistency models: the levels above t', where the student is trained, and who answers below it."""
+"""Truncated consistency models: the student is trained on the levels above t', and the first stage answers below it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _POINTS = 4097
 
 
 class TruncatedStudent(Recorded):
-    """ln t has Student's distribution about 0, cut to an interval (TCM, Lee et al. 2024): a heavy tail.
+    """ln t has Student's distribution about 0, truncated to an interval (TCM, Lee et al. 2024), which has heavy tails.
 
     Args:
         df: degrees of freedom; the lower, the heavier the tail.
@@ -53,7 +53,7 @@ class TruncatedStudent(Recorded):
 
 
 class TruncatedCurriculum(Curriculum):
-    """t from a density above t', and for a share of the samples t' itself, from which q lies below t' (TCM).
+    """Draws t from a density above t', and t' itself for a share of the samples, whose q lies below t' (TCM).
 
     The gap is that of ECT, t - q = t (1 - ratio) (1 + k sigmoid(-b t)).
 
@@ -125,7 +125,7 @@ class TruncatedTarget:
 
     def __call__(self, x: Tensor, t: Tensor, r: Tensor, c: Any = None) -> Tensor:
         same_dropout = Replay(x.device)
-        # both networks take the whole batch, because the masks of a part of it would be others
+        # both networks take the whole batch, because the masks of a part of it would differ
         above = self.above(x, t, r, c)
         with same_dropout:
             below = self.below(x, t, r, c)

@@ -1,4 +1,4 @@
-"""Which of two networks, generator and critic, trains at a step."""
+"""The turns in which two networks, a generator and a critic, are trained."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Turn(NamedTuple):
 
 
 class Turns(Recorded):
-    """The generator trains at one step of ``every``, the critic at all steps, or only at the others.
+    """The generator trains at one of ``every`` steps, the critic at all steps or only at the others.
 
     Args:
         every: steps from one of the generator to the next; 5 in DMD2.
         together: whether the critic trains in the generator's steps, too. If not, each step holds the activations of
-            one network alone, and ``every`` must be at least 2.
+        only one network, and ``every`` must be at least 2.
 
     Raises:
         ConfigError: the critic would never train.

@@ -66,7 +66,7 @@ class VelocityChord(Objective):
     def goal(
         self, target: Differentiable, x: Tensor, z: Tensor, x_t: Tensor, times: Times, c: Any, same_dropout: Replay
     ) -> Tensor:
-        """P v + (1 - p) u_target(x_q, q, r), (B, ...), in single precision or better."""
+        """The sum p v + (1 - p) u_target(x_q, q, r), (B, ...), in single precision or better."""
         t, q, r = times
         with same_dropout:
             v = self.trajectory.average_velocity(x, z, x_t, t, q, c).to(x_t.dtype)

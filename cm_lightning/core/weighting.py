@@ -26,17 +26,17 @@ class Weighting(Recorded, ABC):
 
 
 class Uniform(Weighting):
-    """w = 1 (CM)."""
+    """The weight w = 1 (CM)."""
 
     def __call__(self, t: Tensor, r: Tensor) -> Tensor:
         return torch.ones_like(t)
 
 
 class InverseGap(Weighting):
-    """w = 1 / (t - r)^power; power 1 is iCT, Eq. 9, and ECT on CIFAR-10.
+    """The weight w = 1 / (t - r)^power; power 1 is iCT, Eq. 9, and ECT on CIFAR-10.
 
-    The gap grows with t, so a power below 1 gives high noise levels more weight. A small network then learns sooner
-    to draw each class in one step from sigma_max.
+    The gap grows with t, so a power below 1 gives high noise levels more weight. A small network then learns faster to
+    draw each class in one step from sigma_max.
     """
 
     def __init__(self, power: float = 1.0) -> None:
@@ -48,7 +48,7 @@ class InverseGap(Weighting):
 
 
 class InverseVariance(Weighting):
-    """w = :func:`edm_weight` at t, which ECT uses on ImageNet-64."""
+    """The weight w = :func:`edm_weight` at t, which ECT uses on ImageNet-64."""
 
     def __init__(self, sigma_data: float = SIGMA_DATA) -> None:
         POSITIVE.check(self, sigma_data=sigma_data)

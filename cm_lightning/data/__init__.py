@@ -1,1 +1,1 @@
-"""LightningDataModules. Every batch is (images in [-1, 1], labels or captions)."""
+"""LightningDataModules, whose batches are (images in [-1, 1], labels or captions)."""

@@ -23,7 +23,7 @@ from cm_lightning.steps import steps_taken
 
 
 class InMemory(Dataset[tuple[Tensor, Tensor]]):
-    """Samples that fit into memory, fetched a batch at a time.
+    """Samples that fit into memory, fetched in batches.
 
     Args:
         samples: (N, ...), floats in [-1, 1] or uint8 pixels, which are scaled to that range when they are fetched.
@@ -44,9 +44,9 @@ class InMemory(Dataset[tuple[Tensor, Tensor]]):
 
 
 class Mirrored(Dataset[tuple[Tensor, Any]]):
-    """A data set followed by its mirror images, left to right: EDM's augmentation without random draws.
+    """A data set followed by its horizontally mirrored images: EDM's augmentation without random draws.
 
-    The position in the run's order decides whether an image is mirrored, so a resumed run sees the same.
+    The position in the run's order decides whether an image is mirrored, so a resumed run sees the same images.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -61,7 +61,7 @@ class Mirrored(Dataset[tuple[Tensor, Any]]):
 
 
 class MirroredInMemory(Mirrored):
-    """:class:`Mirrored`, a batch at a time."""
+    """A :class:`Mirrored` data set that fetches batches."""
 
     dataset: InMemory
 
@@ -73,10 +73,10 @@ class MirroredInMemory(Mirrored):
 
 
 class Headroom(InMemory):
-    """Images whose black and white lie beyond [-1, 1], by ``headroom``; what is between stays.
+    """Images whose black and white lie beyond [-1, 1] by ``headroom``; the values between do not change.
 
-    A saturated pixel says "at least as dark as this". Samples are clamped to [-1, 1], so an error of a network that
-    learned the wider range is not seen where the image is black or white.
+    A saturated pixel means "at least as dark as this". Samples are clamped to [-1, 1], so errors of a network that
+    learned the wider range are invisible where the image is black or white.
     """
 
     def __init__(self, images: InMemory, headroom: float) -> None:
@@ -91,7 +91,7 @@ class Headroom(InMemory):
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A loader that Lightning takes for resumable: its place follows from the trainer's step, so it keeps none."""
+    """A loader that Lightning treats as resumable: its position follows from the trainer's step, so it stores none."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -101,7 +101,7 @@ class ResumableLoader(DataLoader[Any]):
 
 
 def _begin_worker(number: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which reach all processes of a run, to the training process, which ends the loaders."""
+    """Ignore Ctrl-C and SIGTERM, which reach all processes of a run: the training process ends the loaders."""
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, signal.SIG_IGN)
     if int(os.environ.get("PL_SEED_WORKERS", "0")):
@@ -118,7 +118,7 @@ class GenerativeDataModule(L.LightningDataModule):
     """
 
     image_shape: tuple[int, ...]
-    #: What the images show, ``digits`` or ``clothes``, where a classifier that measures them ships.
+    #: What the images show, ``digits`` or ``clothes``, if a classifier that measures them ships.
     subject: str | None = None
 
     def __init__(self, batch_size: int = 128, num_workers: int = 0, seed: int = 0) -> None:
@@ -152,7 +152,7 @@ class GenerativeDataModule(L.LightningDataModule):
         ranks, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         if self.batch_size % ranks:
             raise ConfigError(
-                f"data.batch_size {self.batch_size} is the whole batch: make it a multiple of {ranks} ranks"
+                f"data.batch_size {self.batch_size} is that of all ranks together: make it a multiple of {ranks}"
             )
 
         accumulate = trainer.accumulate_grad_batches if trainer else 1
@@ -176,7 +176,7 @@ class GenerativeDataModule(L.LightningDataModule):
         return {"step": self._step(), "images": self._images()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue after the images of the run that is resumed, whatever the size of its batches was."""
+        """Continue after the images of the run that is resumed, regardless of its batch size."""
         self._origin = (state_dict["step"], state_dict["images"])
 
     def _step(self) -> int:
@@ -201,7 +201,9 @@ class GenerativeDataModule(L.LightningDataModule):
         return [image for stream in streams for image in islice(stream, accumulate * share)]
 
     def _require_whole_steps(self, trainer: L.Trainer) -> None:
-        """Refuse epochs of partial steps: Lightning steps after the last batch of an epoch whatever it accumulated."""
+        """Refuse epochs that end within a step: Lightning steps after an epoch's last batch regardless of
+        accumulation.
+        """
         for option in ("overfit_batches", "limit_train_batches"):
             limit, accumulate = getattr(trainer, option), trainer.accumulate_grad_batches
             whole = limit % accumulate == 0 if isinstance(limit, int) else limit in (0.0, 1.0)
@@ -235,7 +237,7 @@ class GenerativeDataModule(L.LightningDataModule):
             collate_fn=_already_a_batch if _comes_in_batches(dataset) else None,
             worker_init_fn=_begin_worker,
             persistent_workers=self.num_workers > 0,  # short epochs must not start new processes each time
-            # a separate generator: starting a loader must not advance the global one, or a resumed run would differ
+            # a separate generator: if starting a loader advanced the global one, a resumed run would differ
             generator=torch.Generator().manual_seed(self.seed),
         )
 

@@ -1,4 +1,4 @@
-"""Captions of image files, by the conventions of kohya (one text file for each) and of Hugging Face (one table)."""
+"""Captions of image files by the conventions of kohya (one text file for each) and Hugging Face (one table)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _read_beside(image: Path) -> str:
     for path in (image.with_suffix(".txt"), image.with_suffix(".caption")):
         if path.is_file():
             return _read_text(path).strip().partition("\n")[0].strip()
-    raise DataError(f"{image} has no caption: write {image.stem}.txt beside it, or give it a row in metadata.jsonl")
+    raise DataError(f"{image} has no caption: write {image.stem}.txt beside it, or add a row to metadata.jsonl")
 
 
 def _read_text(path: Path) -> str:

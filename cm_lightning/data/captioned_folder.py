@@ -19,12 +19,12 @@ from cm_lightning.errors import DataError
 
 
 class CaptionedFolder(GenerativeDataModule):
-    """Captioned images in a folder and the folders below it; batches are (images (B, C, H, W) in [-1, 1], B captions).
+    """Captioned images in a folder and its sub-folders; batches are (images (B, C, H, W) in [-1, 1], B captions).
 
     A caption is the first line of ``image.txt`` (or ``image.caption``) beside ``image.png``, or the image's row in a
     ``metadata.jsonl`` or ``metadata.csv`` with ``file_name`` relative to its folder; a row has precedence over a text
     file. Every tenth image is held out for validation, unless ``root`` has folders of splits, as for
-    :class:`ImageFolder`. Images of any size are resized and centre-cropped; SDXL is told that they are uncropped
+    :class:`ImageFolder`. Images of any size are resized and centre-cropped; SDXL's time ids describe them as uncropped
     images of the training size.
 
     Args:
@@ -63,7 +63,7 @@ class CaptionedFolder(GenerativeDataModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and (others := left_out(self.tree)):
-            rank_zero_info(f"{self.root}: left out, as they are not images that can be read: {others}")
+            rank_zero_info(f"{self.root}: left out, because they are not readable images: {others}")
 
     def load(self, split: str) -> Files:
         names = read_layout(self.tree, split, class_folders=False).names

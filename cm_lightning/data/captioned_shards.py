@@ -21,7 +21,7 @@ from cm_lightning.errors import DataError
 
 
 class _Samples(Dataset[tuple[Tensor, str]]):
-    """Captioned images in shards, read when asked for.
+    """Captioned images in shards, read on demand.
 
     Args:
         shards: the shards that the rows refer to.
@@ -38,7 +38,7 @@ class _Samples(Dataset[tuple[Tensor, str]]):
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         number, image_at, image_size, caption_at, caption_size, is_json = self.rows[index].tolist()
         shard = self.shards[number]
-        # opened anew: thousands of open shards would reach the limit, and workers would share a position
+        # opened each time: thousands of open shards would reach the limit, and workers would share a position
         with shard.open("rb") as file:
             member, image = _read(file, image_at, image_size)
             _, caption = _read(file, caption_at, caption_size)
@@ -50,11 +50,11 @@ class CaptionedShards(GenerativeDataModule):
     """WebDataset shards of captioned images; batches are (images (B, C, H, W) in [-1, 1], B captions).
 
     A sample is the files of one name in an uncompressed tar file: ``000000.jpg`` (or .jpeg, .png, .webp) with its
-    caption in ``000000.txt``, or under ``caption`` in ``000000.json``. Samples are read in random order, so that a run
-    resumes exactly and any number of ranks can share them; the disc should be fast at that. The headers of each shard
-    are read once for it, 10,000 samples in about 2 seconds. Every 100th sample is held out for validation, unless
-    ``val`` names shards. Images of any size are resized and centre-cropped; SDXL is told that they are uncropped
-    images of the training size.
+    caption in ``000000.txt``, or under ``caption`` in ``000000.json``. Samples are read in random order, so a run
+    resumes exactly and any number of ranks can share them; the disk should be fast at random access. The headers of
+    each shard are read once beforehand, 10,000 samples in about 2 seconds. Every 100th sample is held out for
+    validation, unless ``val`` names shards. Images of any size are resized and centre-cropped; SDXL's time ids describe
+    them as uncropped images of the training size.
 
     Args:
         shards: a folder of .tar files, a glob, or names with ranges like ``shard-{000000..000009}.tar``.
@@ -119,4 +119,4 @@ def _text(data: bytes, is_json: bool, name: str) -> str:
         text = json.loads(data)["caption"] if is_json else data.decode("utf-8-sig")
         return str(text.strip())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{name} has no caption that is text: repair or remove it") from error
+        raise DataError(f"{name} does not have a caption that is text: repair or remove it") from error

@@ -40,7 +40,7 @@ _HELD_OUT_PAIR_PHRASES = ("the {0} and the {1}", "the {0} to the left of the {1}
 
 
 class Captioned(Dataset[tuple[Tensor, str]]):
-    """Each image under each phrasing: item i is image i % N under phrasing i // N, without random draws.
+    """Each image with each phrasing: item i is image i % N with phrasing i // N, without random draws.
 
     Args:
         images: (N, C, H, W) uint8.
@@ -60,7 +60,7 @@ class Captioned(Dataset[tuple[Tensor, str]]):
         return to_unit_range(self.images[image]), self.caption(image, phrase)
 
     def caption(self, image: int, phrase: int) -> str:
-        """The caption of an image under a phrasing."""
+        """The caption of an image in a phrasing."""
         return self.phrases[phrase].format(*[self.names[i] for i in self.labels[image].reshape(-1).tolist()])
 
     def all_captions(self) -> list[str]:
@@ -74,7 +74,7 @@ class CaptionedDataModule(GenerativeDataModule):
     names: Sequence[str]
     phrases: Sequence[str]
     held_out_phrases: Sequence[str]
-    #: Digits of 32 x 32 side by side in an image, for their classifier; 0 if the images do not show digits.
+    #: The number of 32 x 32 digits side by side in an image, for their classifier; 0 if the images do not show digits.
     digits = 0
 
     @abstractmethod
@@ -105,7 +105,7 @@ def _colour(images: Tensor, margin: int = 2) -> Tensor:
 class CaptionedMNIST(CaptionedDataModule):
     """MNIST digits of 32 x 32 in three channels with captions such as "a handwritten seven".
 
-    Validation has other digits under other phrasings.
+    Validation has other digits and other phrasings.
 
     Args:
         source, root, download: see :class:`cm_lightning.data.mnist.MNIST`.
@@ -141,7 +141,7 @@ class CaptionedMNIST(CaptionedDataModule):
 class CaptionedPairs(CaptionedMNIST):
     """Two MNIST digits side by side, 32 x 64, with captions such as "a seven to the left of a three".
 
-    The pairs are drawn anew for each seed: two for each digit of the split.
+    The pairs are drawn for each seed: two for each digit of the split.
 
     Args:
         source, root, download, batch_size, num_workers, seed: see :class:`CaptionedMNIST`.

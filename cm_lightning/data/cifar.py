@@ -15,10 +15,9 @@ class CIFAR10(GenerativeDataModule):
     """50,000 training and 10,000 test images of 3 x 32 x 32 in ten classes, held in memory.
 
     Args:
-        root: folder that holds (or gets) ``cifar-10-batches-py``; its files are checked against their published sums.
-        download: whether to download them if missing.
-        flip: whether to train on the images and their mirror images.
-        batch_size, num_workers, seed: see :class:`GenerativeDataModule`.
+        root: folder that holds (or gets) ``cifar-10-batches-py``; its files are checked against their published
+        checksums. download: whether to download them if missing. flip: whether to train on the images and their mirror
+        images. batch_size, num_workers, seed: see :class:`GenerativeDataModule`.
     """
 
     image_shape = (3, 32, 32)

@@ -13,12 +13,12 @@ from torch import Tensor
 from cm_lightning.errors import ConfigError, DataError
 from cm_lightning.images import to_unit_range
 
-#: Endings of still pictures; those that the installed Pillow cannot open are left out of :data:`ENDINGS`.
+#: Suffixes of still images; those that the installed Pillow cannot open are left out of :data:`ENDINGS`.
 _PICTURES = {
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".avif"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".j2k", ".jpx", ".qoi", ".pcx", ".sgi", ".ico", ".mpo"),
 }
-#: Endings of the files that are read as images.
+#: Suffixes of the files that are read as images.
 ENDINGS = frozenset(_PICTURES & set(Image.registered_extensions()))
 
 
@@ -39,11 +39,11 @@ class Decoder:
             raise ConfigError(f"data.channels must be 1 (grey) or 3 (RGB), got {channels!r}")
         self.image_shape = (channels, height, width)
         self.background = background
-        _colour(background)  # refuses an unknown colour at once
+        _colour(background)  # refuses an unknown colour early
 
     def __call__(self, file: Path | BinaryIO, name: str) -> Tensor:
         """Decode a file. Raises DataError, which calls the image ``name``, if it is not an image."""
-        from torchvision.transforms.v2 import functional as F  # slow to import: read_image does without
+        from torchvision.transforms.v2 import functional as F  # slow to import, and read_image does not need it
 
         channels, *size = self.image_shape
         grey = channels == 1
@@ -83,7 +83,7 @@ def read_image(file: Path | BinaryIO, name: str, background: str = "white") -> I
         raise DataError(f"{name} is too large, with more than {most:,} pixels: store a smaller copy of it") from error
     except (DataError, MemoryError):
         raise
-    except Exception as error:  # damaged files raise many kinds
+    except Exception as error:  # damaged files raise many kinds of errors
         raise DataError(f"{name} cannot be read as an image: repair or remove it") from error
 
 
@@ -101,7 +101,7 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
-    """The higher byte, also for a TIFF with fewer bits (tag 258) or with 0 as white (tag 262 is 0)."""
+    """The higher byte, even for a TIFF with fewer bits (tag 258) or with 0 as white (tag 262 is 0)."""
     values = np.asarray(image).astype(np.uint16)
     tags = getattr(image, "tag_v2", {})
     bits = int(tags.get(258, (16,))[0])

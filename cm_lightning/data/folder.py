@@ -17,11 +17,11 @@ from cm_lightning.data.layout import Layout, images_in, left_out, read_layout
 from cm_lightning.data.tree import Name, Tree, open_tree
 from cm_lightning.errors import ConfigError, DataError
 
-_LOOKED_AT = 64  # images that decide on the size and the channels of all
+_LOOKED_AT = 64  # images that determine the size and the channels of all
 
 
 class Files(Dataset[tuple[Tensor, Any]]):
-    """Image files, read when asked for.
+    """Image files, read on demand.
 
     Args:
         tree: the folder or archive of the files.
@@ -43,18 +43,18 @@ class Files(Dataset[tuple[Tensor, Any]]):
 
 
 class ImageFolder(GenerativeDataModule):
-    """Images in a folder (or a .zip) and the folders below it, of any size: resized and centre-cropped to a square.
+    """Images of any size in a folder (or a .zip) and its sub-folders, resized and centre-cropped to a square.
 
     If all images lie in sub-folders of ``root``, each sub-folder is a class, in alphabetical order; EDM's
     ``dataset.json`` at the root has precedence. Images beside such sub-folders are refused. Folders ``train`` and
     ``val`` (or ``valid``, ``validation``, ``test``) at the root are splits; without one for validation every tenth
     image of each class is held out. Test images are never trained on. Links are followed, hidden files are ignored.
-    Images of 16 bits or of floats are scaled to 8 bits, and transparent ones are laid on the background.
+    Images of 16 bits or of floats are scaled to 8 bits, and transparent ones are composited on the background.
 
     Args:
         root: the folder, or a .zip of one.
-        size: side of the square in pixels; if None, that of the images, which must all be squares of one size.
-        channels: 3 for RGB, 1 for grey; if None, 1 for grey images and else 3.
+        size: side of the square in pixels; if None, that of the images, which must all be squares of the same size.
+        channels: 3 for RGB, 1 for grey; if None, 1 for grey images and otherwise 3.
         flip: whether to train on the images and their mirror images.
         class_folders: whether sub-folders are classes; if not, the images have no classes.
         background: colour behind transparent images: a name, or #rrggbb.
@@ -77,7 +77,7 @@ class ImageFolder(GenerativeDataModule):
         self.root, self.flip, self.class_folders = Path(root), flip, class_folders
         self.size, self.channels, self.background = size, channels, background
         self._layouts: dict[str, Layout] = {}
-        Decoder(1 if size is None else size, channels or 3, background)  # refuses wrong values at once
+        Decoder(1 if size is None else size, channels or 3, background)  # refuses wrong values early
 
     @cached_property
     def tree(self) -> Tree:
@@ -92,7 +92,7 @@ class ImageFolder(GenerativeDataModule):
             own_size, own_channels = _looked_up(self.tree)
             size, channels = size or own_size, channels or own_channels
         if size is None:
-            raise ConfigError(f"the images in {self.root} differ in size, or are not squares: set --data.size")
+            raise ConfigError(f"the images in {self.root} differ in size or are not squares: set --data.size")
         return Decoder(size, channels, self.background)
 
     @property
@@ -110,7 +110,7 @@ class ImageFolder(GenerativeDataModule):
             rank_zero_info(self.found())
 
     def found(self) -> str:
-        """A line for the start of a run: what the folder holds, and whether the network uses its classes."""
+        """A line for the start of a run: what the folder holds and whether the network uses its classes."""
         train, val = self._layout("train"), self._layout("val")
         channels, height, width = self.decode.image_shape
         kind = "RGB" if channels == 3 else "grey"
@@ -121,7 +121,7 @@ class ImageFolder(GenerativeDataModule):
             what = "" if used else f", which the network does not use (num_classes: {n} of the backbone would)"
             parts.append(f"{n} classes{what}: {train.counts()}")
         if others := left_out(self.tree):
-            parts.append(f"left out, as they are not images that can be read: {others}")
+            parts.append(f"left out, because they are not readable images: {others}")
         return "; ".join(parts)
 
     def load(self, split: str) -> Files:
@@ -138,7 +138,7 @@ class ImageFolder(GenerativeDataModule):
 
 
 def _looked_up(tree: Tree) -> tuple[int | None, Literal[1, 3]]:
-    """The side of the images, None if they are not squares of one size, and their channels."""
+    """The side of the images (None if they are not squares of the same size) and their channels."""
     names = images_in(tree)
     if not names:
         raise DataError(f"{tree.root} has 0 image(s): expected at least 2")

@@ -18,11 +18,10 @@ _PIXELS = (3, 64, 64)
 class ImageNet64(GenerativeDataModule):
     """The downsampled ImageNet of Chrabaszcz et al. 2017: 1,281,167 training and 50,000 validation images.
 
-    image-net.org gives it (after a login) as ``train_data_batch_1.npz`` ... ``_10.npz`` and ``val_data.npz``, each with
-    ``data`` (N, 12288) uint8 and ``labels`` (N,) from 1 to 1000, in that release's order of the classes. They are
+    image-net.org provides it (after a login) as ``train_data_batch_1.npz`` ... ``_10.npz`` and ``val_data.npz``, each
+    with ``data`` (N, 12288) uint8 and ``labels`` (N,) from 1 to 1000, in that release's order of the classes. They are
     unpacked once, in the same folder, to one .npy file for each split (15.7 GB), which all ranks of a machine share in
-    memory.
-    For a folder of JPEG files use :class:`ImageFolder` with ``size: 64``.
+    memory. For a folder of JPEG files use :class:`ImageFolder` with ``size: 64``.
 
     Args:
         root: the folder of the npz files.
@@ -65,7 +64,7 @@ class ImageNet64(GenerativeDataModule):
         return self.root / f"{split}_{what}.npy"
 
     def _unpack(self, split: str, paths: list[Path]) -> None:
-        """Unpack batch by batch, so that only one of them is in memory."""
+        """Unpack batch by batch, so that only one is in memory at a time."""
         labels = [_read(path, "labels").astype(np.int64) - 1 for path in paths]
         with replacing(self._unpacked(split, "images")) as temporary:
             shape = (sum(map(len, labels)), *_PIXELS)
@@ -80,7 +79,7 @@ class ImageNet64(GenerativeDataModule):
                 images[first : first + len(data)] = data.reshape(-1, *_PIXELS)
                 first += len(data)
             images.flush()
-        with replacing(self._unpacked(split, "labels")) as temporary:  # last: it marks that all files are there
+        with replacing(self._unpacked(split, "labels")) as temporary:  # last, because it marks the files as complete
             np.save(temporary, np.concatenate(labels))
 
 

@@ -20,7 +20,7 @@ _KINDS = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-#: Endings of files that belong beside images, and are not reported.
+#: Suffixes of files that belong beside images and are not reported.
 _BESIDE = {
     *("", ".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".md", ".html", ".xml", ".yaml", ".yml"),
     *(".npz", ".npy", ".pkl", ".pt", ".safetensors", ".log", ".py", ".ipynb", ".toml", ".ini", ".cfg"),
@@ -50,7 +50,7 @@ class Layout:
         return len(self.classes) if len(self.classes) > 1 else 0
 
     def counts(self, most: int = 10) -> str:
-        """The classes by name and number of images, as many as fit a line."""
+        """The classes by name and number of images, as many as fit into a line."""
         numbers = torch.bincount(self.labels, minlength=len(self.classes)).tolist()
         shown = [f"{name} {n:,}" for name, n in zip(self.classes, numbers, strict=True)]
         return ", ".join(shown[:most]) + (", ..." if len(shown) > most else "")
@@ -85,7 +85,7 @@ def read_layout(tree: Tree, split: str, class_folders: bool = True) -> Layout:
 
 
 def split_folders(tree: Tree) -> dict[str, Name | None]:
-    """The folders of ``train`` and ``val``; ``train`` is the root itself, and ``val`` None, where there are none."""
+    """The folders of ``train`` and ``val``; ``train`` is the root itself, and ``val`` None, if there are none."""
     tops = sorted({name.parts[0] for name in images_in(tree) if len(name.parts) > 1})
     found = {kind: [top for top in tops if top.lower() in kinds] for kind, kinds in _KINDS.items()}
     only_splits = len(tops) == sum(map(len, found.values()))
@@ -93,17 +93,17 @@ def split_folders(tree: Tree) -> dict[str, Name | None]:
         return {"train": Name(), "val": None}
     for folders in found.values():
         if len(folders) > 1:
-            raise DataError(f"{tree.root} has several folders of one split, {', '.join(folders)}: keep one of them")
+            raise DataError(f"{tree.root} has several folders for one split, {', '.join(folders)}: keep one of them")
     return {"train": Name(found["train"][0]), "val": Name(found["val"][0]) if found["val"] else None}
 
 
 def images_in(tree: Tree) -> list[Name]:
-    """All files with an ending of images, sorted."""
+    """All files with the suffix of an image, sorted."""
     return [name for name in tree.names if name.suffix.lower() in ENDINGS]
 
 
 def left_out(tree: Tree) -> str:
-    """The number of files that are not read as images, by ending and most frequent first; "" if there are none."""
+    """The number of files that are not read as images, by suffix, most frequent first; "" if there are none."""
     endings = Counter(name.suffix.lower() for name in tree.names)
     others = {ending: n for ending, n in endings.most_common() if ending not in ENDINGS | _BESIDE}
     return ", ".join(f"{n:,} {ending}" for ending, n in others.items())
@@ -123,7 +123,7 @@ def _images(tree: Tree, top: Name | None) -> list[Name]:
 def _classes(
     tree: Tree, names: list[Name], top: Name | None, class_folders: bool, known: Sequence[str] | None = None
 ) -> tuple[Tensor, list[str]]:
-    """The labels (N,) of images, and the classes that they number."""
+    """The labels (N,) of images, and the names of their classes."""
     alike: tuple[Tensor, list[str]] = torch.zeros(len(names), dtype=torch.int64), []
     if not class_folders or (known is not None and not known):
         return alike
@@ -167,7 +167,7 @@ def _listed_labels(tree: Tree) -> dict[str, int] | None:
     try:
         pairs = [(str(name), label) for name, label in content["labels"] or ()]
     except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: labels must be pairs of a file's name and a whole number") from error
+        raise DataError(f"{path}: labels must be pairs of a file name and a whole number") from error
     if any(isinstance(label, bool) or not isinstance(label, int) or label < 0 for _, label in pairs):
         raise DataError(f"{path}: labels must be whole numbers from 0 up")
     return dict(pairs)
@@ -181,7 +181,7 @@ def _by_list(tree: Tree, names: list[Name], listed: dict[str, int]) -> tuple[Ten
 
 
 def members(split: str, labels: Tensor, every: int = 10) -> Tensor:
-    """Numbers (M,), ascending, of the items of ``train`` or ``val`` in a data set that is not split already.
+    """The numbers (M,), ascending, of the items of ``train`` or ``val`` in a data set that is not already split.
 
     Args:
         split: ``val`` has every tenth item of each class, and at least one in all; ``train`` has the others.

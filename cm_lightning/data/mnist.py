@@ -71,7 +71,7 @@ class _IdxImages(GenerativeDataModule):
         return InMemory(pixels[:, None], classes)
 
     def _find(self, name: str) -> Path:
-        """Find the file, plain or gzipped, in the root or where torchvision puts it."""
+        """Find the file, plain or gzipped, in the root or in torchvision's place for it."""
         folders = (self.root, self.root / self._archive.__name__ / "raw")
         for path in (folder / (name + suffix) for folder in folders for suffix in ("", ".gz")):
             if path.is_file():
@@ -86,7 +86,7 @@ class FashionMNIST(_IdxImages):
         root: folder of the four idx files (plain or .gz), or where torchvision keeps or puts them.
         download: whether to download them if missing.
         batch_size, num_workers, seed: see :class:`GenerativeDataModule`.
-        headroom: of what is trained on, see :class:`~cm_lightning.data.base.Headroom`.
+        headroom: headroom of the training images, see :class:`~cm_lightning.data.base.Headroom`.
     """
 
     subject = "clothes"
@@ -101,7 +101,7 @@ class MNIST(_IdxImages):
         root: with ``torchvision``: folder of the four idx files (plain or .gz), or where torchvision puts them.
         download: with ``torchvision``: whether to download them if missing.
         batch_size, num_workers, seed: see :class:`GenerativeDataModule`.
-        headroom: of what is trained on, see :class:`~cm_lightning.data.base.Headroom`.
+        headroom: headroom of the training images, see :class:`~cm_lightning.data.base.Headroom`.
     """
 
     _archive = datasets.MNIST

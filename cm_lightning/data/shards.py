@@ -1,4 +1,4 @@
-"""Tar shards by the convention of WebDataset: the positions of images and captions in each."""
+"""Tar shards in WebDataset's convention: the positions of the images and captions in each."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _expand(names: str) -> list[str]:
 
 
 def shard_index(path: Path, cache: Path) -> Tensor:
-    """The positions of the samples in a shard: (N, 5) int64, kept in ``cache`` while the shard stays the same.
+    """The positions of the samples in a shard: (N, 5) int64, kept in ``cache`` as long as the shard does not change.
 
     A row is (offset of the image, its size, offset of the caption, its size, whether the caption's file is JSON), the
     offsets in bytes from the start of the shard. Samples are in the shard's order; names without an image are ignored.
@@ -85,7 +85,7 @@ def _row(path: Path, key: str, files: dict[str, tarfile.TarInfo]) -> tuple[int, 
 
 
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """The files in a complete tar file; the check is needed because tarfile takes an unreadable header for the end."""
+    """The files in a complete tar file; this is checked because tarfile takes an unreadable header for the end."""
     end = 0
     try:
         with tarfile.open(path, "r:") as tar:

@@ -11,7 +11,7 @@ from torch.utils.data import DistributedSampler
 class Stream(DistributedSampler[int]):
     """An endless shuffled stream over a data set; an epoch is one pass, and no image is lost or padded.
 
-    It is a DistributedSampler only by name, because Lightning does not replace those; each rank takes its own part of
+    It is a DistributedSampler only in name, because Lightning does not replace those; each rank takes its own part of
     every batch.
 
     Args:
@@ -21,7 +21,7 @@ class Stream(DistributedSampler[int]):
         rank: rank of this process.
         world_size: number of processes.
         start: returns the number of batches that this run has trained on; called when an iteration starts.
-        multiple: batches of an optimizer step; an epoch is a multiple of these, so that it ends between two steps.
+        multiple: batches in an optimizer step; an epoch is a multiple of it, so it ends between two steps.
         offset: images of all ranks before batch 0, where a run that is resumed with another batch size starts.
     """
 
@@ -41,7 +41,9 @@ class Stream(DistributedSampler[int]):
         self.multiple, self.offset = multiple, offset
 
     def __len__(self) -> int:
-        """Images of one rank in an epoch: about one pass, in whole batches and whole steps, and at least one."""
+        """The number of images of one rank in an epoch: about one pass, in whole batches and steps, at least one
+        step.
+        """
         batches = max(1, self.size // (self.batch_size * self.world_size))
         return -(-batches // self.multiple) * self.multiple * self.batch_size
 

@@ -1,4 +1,4 @@
-"""Distributions in the plane, to see a method at work in seconds."""
+"""Distributions in the plane, which show a method at work within seconds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ Shape = Literal["moons", "rings", "spiral", "gaussians", "checkerboard"]
 
 
 def draw(shape: Shape, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw n points (n, 2) in about [-1, 1]^2 with standard deviation near 0.5, and the part of the shape of each."""
+    """Draw n points (n, 2) in about [-1, 1]^2 with standard deviation near 0.5, and the part of the shape that each
+    belongs to.
+    """
     u, v = torch.rand(2, n, generator=generator)
     noise = torch.randn(n, 2, generator=generator)
     if shape == "gaussians":
@@ -45,7 +47,7 @@ class Toy(GenerativeDataModule):
 
     Args:
         shape: ``moons``, ``rings``, ``spiral`` (two arms), ``gaussians`` (eight on a circle) or ``checkerboard``.
-        num_points: number of points for training, at least 10; a tenth as many are for validation.
+        num_points: number of points for training, at least 10; a tenth as many are used for validation.
         batch_size, num_workers, seed: see :class:`GenerativeDataModule`.
     """
 

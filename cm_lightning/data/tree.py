@@ -1,4 +1,4 @@
-"""The files below a folder or in a zip file by their names, with regard to hidden files, links and archives."""
+"""The files below a folder or in a zip file by their names, with rules for hidden files, links and archives."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Tree(ABC):
 
 
 class Folder(Tree):
-    """A folder. Links are followed, also links to folders, except one that leads back to a folder above it."""
+    """A folder, in which links are followed, except a link back to a folder above it."""
 
     @cached_property
     def names(self) -> list[Name]:

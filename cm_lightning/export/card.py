@@ -1,4 +1,4 @@
-"""The model card of exported weights: what they are, and what is known of their training."""
+"""The model card of exported weights: what they are, and what is known about their training."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def write_pipeline(module: ConsistencyModule, folder: Path) -> None:
         )
     if module.contrast:
         raise ConfigError(
-            "--format diffusers: its pipeline does not know the contrast that this module was given: give --format "
+            "--format diffusers: its pipeline cannot apply the contrast of this module: give --format "
             "onnx, or --format safetensors"
         )
     levels = (max(own.sigma_min, SIGMA_MIN), module.sigma_max)
@@ -145,7 +145,7 @@ def _config(network: ADM, side: int, levels: int, blocks: int) -> dict[str, Any]
     heads = {m.qkv.in_channels // m.heads for m in network.modules() if isinstance(m, SelfAttention)}
     if len(groups) > 1:
         raise ConfigError(
-            "--format diffusers: all its norms have the same groups: set norm_groups, or channels of at least 128"
+            "--format diffusers: all its norms have equally many groups: set norm_groups, or channels of at least 128"
         )
     if len(heads) > 1:
         raise ConfigError(
@@ -164,7 +164,7 @@ def _config(network: ADM, side: int, levels: int, blocks: int) -> dict[str, Any]
         "upsample_type": "resnet",
         "attention_head_dim": heads.pop(),
         "norm_num_groups": (norm_groups := groups.pop()),
-        "attn_norm_num_groups": norm_groups,  # without it the attention in the middle has no norm
+        "attn_norm_num_groups": norm_groups,  # otherwise the attention in the middle does not have a norm
         "dropout": last[0].style.dropout,
         "resnet_time_scale_shift": "scale_shift" if last[0].style.scale_shift else "default",
         "num_class_embeds": network.num_classes or None,
@@ -187,7 +187,7 @@ def _their_blocks(levels: int, blocks: int) -> Iterator[tuple[str, str]]:
 
 
 def _as_theirs(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Convert to linear maps in place of convolutions of one pixel, separate q, k and v, and classes as rows."""
+    """Convert to linear maps in place of 1 x 1 convolutions, to separate q, k and v, and to classes as rows."""
     result: dict[str, Tensor] = {}
     for name, tensor in state.items():
         linear = ".attentions." in name and tensor.ndim == 4

@@ -1,7 +1,7 @@
-"""A noise embedding under another noise label: the layer after it is fitted to give the same output.
+"""A noise embedding for another noise label: the layer after it is fitted to give the same output.
 
 Embeddings of 0.25 ln sigma change slowly with sigma. Those of diffusers, of 250 ln sigma, have frequencies from 1 down
-to 1e-4. The slow ones span the same functions, so that a least-squares fit agrees to the precision of float32.
+to 1e-4. The slow ones span the same functions, so a least-squares fit agrees to the precision of float32.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def write_onnx(module: ConsistencyModule | FlowMapModule, path: Path) -> None:
     if module.num_classes:
         names, inputs = [*names, "class_label"], [*inputs, torch.tensor([0, module.num_classes - 1])]
     with replacing(path) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracing exporter, deprecated, does not need a further package
+        warnings.simplefilter("ignore")  # the tracing exporter is deprecated, but does not need a further package
         torch.onnx.export(
             generator,
             tuple(inputs),

@@ -1,4 +1,4 @@
-"""A static page that runs the one-step generator in the browser itself, by ONNX Runtime Web."""
+"""A static page that runs the one-step generator in the browser by ONNX Runtime Web."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from cm_lightning.modules.flow_map import FlowMapModule
 
 _Read: TypeAlias = Callable[[str], bytes]
 _PAGE = Path(__file__).parent / "page"
-#: What the page imports of the runtime: WebAssembly, and WebGPU for browsers that have it.
+#: The files of the runtime that the page imports: WebAssembly, and WebGPU for browsers that have it.
 _WASM, _WEBGPU = "ort.wasm.min.mjs", "ort.webgpu.min.mjs"
-#: The name by which an entry point calls its glue code; the binary beside that has the same stem.
+#: The name by which an entry point loads its glue code; the binary beside it has the same stem.
 _GLUE = re.compile(r"ort-wasm[\w.-]*\.mjs")
 
 
@@ -32,8 +32,8 @@ def write_page(module: ConsistencyModule | FlowMapModule, folder: Path, runtime:
     Args:
         module: draws grey or colour images in one step.
         folder: the folder to write to.
-        runtime: the npm package ``onnxruntime-web``, packed or unpacked, of which the few files that the page loads are
-            copied to ``runtime``; none are if None.
+        runtime: the npm package ``onnxruntime-web``, packed or unpacked; the few files of it that the page loads are
+        copied to ``runtime``. Nothing is copied if None.
 
     Raises:
         ConfigError: the module does not draw such images, onnx is not installed, or the package lacks the files.
@@ -70,13 +70,13 @@ def _runtime(package: Path) -> dict[str, bytes]:
             return {**_loaded(_WASM, read), **_loaded_if_there(_WEBGPU, read)}
     except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error) as error:
         raise ConfigError(
-            f"--runtime {package} does not hold dist/{_WASM} and what that loads: give the file that "
+            f"--runtime {package} does not hold dist/{_WASM} and what it loads: give the file that "
             "'npm pack onnxruntime-web' writes, or the folder of that package"
         ) from error
 
 
 def _loaded(entry: str, read: _Read) -> dict[str, bytes]:
-    """An entry point, and the code and binary that it loads."""
+    """An entry point with the code and the binary that it loads."""
     content = read(entry)
     glue = sorted(set(_GLUE.findall(content.decode(errors="replace"))))
     names = [name for code in glue for name in (code, code.removesuffix("mjs") + "wasm")]
@@ -92,7 +92,7 @@ def _loaded_if_there(entry: str, read: _Read) -> dict[str, bytes]:
 
 @contextmanager
 def _opened(package: Path) -> Iterator[_Read]:
-    """What reads a file of the package; it raises KeyError or FileNotFoundError if there is none."""
+    """A function that reads a file of the package; it raises KeyError or FileNotFoundError if there is none."""
     if package.is_dir():
         yield lambda name: (package / "dist" / name).read_bytes()
         return

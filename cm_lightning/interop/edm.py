@@ -42,7 +42,7 @@ def network_from_edm(state: Mapping[str, Tensor]) -> tuple[DDPMpp | NCSNpp | ADM
         blocks = sum(bool(re.fullmatch(rf"enc\.{sides[0]}x{sides[0]}_block\d+\.norm0\.weight", n)) for n in known)
         network = _network(known, sides, blocks)
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"these are not the tensors of a network of EDM: {error} is missing or odd") from error
+        raise CheckpointError(f"these are not the tensors of a network of EDM: {error} is missing or wrong") from error
     if (fixed := known.pop("map_noise.freqs", None)) is not None:
         known["map_noise.frequencies"] = fixed
     names = block_modules(own_blocks(len(sides), blocks), _their_blocks(sides, blocks), _PARTS, _ATTENTION)

@@ -49,6 +49,6 @@ def find_export(path: str | Path) -> Exported | None:
         return Exported(weights, dict(content[KEY]), int(content["steps"]), str(content["weights"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{weights}: beside it there is no {CONFIG} that describes its network, as cm-lightning export "
+            f"{weights}: there is no {CONFIG} beside it that describes its network, as cm-lightning export "
             "--format safetensors writes it; if the weights are OpenAI's or EDM's, give openai:FILE or edm:FILE"
         ) from error

@@ -24,7 +24,7 @@ class Foreign:
         noise_scale: the network takes noise_scale * ln sigma.
         channels: number of channels of its images.
         side: side of its images, in pixels.
-        consistency: whether such files usually hold consistency models, or denoisers.
+        consistency: whether such files usually hold consistency models rather than denoisers.
         sigmas: ``sigma_min``, ``sigma_max`` and ``sigma_data``, if the files give them.
     """
 
@@ -38,7 +38,7 @@ class Foreign:
 
 def _openai(path: str) -> Foreign:
     network = adm_from_openai(read_tensors(path))
-    # both published shapes go down to 8 pixels, and the file does not say more
+    # both published shapes go down to 8 pixels, and the file does not tell them apart
     return Foreign(network, NOISE_SCALE, network.stem.in_channels, 8 * network.pyramid.factor, consistency=True)
 
 
@@ -72,7 +72,7 @@ def read_foreign(path: object) -> Foreign:
     except CheckpointError as error:
         message = str(error)
         raise CheckpointError(message if file in message else f"{file}: {message}") from error
-    except Exception as error:  # tensors of odd names and shapes raise many kinds
+    except Exception as error:  # tensors of unexpected names and shapes raise many kinds of errors
         raise CheckpointError(f"{file} does not hold a complete network of that kind") from error
 
 

@@ -1,4 +1,4 @@
-"""OpenAI's ``UNetModel`` of consistency_models: from a plain state dict to :class:`ADM`.
+"""OpenAI's ``UNetModel`` of consistency_models, from a plain state dict to :class:`ADM`.
 
 The files are ``cd_*.pt``, ``ct_*.pt`` and ``edm_*_ema.pt`` of ImageNet 64 x 64 and LSUN 256 x 256. In them the 3C
 channels of attention are ordered (q/k/v, head, d), as in this suite. Older files of guided-diffusion order them
@@ -50,7 +50,9 @@ def adm_from_openai(state: Mapping[str, Tensor]) -> ADM:
         levels, blocks = _shape(state)
         network = _network(state, levels, blocks)
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"these are not the tensors of OpenAI's UNetModel: {error} is missing or odd") from error
+        raise CheckpointError(
+            f"these are not the tensors of OpenAI's UNetModel: {error} is missing or wrong"
+        ) from error
     names = block_modules(own_blocks(levels, blocks), _their_blocks(state, levels, blocks), _PARTS, _ATTENTION)
     ours = renamed(state, {**names, **_REST})
     if "conditioning.classes.weight" in ours:

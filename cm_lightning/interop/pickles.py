@@ -15,7 +15,7 @@ from cm_lightning.errors import CheckpointError
 
 
 class Inert:
-    """A placeholder for any object of the pickle: it keeps the object's arguments and state, and does nothing else."""
+    """A placeholder for any object of the pickle: it only keeps the object's arguments and state."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
@@ -74,10 +74,10 @@ _STANDS_FOR: dict[tuple[str, str], Any] = {
 }
 
 
-class _Unpickler(pickle._Unpickler):  # in Python: the one in C allocates memory for any index that a file names
+class _Unpickler(pickle._Unpickler):  # in Python, because the one in C allocates memory for any index that a file names
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STANDS_FOR:
-            raise CheckpointError(f"it names {module}.{name}, which is not part of a network: nothing of it was run")
+            raise CheckpointError(f"it names {module}.{name}, which is not part of a network; none of it was run")
         return _STANDS_FOR[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
@@ -95,7 +95,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         content = _Unpickler(file).load()
     network = content.get("ema") if isinstance(content, dict) else content
     if not isinstance(network, Inert):
-        raise CheckpointError("it holds no network under 'ema'")
+        raise CheckpointError("it does not hold a network under 'ema'")
     meta = network.arguments[0] if network.arguments and isinstance(network.arguments[0], dict) else {}
     if meta.get("class_name", "EDMPrecond") != "EDMPrecond":
         raise CheckpointError(f"its network is scaled by {meta['class_name']}: only EDM's own scalings are known here")

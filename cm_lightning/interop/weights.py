@@ -1,4 +1,4 @@
-"""Plain tensors from the files of other programs, their renaming, and networks filled with them."""
+"""Reading plain tensors from the files of other programs, renaming them, and loading them into networks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     its names may begin with those of a wrapper, ``module.`` or ``_orig_mod.``.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or holds anything but named tensors of real numbers.
+        CheckpointError: the file is missing, damaged, or holds anything other than named tensors of real numbers.
     """
     path = Path(path)
     if not path.is_file():
@@ -33,10 +33,10 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         state = unwrapped(_read(path))
     except CheckpointError as error:
         raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
-    except Exception as error:  # parsers raise many kinds for a damaged file
+    except Exception as error:  # parsers raise many kinds of errors for a damaged file
         raise CheckpointError(f"{path} cannot be read as plain tensors: is it complete?") from error
     if not isinstance(state, dict) or not state or not all(_is_weight(*item) for item in state.items()):
-        raise CheckpointError(f"{path} is not a state dict: it holds other things than named tensors of real numbers")
+        raise CheckpointError(f"{path} is not a state dict: it holds things other than named tensors of real numbers")
     return state
 
 
@@ -54,7 +54,7 @@ _WRAPPERS = ("ema", "model_ema", "ema_model", "state_dict", "model", "module", "
 
 
 def unwrapped(content: object) -> object:
-    """The state dict within the dictionaries of a training program, its names without wrappers of the network."""
+    """The state dict within the dictionaries of a training program, with names without the network's wrappers."""
     while isinstance(content, dict) and not any(isinstance(value, Tensor) for value in content.values()):
         inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict) and content[key]), None)
         if inner is None:
@@ -73,7 +73,7 @@ def unwrapped(content: object) -> object:
 
 
 def _is_weight(name: object, value: object) -> bool:
-    """Whether a value is a tensor of real numbers that are all stored: a repeating one could be of any size."""
+    """Whether a value is a tensor of real numbers that are all stored; one that repeats values could have any size."""
     if not isinstance(name, str) or not isinstance(value, Tensor) or not value.is_floating_point():
         return False
     return value.numel() * value.element_size() <= value.untyped_storage().nbytes()

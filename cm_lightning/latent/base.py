@@ -28,7 +28,7 @@ from cm_lightning.quiet import quiet
 from cm_lightning.recording import Recorded
 from cm_lightning.run import find_export
 
-#: Tokens of a prompt in CLIP.
+#: Number of tokens of a prompt in CLIP.
 TOKENS = 77
 
 # the name of the dtype in a pipeline's loader: since 0.40 the old one is deprecated, before it the new has no effect
@@ -63,7 +63,7 @@ class Conditioning(NamedTuple):
         return Conditioning(*parts)
 
     def where(self, chosen: Tensor, other: Conditioning) -> Conditioning:
-        """Take its own rows where ``chosen`` (B,) is true, and those of ``other`` elsewhere."""
+        """Take this batch's rows where ``chosen`` (B,) is true, and those of ``other`` elsewhere."""
         return self.each(lambda a, b: torch.where(chosen.view(-1, *[1] * (a.ndim - 1)), a, b), other)
 
     def followed_by(self, other: Conditioning) -> Conditioning:
@@ -105,7 +105,7 @@ class TextToImageBase(Recorded):
         return int(self.pipe.vae_scale_factor)
 
     def encoders_to(self, device: torch.device | str) -> None:
-        """Move text encoders and autoencoder; whoever trains or calls the network moves that."""
+        """Move the text encoders and the autoencoder; code that trains or calls the network moves the network."""
         for part in self._encoders():
             part.to(device)
 
@@ -124,7 +124,7 @@ class TextToImageBase(Recorded):
         return Conditioning(encoded[0], encoded[2], self._time_ids(len(prompts), size).to(encoded[0].device))
 
     def no_prompt(self, size: tuple[int, int]) -> Conditioning:
-        """The unconditional row for guidance: the empty prompt, or zeros where SDXL requires them."""
+        """The unconditional row for guidance: the empty prompt, or zeros if SDXL requires them."""
         empty = self.encode_prompts([""], size)
         if self.is_xl and self.pipe.config.get("force_zeros_for_empty_prompt", True):
             assert empty.pooled is not None
@@ -137,9 +137,11 @@ class TextToImageBase(Recorded):
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """Encode (B, 3, H, W) in [-1, 1] to latents (B, C, h, w) of about unit variance, the means of their density.
+        """Encode (B, 3, H, W) in [-1, 1] to latents (B, C, h, w) of about unit variance, the means of their
+        distribution.
 
-        This uses the autoencoder's own precision even under autocast: SDXL's, and the solver, need more than 16 bits.
+        This uses the autoencoder's own precision even under autocast: SDXL's autoencoder and the solver need more than
+        16 bits.
         """
         vae = self.pipe.vae
         with torch.autocast(vae.device.type, enabled=False):
@@ -197,7 +199,7 @@ class PretrainedBase(TextToImageBase):
 
     Args:
         path: path of the folder, or of a run that exported one, or a name on the hub.
-        dtype: dtype of network and text encoders; the autoencoder stays in float32, as SDXL's requires.
+        dtype: dtype of network and text encoders; the autoencoder stays in float32, which SDXL's requires.
         variant: variant of the weights' files, such as ``fp16``.
 
     Raises:
@@ -240,13 +242,13 @@ def load_pipeline(
 ) -> DiffusionPipeline:
     """Load the diffusers pipeline of a folder or hub name, without the safety checker and without output.
 
-    If the hub does not answer, a name is read from the cache alone.
+    If the hub does not answer, a name is read only from the cache.
 
     Args:
         path: path of the folder, or a name on the hub.
         dtype: dtype of the weights.
         variant: variant of the weights' files, such as ``fp16``.
-        option: the option by which the user gave the path, for messages.
+        option: the option with which the user gave the path, for messages.
 
     Raises:
         CheckpointError: it is missing or damaged, or neither in the cache nor available from the hub.

@@ -1,4 +1,4 @@
-"""Editing images with a text-to-image model: what a mask covers is drawn anew, or the whole image."""
+"""Editing images with a text-to-image model, which redraws the part under a mask or the whole image."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ def fill(
     batch_size: int = 4,
     **options: Any,
 ) -> Tensor:
-    """Draw the part of an image anew that a mask covers.
+    """Redraw the part of an image that a mask covers.
 
-    The pipeline keeps the rest at each step, but only as latents, from which the autoencoder makes other pixels. The
-    known pixels are therefore put back at the end.
+    The pipeline keeps the rest at each step, but only as latents, from which the autoencoder makes slightly different
+    pixels. The known pixels are therefore put back at the end.
 
     Args:
         pipe: a pipeline of Stable Diffusion's family, with its scheduler set.
         prompts: the prompt of each result.
         image: (3, H, W) uint8; H and W are multiples of 8.
-        mask: (H, W) bool, true where it is drawn anew.
+        mask: (H, W) bool, true where the image is redrawn.
         strength: the share of the steps that are taken, in (0, 1]; at 1 nothing remains under the mask.
         steps: steps of the scheduler, before the share is taken.
-        guidance: guidance_scale of the pipeline; 1 is no guidance.
-        seed: seed of the noise; a result depends on it and on the result's number alone.
-        batch_size: images drawn at a time.
+        guidance: guidance_scale of the pipeline; 1 means no guidance.
+        seed: seed of the noise; a result depends only on it and on the result's number.
+        batch_size: number of images drawn at a time.
         options: more arguments of the pipeline.
 
     Returns:
-        (N, 3, H, W) uint8, where the mask is false with exactly the image's pixels.
+        (N, 3, H, W) uint8, with exactly the image's pixels where the mask is false.
 
     Raises:
         ConfigError: a number is out of range, or the pipeline refuses the size or the number of steps.
     """
     _check_share(steps, strength)
     factor = pipe.vae_scale_factor
-    covered = nnf.max_pool2d(mask[None].float(), factor)  # a latent of which any pixel is drawn anew
+    covered = nnf.max_pool2d(mask[None].float(), factor)  # the latents of which any pixel is redrawn
     covered = covered.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
     pixels = draw_all(
         inpainting(pipe), prompts, steps, guidance, seed, batch_size, image=picture(image), strength=strength,
@@ -73,9 +73,9 @@ def redraw(
     batch_size: int = 4,
     **options: Any,
 ) -> Tensor:
-    """Draw variations of an image, or a picture from its strokes (SDEdit): image to image.
+    """Draw variations of an image, or an image from strokes (SDEdit): image to image.
 
-    Arguments as for :func:`fill`. The less the strength, the more of the image remains.
+    The arguments are those of :func:`fill`. The lower the strength, the more of the image remains.
 
     Returns:
         (N, 3, H, W) uint8.

@@ -1,4 +1,4 @@
-"""Latents and text conditions computed once, kept in a file that is keyed by the model and the data."""
+"""Latents and text conditions that are computed once and kept in a file keyed by the model and the data."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _BATCH = 64  # images of 256 x 256
 
 
 class Encoded(InMemory):
-    """(latents, :class:`Conditioning`) in place of (images, captions); each different caption is kept once.
+    """(latents, :class:`Conditioning`) in place of (images, captions); each distinct caption is kept once.
 
     Args:
         latents: (N, C, h, w).
-        captions: (N,) the row of ``conditions`` that belongs to each.
-        conditions: one row for each different caption.
+        captions: (N,) the row of ``conditions`` for each latent.
+        conditions: one row for each distinct caption.
     """
 
     def __init__(self, latents: Tensor, captions: Tensor, conditions: Conditioning) -> None:
@@ -41,7 +41,7 @@ class Encoded(InMemory):
 
 
 def encoded(dataset: Any, base: TextToImageBase, folder: Path, write: bool = True, num_workers: int = 0) -> Encoded:
-    """The latents and conditions of a data set, read from the folder, or computed and kept there by the first rank.
+    """The latents and conditions of a data set, read from the folder, or computed by the first rank and kept there.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -83,7 +83,9 @@ def _encode(dataset: Any, base: TextToImageBase, num_workers: int) -> dict[str, 
 
 
 def fingerprint(base: TextToImageBase) -> str:
-    """A digest of the encoders' weights and the autoencoder's scale, which keeps latents of different models apart."""
+    """A digest of the encoders' weights and the autoencoder's scale, which distinguishes latents of different
+    models.
+    """
     pipe = base.pipe
     digest = hashlib.sha256(str(pipe.vae.config.scaling_factor).encode())
     for part in (pipe.vae, pipe.text_encoder, getattr(pipe, "text_encoder_2", None)):

@@ -1,4 +1,4 @@
-"""The coarsest features of a diffusers UNet: its encoder and middle block, without what follows."""
+"""The coarsest features of a diffusers UNet: its encoder and middle block, without the decoder."""
 
 from __future__ import annotations
 

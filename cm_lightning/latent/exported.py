@@ -42,15 +42,15 @@ _COMMAND = {
 def export_student(
     folder: Path, pipe: Any, how: FewStep, part: Part, method: str, base: str = "BASE", adapter: str = "lcm"
 ) -> None:
-    """Writes a student to a folder that plain diffusers and ``cm-lightning sample`` load, and how it is drawn.
+    """Write a student, and how it is sampled, to a folder that plain diffusers and ``cm-lightning sample`` load.
 
-    A pipeline's folder is complete. That of a UNet or a LoRA holds the scheduler in ``scheduler/``; a LoRA is also
+    The folder of a pipeline is complete. That of a UNet or a LoRA holds the scheduler in ``scheduler/``; a LoRA is also
     written in the Kohya format. ``few_step.json`` and the model card ``README.md`` name steps, scheduler and guidance.
 
     Args:
         folder: the folder, which is made if it is missing.
         pipe: a pipeline with the student's weights, or its adapter; it gets the student's scheduler.
-        how: how the student is drawn.
+        how: how the student is sampled.
         part: what to write.
         method: the name of the method, for the card.
         base: the folder or hub name of the base, for the card.

@@ -2,9 +2,9 @@
 
 There are two dialects. Both start with ``lora_unet_`` and join the path of the layer with underscores. For SD 1.x and
 2.x, and for every model in the LCM-LoRA training scripts of diffusers, the path is that of the layer in diffusers. For
-SDXL the Kohya trainer takes the path in Stability's code, ``input_blocks.4.1`` for ``down_blocks.1.attentions.0``.
-ComfyUI reads every layer by both names. AUTOMATIC1111 translates the first by the layout of SD 1.x, and so misses one
-of SDXL's layers, the upsampler of the first upward block; by the second it finds them all.
+SDXL the Kohya trainer uses the path in Stability's code, ``input_blocks.4.1`` for ``down_blocks.1.attentions.0``.
+ComfyUI reads every layer by both names. AUTOMATIC1111 translates the first kind by the layout of SD 1.x, and so misses
+one of SDXL's layers, the upsampler of the first upward block; with the second kind it finds all layers.
 
 This follows the sources of the two programs (``unet_to_diffusers``, ``convert_diffusers_name_to_compvis``); it was not
 tested with them, nor with the published LCM-LoRA files.

@@ -39,7 +39,7 @@ TARGETS = (
 def add_lora(
     unet: Any, rank: int = 64, alpha: float | None = None, targets: Sequence[str] = TARGETS, name: str = "lcm"
 ) -> dict[str, nn.Parameter]:
-    """Freezes the UNet and adds a new adapter, the only active one; at first it changes nothing, because B is 0.
+    """Freeze the UNet and add a new adapter, the only active one; at first it changes nothing, because B is 0.
 
     Args:
         unet: a diffusers UNet2DConditionModel, changed in place.
@@ -58,7 +58,7 @@ def add_lora(
     if rank < 1:
         raise ConfigError(f"rank {rank}: a LoRA needs a rank of at least 1")
     if name in adapter_names(unet):
-        raise ConfigError(f"the UNet has an adapter {name!r} already: choose another name")
+        raise ConfigError(f"the UNet already has an adapter {name!r}: choose another name")
     if not any(f".{layer}".endswith(f".{target}") for layer in layers(unet) for target in targets):
         raise ConfigError(f"no layer of the UNet is called {', '.join(targets)}: choose other targets")
     unet.requires_grad_(False)
@@ -72,7 +72,7 @@ def add_lora(
 
 @contextmanager
 def adapter_off(unet: nn.Module) -> Iterator[None]:
-    """Within the block the UNet is the base model, whatever adapters it has; gradients are not affected.
+    """Make the UNet the base model within the block, without its adapters; gradients are not affected.
 
     This is faster than diffusers' ``disable_adapters``, which reads the versions of installed packages each time.
 
@@ -81,7 +81,7 @@ def adapter_off(unet: nn.Module) -> Iterator[None]:
     """
     adapted = _adapted(unet)
     if any(module.merged for module in adapted):
-        raise ConfigError("an adapter is merged into the UNet's weights: without it there is no base model")
+        raise ConfigError("an adapter is merged into the UNet's weights, so the base model is gone: load it again")
     before = [module.disable_adapters for module in adapted]
     _switch(adapted, [True] * len(adapted))
     try:
@@ -91,7 +91,7 @@ def adapter_off(unet: nn.Module) -> Iterator[None]:
 
 
 def combine(pipe: Any, weights: Mapping[str, float]) -> None:
-    """Activates these adapters of a pipeline, each scaled by its weight: ``{"lcm": 1.0, "style": 0.8}``.
+    """Activate these adapters of a pipeline, each scaled by its weight: ``{"lcm": 1.0, "style": 0.8}``.
 
     Raises:
         ConfigError: an adapter is missing, or none is named.
@@ -106,7 +106,7 @@ def combine(pipe: Any, weights: Mapping[str, float]) -> None:
 
 
 def merge(pipe: Any) -> None:
-    """Adds the active adapters to the weights and removes all adapters, so that the model is as fast as the base.
+    """Add the active adapters to the weights and remove all adapters, so that the model is as fast as the base.
 
     This cannot be undone except by loading the base model again.
     """

@@ -1,8 +1,8 @@
-"""LoRA files: written so that nothing is lost, and read so that nothing is lost silently.
+"""LoRA files, which are written without loss and read so that nothing is lost silently.
 
-diffusers' own export renames only the keys of attention layers. Its loader looks at the first key alone, and then drops
-them with only a warning. Here a file is written with one kind of key, and in reading, every tensor must match a layer
-before the pipeline is changed.
+diffusers' own export renames only the keys of attention layers. Its loader looks only at the first key, and drops keys
+of another kind with only a warning. Here a file is written with one kind of key, and every tensor that is read must
+match a layer before the pipeline is changed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Pair(NamedTuple):
 
 
 def save_lora(unet: Any, pipeline_class: type[Any], directory: str | Path, name: str = "lcm") -> Path:
-    """Writes an adapter so that ``pipe.load_lora_weights(directory)`` of plain diffusers gives exactly this UNet.
+    """Write an adapter so that ``pipe.load_lora_weights(directory)`` of plain diffusers gives exactly this UNet.
 
     Args:
         unet: the UNet with the adapter.
@@ -68,10 +68,10 @@ def save_lora(unet: Any, pipeline_class: type[Any], directory: str | Path, name:
 
 
 def save_kohya(unet: Any, directory: str | Path, name: str = "lcm") -> Path:
-    """Writes an adapter in the Kohya format, which AUTOMATIC1111, ComfyUI and diffusers read.
+    """Write an adapter in the Kohya format, which AUTOMATIC1111, ComfyUI and diffusers read.
 
     A UNet with SDXL's blocks gets the keys of Stability's layout, any other those of diffusers (see
-    :mod:`cm_lightning.latent.kohya`). diffusers loads the file exactly; it was not tested with the other two.
+    :mod:`cm_lightning.latent.kohya`). diffusers loads the file exactly; it was not tested with the other two programs.
 
     Returns:
         The file, ``<name>_kohya.safetensors``; it may lie beside that of :func:`save_lora`, which diffusers prefers.
@@ -87,17 +87,17 @@ def save_kohya(unet: Any, directory: str | Path, name: str = "lcm") -> Path:
         tensors[f"{key_of(layer)}.alpha"] = torch.tensor(_alpha(unet, layer, name))
     path = Path(directory) / f"{name}_kohya.safetensors"
     with replacing(path) as temporary:
-        save_file(tensors, temporary)  # no metadata: AUTOMATIC1111 takes any but the Kohya trainer's for SD 1.x
+        save_file(tensors, temporary)  # no metadata: AUTOMATIC1111 takes any that is not the Kohya trainer's for SD 1.x
     return path
 
 
 def load_lora(pipe: Any, path: str | Path, name: str = "lcm") -> None:
-    """Loads a LoRA into a pipeline: either every tensor of it, or an error and a pipeline that works as before.
+    """Load a LoRA into a pipeline completely, or raise an error and leave the pipeline as it was.
 
     It reads files of :func:`save_lora` and :func:`save_kohya`, Kohya files of either dialect (the published LCM-LoRA
     is said to be one), diffusers' official export and its older ones, peft's files with their ``adapter_config.json``,
     and LoRA of the text encoders besides the UNet's; :mod:`cm_lightning.latent.lora_keys` lists the keys. If a file
-    does not give alpha, alpha is the rank. The new adapter is then the only active one of the UNet, until
+    does not give alpha, alpha is the rank. The new adapter is the only active one of the UNet, until
     :func:`cm_lightning.latent.lora.combine` changes that.
 
     Args:
@@ -112,17 +112,17 @@ def load_lora(pipe: Any, path: str | Path, name: str = "lcm") -> None:
     """
     loaded = pipe.get_list_adapters()
     if any(name in names for names in loaded.values()):
-        raise ConfigError(f"the pipeline has an adapter {name!r} already: choose another name")
+        raise ConfigError(f"the pipeline already has an adapter {name!r}: choose another name")
     file = find(Path(path))
     tensors, metadata = read(file)
     text = {key: tensor for key, tensor in tensors.items() if key.startswith(_TEXT)}
     pairs = _pairs(pipe.unet, {key: tensor for key, tensor in tensors.items() if key not in text}, file)
     try:
-        if text:  # first: only these can turn out not to fit when they are loaded
+        if text:  # these come first, because only they can fail to fit when they are loaded
             _load_text(pipe, text, metadata, name)
         if pairs:
             _load_unet(pipe, pairs, metadata, name)
-    except Exception as error:  # diffusers, transformers and peft raise many kinds for tensors that do not fit
+    except Exception as error:  # diffusers, transformers and peft raise many kinds of errors for what does not fit
         pipe.delete_adapters(name) if loaded else pipe.unload_lora_weights()
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{file} does not fit this pipeline: {reason}") from error
@@ -150,7 +150,7 @@ def _pairs(unet: Any, tensors: Mapping[str, Tensor], file: Path) -> dict[str, _P
         told, part = split(key)
         layer = names.get(bare(told))
         if not part or layer is None:
-            raise CheckpointError(f"{file} is not for this kind of model: its {key} has no place in the UNet")
+            raise CheckpointError(f"{file} is not for this kind of model: its {key} does not belong to the UNet")
         if part in parts.setdefault(layer, {}):
             raise CheckpointError(f"{file} is ambiguous: it holds {layer} twice")
         parts[layer][part] = tensor
@@ -184,7 +184,7 @@ def _load_unet(pipe: Any, pairs: Mapping[str, _Pair], metadata: Mapping[str, Any
 
 
 def _config(pairs: Mapping[str, _Pair]) -> dict[str, Any]:
-    """The LoraConfig that follows from the tensors: the commonest rank and alpha, and the layers that differ."""
+    """The LoraConfig that follows from the tensors: the most common rank and alpha, and the layers that differ."""
     ranks = {layer: pair.down.shape[0] for layer, pair in pairs.items()}
     alphas = {layer: ranks[layer] if pair.alpha is None else pair.alpha for layer, pair in pairs.items()}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))

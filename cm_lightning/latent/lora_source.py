@@ -1,4 +1,4 @@
-"""The tensors of a LoRA file of any origin: found, read without executing anything, and described."""
+"""The tensors of a LoRA file of any origin, found and read without executing anything."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from cm_lightning.latent.lora_keys import split
 
 #: The name that ``pipe.load_lora_weights(directory)`` looks for.
 WEIGHTS = "pytorch_lora_weights.safetensors"
-#: peft's description of ``adapter_model``, in the same folder.
+#: The file with peft's description of ``adapter_model``, in the same folder.
 CONFIG = "adapter_config.json"
-#: The files of a folder that are taken first, in this order.
+#: The files of a folder that take precedence, in this order.
 NAMES = (WEIGHTS, "adapter_model.safetensors", "pytorch_lora_weights.bin", "adapter_model.bin")
 
 _METADATA = "lora_adapter_metadata"
 _ENDINGS = ("safetensors", "bin", "pt", "pth", "ckpt")
-# initialisations of a LoRA that remove a part of the base's weights: they do not fit an unchanged base
+# initialisations of a LoRA that remove a part of the base's weights, and so do not fit an unchanged base
 _CHANGES_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 _DEFAULTS = {
     "r": 8,
@@ -50,7 +50,7 @@ def find(path: Path) -> Path:
     for endings in (_ENDINGS[:1], _ENDINGS[1:]):
         files = sorted(file for ending in endings for file in path.glob(f"[!.]*.{ending}"))
         if len(files) > 1:
-            raise CheckpointError(f"{path} holds several LoRA: choose one of {', '.join(file.name for file in files)}")
+            raise CheckpointError(f"{path} holds several LoRAs: choose one of {', '.join(file.name for file in files)}")
         if files:
             return files[0]
     raise CheckpointError(f"there is no LoRA at {path}")
@@ -60,7 +60,7 @@ def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read tensors by key, and diffusers' metadata; alphas in peft's description become tensors too.
 
     Raises:
-        CheckpointError: the file is damaged, or holds other things than a LoRA.
+        CheckpointError: the file is damaged, or does not hold a LoRA.
     """
     content, metadata = contents(file)
     if not content or not isinstance(content, dict) or not isinstance(metadata, dict):
@@ -82,9 +82,9 @@ def contents(file: Path) -> tuple[object, object]:
     """
     try:
         return _safetensors(file) if _is_safetensors(file) else (_saved(file), {})
-    except Exception as error:  # parsers raise many kinds for a damaged file
+    except Exception as error:  # parsers raise many kinds of errors for a damaged file
         raise CheckpointError(
-            f"{file} is damaged, or not a file of tensors alone: give a .safetensors, or a state dict by torch.save"
+            f"{file} is damaged, or does not hold tensors alone: give a .safetensors, or a state dict by torch.save"
         ) from error
 
 
@@ -116,7 +116,7 @@ def _safetensors(file: Path) -> tuple[object, object]:
 
 
 def _saved(file: Path) -> object:
-    with file.open("rb") as opened:  # given a path, torch decides by its ending
+    with file.open("rb") as opened:  # given a path, torch would decide by its suffix
         content = torch.load(opened, map_location="cpu", weights_only=True)
     inner = content.get("state_dict") if isinstance(content, dict) else None
     return content if inner is None else inner
@@ -156,7 +156,7 @@ def _alphas(tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: Path
         told = _of_layer(config, "rank_pattern", "r", name)
         if told != rank:
             raise CheckpointError(
-                f"{file} does not belong to this LoRA: it says rank {told} for {name}, but the rank is {rank}"
+                f"{file} does not belong to this LoRA: it gives rank {told} for {name}, but the rank is {rank}"
             )
         alpha = _of_layer(config, "alpha_pattern", "lora_alpha", name)
         correction = rank**0.5 if config["use_rslora"] else 1.0

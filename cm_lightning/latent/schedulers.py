@@ -22,13 +22,13 @@ _PLAIN_SIGMAS = {
 
 
 def few_step_scheduler(how: FewStep, config: Mapping[str, Any]) -> Any:
-    """The scheduler by which plain diffusers draws a student, at guidance 0 and ``how.steps`` steps.
+    """The scheduler with which plain diffusers samples a student, at guidance 0 and ``how.steps`` steps.
 
     Args:
-        how: how the student is drawn. If it has timesteps, the pipeline takes them in each call: ``timesteps=[399]``.
-        config: the configuration of the base's scheduler, ``pipe.scheduler.config``.
+        how: how the student is sampled. If it has timesteps, every call of the pipeline needs them:
+        ``timesteps=[399]``. config: the configuration of the base's scheduler, ``pipe.scheduler.config``.
     """
-    if how.scheduler == "lcm" and not how.timesteps:  # in this grid are the trailing timesteps alone
+    if how.scheduler == "lcm" and not how.timesteps:  # this grid holds only the trailing timesteps
         return make_scheduler("lcm", config, how.prediction, original_inference_steps=how.steps)
     return make_scheduler(how.scheduler, config, how.prediction)
 
@@ -39,7 +39,7 @@ def make_scheduler(kind: str, config: Mapping[str, Any], prediction: Prediction 
     Args:
         kind: its name, as in :data:`cm_lightning.latent.few_step.CLASSES`.
         config: the configuration of another scheduler with the same noise schedule.
-        prediction: what the network predicts; what the configuration says if None.
+        prediction: what the network predicts; as in the configuration if None.
         changes: more options of the scheduler.
     """
     if prediction:

@@ -28,7 +28,7 @@ from cm_lightning.run import find_export
 
 
 class SmallBase(TextToImageBase):
-    """A network of a published structure at small width, around a trained autoencoder and text encoder.
+    """A small network of a published structure with a trained autoencoder and text encoder.
 
     Args:
         structure: ``sd15`` (epsilon), ``sd21`` (v-prediction, linear projections) or ``sdxl`` (two text encoders,
@@ -54,7 +54,7 @@ class SmallBase(TextToImageBase):
     ) -> None:
         COUNT.check(self, image_size=image_size, layers=layers)
         multiple_of(8).check_each(self, widths=widths)
-        with torch.device("cpu"):  # also in a dry run, because it is small
+        with torch.device("cpu"):  # even in a dry run, because it is small
             parts = Path(find_export(autoencoder)), Path(find_export(text_encoder))
             pipe = _assemble(structure, *parts, image_size, widths, layers)
         super().__init__(pipe)

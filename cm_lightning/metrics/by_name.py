@@ -1,4 +1,4 @@
-"""The measure that gives a number by its name, such as ``frechet_mnist`` or ``kid``."""
+"""The measure that computes a score of a given name, such as ``frechet_mnist`` or ``kid``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _JUDGES: tuple[type[MnistJudge], ...] = (MnistJudge, SecondMnistJudge, FashionJu
 
 
 def measure_named(name: str, weights: str | None = None) -> FeatureScores:
-    """The measure whose numbers have one of this name.
+    """The measure that computes the score of this name.
 
     Args:
         name: ``fid``, ``kid``, ``precision``, ``recall``: features of Inception; ``frechet_NETWORK``, ``kid_NETWORK``,

@@ -55,7 +55,9 @@ class ClipScore:
         return float(100 * nnf.cosine_similarity(output.image_embeds, output.text_embeds).clamp(min=0).mean())
 
     def _prepared(self, images: Tensor) -> Tensor:
-        """Images with the shorter side of the model's size, cropped if it takes squares only, and standardised."""
+        """Images resized to the model's size on the shorter side, cropped if it takes only squares, and
+        standardised.
+        """
         side = self.model.config.vision_config.image_size
         x = v2.functional.resize(images, [side], v2.InterpolationMode.BICUBIC, antialias=True)
         if self.preparation.do_center_crop:

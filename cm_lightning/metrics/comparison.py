@@ -1,4 +1,4 @@
-"""Comparisons of kept features of samples with those of real images."""
+"""Comparisons of stored features of samples with those of real images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-#: Gives numbers by the kind of each, such as ``kid``, for the features (N, D) of samples.
+#: Maps the features (N, D) of samples to scores by kind, such as ``kid``.
 AgainstReal: TypeAlias = Callable[[Tensor], dict[str, float]]
 
 
@@ -17,4 +17,4 @@ class Comparison(ABC):
 
     @abstractmethod
     def against(self, real: Tensor) -> AgainstReal:
-        """Compute once what depends on the features (M, D) of real images alone; the result takes those of samples."""
+        """Compute once what depends only on the features (M, D) of real images; the result takes those of samples."""

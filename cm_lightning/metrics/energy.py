@@ -1,4 +1,4 @@
-"""The energy distance of points, which needs no features (Szekely & Rizzo 2013)."""
+"""The energy distance of points, which does not need features (Szekely & Rizzo 2013)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from cm_lightning.domains import COUNT, at_least
 from cm_lightning.metrics.kept import KeptFeatures
 from cm_lightning.metrics.measure import Measure
 
-#: The points whose distances to all others are held in memory at a time.
+#: The number of points whose distances to all others are held in memory at a time.
 _ROWS = 50
 
 
 class EnergyDistance(Measure):
     """The energy distance of points from real ones, ``energy``: 2 E|x - y| - E|x - x'| - E|y - y'|.
 
-    It is 0 for equal distributions alone. The means are those over all pairs, of a point with itself too. So it is
-    never negative, and about 2 E|y - y'| / N for two different sets of N points of one distribution.
+    It is 0 only for equal distributions. The means are over all pairs, including those of a point with itself. So it is
+    never negative, and about 2 E|y - y'| / N for two different sets of N points from one distribution.
 
     Args:
         dim: number of entries of a point; samples have the shape (dim,).
-        limit: the most points of each kind that are compared, at least 2; the time grows with its square.
+        limit: the largest number of points of each kind that are compared, at least 2; the time grows with its square.
     """
 
     name = "energy"
@@ -81,7 +81,7 @@ def mean_distance(x: Tensor, y: Tensor | None = None) -> float:
         rows = x[start : start + _ROWS]
         if y is not None:
             total += _distances(rows, y)
-        else:  # each pair once
+        else:  # each pair is counted once
             total += 2 * _distances(rows, x[start:]) - _distances(rows, rows)
     return float(total / (len(x) * len(other) or float("nan")))
 

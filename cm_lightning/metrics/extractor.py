@@ -1,4 +1,4 @@
-"""Features of a network by which images are compared, and the name of the Frechet distance between them."""
+"""Feature extractors, networks by whose features images are compared, with the names of their Frechet distances."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class Extractor(ABC):
 
     #: The name of the distance; only Inception's is an ``fid``.
     name: str
-    #: (C, H, W) of the images it is made for; None for any.
+    #: (C, H, W) of the images that it is made for; None for any.
     image_shape: tuple[int, ...] | None = None
 
     #: The kind of images that it is made for, ``digits`` or ``clothes``; None for any.
     subject: str | None = None
-    #: The name of the share of images whose class is the requested one, if the extractor classifies.
+    #: The name of the accuracy, the share of images of the requested class, if the extractor classifies.
     accuracy_name = "accuracy"
 
     def named(self, kind: str) -> str:
-        """The name of another number of the same features, such as ``kid_mnist``; those of Inception are ``kid``."""
+        """The name of another score of the same features, such as ``kid_mnist``; for Inception it is ``kid``."""
         return self.name.replace("frechet", kind, 1)
 
     def missing(self) -> str | None:
@@ -85,7 +85,7 @@ class MnistJudge(Extractor):
 
 
 class SecondMnistJudge(MnistJudge):
-    """The second shipped classifier, for ``frechet_mnist2`` and ``accuracy2``, by which nothing is tuned.
+    """The second shipped classifier, for ``frechet_mnist2`` and ``accuracy2``; nothing is tuned by it.
 
     Args:
         weights: a .safetensors file written by ``cm-lightning train-judge --which second``; the shipped one if None.
@@ -155,7 +155,7 @@ class SecondCaptionedDigits(CaptionedDigits):
 
 
 class Inception(Extractor):
-    """Inception-v3 of the usual FID, by torch-fidelity: ``fid``. Needs ``pip install cm-lightning[fid]``.
+    """The Inception-v3 of the usual FID, by torch-fidelity: ``fid``. It needs ``pip install cm-lightning[fid]``.
 
     Images are rounded to 8 bits first, as if they had been saved.
 
@@ -202,5 +202,5 @@ def color_pixels(images: Tensor) -> Tensor:
 
 
 def digest(path: Path) -> str:
-    """The digest of a file, which identifies it."""
+    """A digest that identifies a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Scores by the features of a network, which are divided among the ranks of a run."""
+"""Scores by the features of a network, computed by all ranks of a run together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SUMS = ("real_features_sum", "real_features_cov_sum", "real_features_num_sample
 
 
 class FeatureScores(Measure):
-    """The Frechet distance of features, comparisons of kept features, and the agreement with requested labels.
+    """The Frechet distance of features, comparisons of stored features, and the agreement with requested labels.
 
     The distance is that of torchmetrics, so with :class:`Inception` it is the usual FID.
 
@@ -50,7 +50,7 @@ class FeatureScores(Measure):
         together = across_ranks and dist.is_available() and dist.is_initialized()
         self._place = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
         self._real, self._against = KeptFeatures(*self._place), list[AgainstReal]()
-        self._features = torch.empty(0)  # those of the last batch: the network runs once for all numbers
+        self._features = torch.empty(0)  # those of the last batch: the network runs once for all scores
         self.distance.inception.register_forward_hook(self._note)
         self.reset()
 
@@ -58,7 +58,7 @@ class FeatureScores(Measure):
         self._features = features
 
     def to(self, device: torch.device) -> None:
-        """Move to a device; covariances need float64, which Apple's accelerator lacks, so there the CPU is used."""
+        """Move to a device, or to the CPU for Apple's accelerator, which lacks the float64 that covariances need."""
         device = torch.device("cpu") if device.type == "mps" else device
         self.distance, self._agreement = self.distance.to(device), self._agreement.to(device)
 
@@ -66,7 +66,7 @@ class FeatureScores(Measure):
         self._drawn = KeptFeatures(*self._place)
         self.distance.reset()
         self._agreement.reset()
-        self._agreement.update(torch.empty(0))  # a rank without images takes part in the sum too
+        self._agreement.update(torch.empty(0))  # even a rank without images must take part in the sum
 
     def add(self, images: Tensor, labels: Tensor | None) -> None:
         self._update(images, real=False)
@@ -74,7 +74,7 @@ class FeatureScores(Measure):
             self._drawn.add(self._features)
         classes = self.extractor.classify(self._features) if labels is not None else None
         if labels is not None and classes is not None:
-            right = (classes == labels.to(classes.device)).reshape(len(classes), -1).all(1)  # each of several labels
+            right = (classes == labels.to(classes.device)).reshape(len(classes), -1).all(1)  # all labels agree
             self._agreement.update(right.float())
 
     def compute(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Features of networks that were trained on photographs; only DINOv2's are downloaded, and only by a hub name."""
+"""Features of networks trained on photographs; only DINOv2 is downloaded, and only if it is given by a hub name."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from cm_lightning.metrics.extractor import Extractor, color_pixels, digest
 from cm_lightning.quiet import quiet
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-#: Networks that torchvision initialises slowly at random, and that take another range of inputs if trained.
+#: Networks that torchvision initialises slowly, and whose trained versions take another range of inputs.
 _GOOGLE = ("googlenet", "inception_v3")
 
 
 class TorchvisionFeatures(Extractor):
-    """The input of a torchvision classifier's last layer: ``frechet_resnet50`` and ``kid_resnet50``.
+    """The inputs of a torchvision classifier's last layer: ``frechet_resnet50`` and ``kid_resnet50``.
 
-    Images are rounded to 8 bits, and then resized, cropped and normalised by the transforms of its weights.
+    Images are rounded to 8 bits, then resized, cropped and normalised by the transforms of the classifier's weights.
 
     Args:
         model: any of torchvision's classifiers.
@@ -78,7 +78,7 @@ class TorchvisionFeatures(Extractor):
 class DINOv2(Extractor):
     """The class token of DINOv2 (Oquab et al. 2023; Stein et al. 2023): ``frechet_dinov2``, ``kid_dinov2``.
 
-    The distance is also known as FD-DINOv2. Images are rounded to 8 bits and resized to 224 x 224. Needs
+    The distance is also known as FD-DINOv2. Images are rounded to 8 bits and resized to 224 x 224. It needs
     ``pip install cm-lightning[lcm]``.
 
     Args:
@@ -114,13 +114,13 @@ class DINOv2(Extractor):
             raise ConfigError(f"DINOv2: {advice(error) or error}") from error
         remedy = "set the weights of DINOv2 to a folder with config.json and model.safetensors of facebook/dinov2-*"
         try:
-            # a folder: given a name, transformers asks the hub many times, in spite of local_files_only
+            # a folder, because for a name transformers sends many requests to the hub in spite of local_files_only
             folder = self.weights if Path(self.weights).is_dir() else self._from_hub()
             with quiet():
                 network, report = AutoModel.from_pretrained(
                     folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
                 )
-        except Exception as error:  # transformers raises many kinds for a missing or damaged folder
+        except Exception as error:  # transformers raises many kinds of errors for a missing or damaged folder
             raise CheckpointError(f"there is no complete DINOv2 at {self.weights}: {remedy}") from error
         if not network.config.model_type.startswith("dinov2"):
             raise CheckpointError(f"{self.weights} holds a {network.config.model_type}: {remedy}")
@@ -129,7 +129,7 @@ class DINOv2(Extractor):
         return network
 
     def _from_hub(self) -> str:
-        """The folder of a name in the cache of the hub, downloaded if the hub answers."""
+        """The folder of a name in the hub's cache, downloaded if the hub answers."""
         from huggingface_hub import snapshot_download
 
         from cm_lightning.hub import on_hub, reachable
@@ -163,11 +163,11 @@ class _Headless(nn.Module):
 
 
 def _last_layer(network: nn.Module) -> tuple[str, int]:
-    """The name of the layer that gives the classes, and the number of its inputs."""
+    """The name of the layer that computes the classes, and the number of its inputs."""
     parts = list(network.named_modules())
     linear = [(name, part.in_features) for name, part in parts if isinstance(part, nn.Linear)]
     convolutions = [(name, part.in_channels) for name, part in parts if isinstance(part, nn.Conv2d)]
-    return (linear or convolutions)[-1]  # SqueezeNet classifies each place by a convolution, and averages then
+    return (linear or convolutions)[-1]  # SqueezeNet classifies each position by a convolution and then averages
 
 
 class _ClassToken(nn.Module):
@@ -198,9 +198,9 @@ def _weights_of(model: str, path: Path) -> dict[str, Tensor]:
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    except Exception as error:  # damaged, or a whole pickled model, which is code
+    except Exception as error:  # it is damaged, or a whole pickled model, which is code
         raise CheckpointError(
-            f"{path} holds no state dict: set the weights of TorchvisionFeatures to a file "
+            f"{path} does not hold a state dict: set the weights of TorchvisionFeatures to a file "
             f"of torch.save(model.state_dict(), ...) for {model}"
         ) from error
     if model.startswith("densenet"):  # torchvision's files use the names of its first version

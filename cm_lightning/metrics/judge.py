@@ -1,4 +1,4 @@
-"""A small classifier of digits, which measures samples as Inception does for photographs."""
+"""A small classifier of digits, which measures samples as Inception does photographs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WEIGHTS = Path(__file__).with_name("mnist_judge.safetensors")
 
 
 class DigitClassifier(nn.Module):
-    """A network from digits to features, and from these by one layer, ``logits``, to the ten classes."""
+    """A network that maps digits to features, with one more layer, ``logits``, to the ten classes."""
 
     num_features: int
     #: The share of features that are left out in training.
@@ -37,8 +37,8 @@ class DigitClassifier(nn.Module):
 class Judge(DigitClassifier):
     """Two convolutions and two linear layers over digits of 28 x 28.
 
-    ``judge(images)`` gives the features for the Frechet distance ``frechet_mnist``, ``judge.classify(images)``
-    the digits. Train another with ``cm-lightning train-judge``.
+    ``judge(images)`` gives the features for the Frechet distance ``frechet_mnist``, and ``judge.classify(images)`` the
+    logits. Train another with ``cm-lightning train-judge``.
     """
 
     num_features = 64
@@ -84,9 +84,9 @@ class Training:
     Args:
         network: class of the classifier.
         weights: the file that the package ships.
-        epochs: times that each digit is seen.
-        batch: digits in a step.
-        optimizer: makes the optimizer; its learning rate is the highest of one cycle.
+        epochs: how often each digit is seen.
+        batch: number of digits in a step.
+        optimizer: makes the optimizer, with the peak learning rate of a one-cycle schedule.
         dtype: type of the weights in the file.
     """
 
@@ -115,13 +115,15 @@ def load_judge(path: Path = WEIGHTS, network: type[DigitClassifier] = Judge) -> 
         judge.load_state_dict(load_file(path))
     except Exception as error:
         raise CheckpointError(
-            f"{path} holds no weights of the classifier: make them with cm-lightning train-judge"
+            f"{path} does not hold weights of the classifier: make them with cm-lightning train-judge"
         ) from error
     return judge.eval().requires_grad_(False)
 
 
 def train_judge(images: Tensor, labels: Tensor, epochs: int, seed: int, training: Training = FIRST) -> DigitClassifier:
-    """Train a classifier on images (N, 1, 28, 28) in [-1, 1] and labels (N,), with small shifts, turns and scales."""
+    """Train a classifier on images (N, 1, 28, 28) in [-1, 1] and labels (N,), with small shifts, rotations and
+    scalings.
+    """
     torch.manual_seed(seed)
     judge = training.network()
     steps_per_epoch = len(images) // training.batch
@@ -140,7 +142,7 @@ def train_judge(images: Tensor, labels: Tensor, epochs: int, seed: int, training
 
 
 def _jitter(images: Tensor) -> Tensor:
-    """Turn images by up to 10 degrees, scale by up to 10 %, and shift by up to 2 pixels."""
+    """Rotate images by up to 10 degrees, scale them by up to 10 %, and shift them by up to 2 pixels."""
     n = len(images)
     angle = (torch.rand(n) - 0.5) * 2 * 0.17
     scale = 1 + (torch.rand(n) - 0.5) * 0.2

@@ -1,4 +1,4 @@
-"""Features that are kept to be compared one by one, of a part of the images if there are many."""
+"""Features that are stored to be compared one by one, for a part of the images if there are many."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-#: The most features that are compared: the memory for their products grows with the square of their number.
+#: The largest number of features that are compared: memory for their products grows with its square.
 LIMIT = 5000
 _GOLDEN = -7046029254386353131  # 2^64 / golden ratio, as a signed number: multiples of it spread evenly
 
 
 class KeptFeatures:
-    """Features of at most ``limit`` images, chosen by number alone and so the same for any number of ranks.
+    """Features of at most ``limit`` images, chosen by their numbers, so they are the same for any number of ranks.
 
     Args:
         rank: rank of this process; its images are numbered rank, rank + ranks, rank + 2 ranks, ...
         ranks: number of processes.
-        limit: the most images that are kept of all ranks.
+        limit: the largest number of images that are kept over all ranks.
     """
 
     def __init__(self, rank: int = 0, ranks: int = 1, limit: int = LIMIT) -> None:

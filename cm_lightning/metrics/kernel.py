@@ -8,7 +8,9 @@ from cm_lightning.metrics.comparison import AgainstReal, Comparison
 
 
 class KernelDistance(Comparison):
-    """The unbiased squared maximum mean discrepancy, ``kid``: for images of one kind about 0, so sometimes negative."""
+    """The unbiased squared maximum mean discrepancy, ``kid``: about 0 for equal distributions, so sometimes
+    negative.
+    """
 
     def against(self, real: Tensor) -> AgainstReal:
         within_real = mean_kernel(real)

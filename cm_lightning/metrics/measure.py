@@ -1,4 +1,4 @@
-"""Measures: what is computed for samples, from their images and those of the reference."""
+"""Measures, which compute scores of samples from their images and those of a reference."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torchmetrics.aggregation import MeanMetric
 
 
 class Measure(ABC):
-    """Computes numbers for samples, by name.
+    """Computes scores of samples, by name.
 
-    Each rank adds its own share of the images, and every rank gets the numbers for all of them.
+    Each rank adds its own share of the images, and every rank gets the scores of all of them.
     """
 
-    #: Distinguishes it from other measures of the same samples; it begins the name of the reference's file.
+    #: Distinguishes the measure from others of the same samples; the name of the reference's file begins with it.
     name: str
     #: (C, H, W) of the images that it takes; None for any.
     image_shape: tuple[int, ...] | None = None
@@ -24,7 +24,7 @@ class Measure(ABC):
 
     @property
     def label(self) -> str:
-        """What messages call it."""
+        """The name of the measure in messages."""
         return type(self).__name__
 
     def missing(self) -> str | None:
@@ -33,10 +33,10 @@ class Measure(ABC):
 
     @abstractmethod
     def start(self, across_ranks: bool = True) -> None:
-        """Load what is needed, and forget all images.
+        """Load what is needed and forget all images.
 
         Args:
-            across_ranks: whether the numbers cover the images of all ranks together, or of each rank separately.
+            across_ranks: whether the scores cover the images of all ranks together, or of each rank separately.
         """
 
     @abstractmethod
@@ -45,7 +45,7 @@ class Measure(ABC):
 
     @abstractmethod
     def reset(self) -> None:
-        """Forget the samples, and keep the reference."""
+        """Forget the samples but keep the reference."""
 
     @abstractmethod
     def add(self, images: Tensor, labels: Tensor | None) -> None:
@@ -53,25 +53,27 @@ class Measure(ABC):
 
     @abstractmethod
     def compute(self) -> dict[str, float]:
-        """The numbers for the samples; all ranks must call it."""
+        """The scores of the samples; all ranks must call it."""
 
     def identity(self) -> str:
-        """Distinguishes what the reference keeps from what another keeps; empty without a reference."""
+        """Distinguishes the contents of the reference from those of others; empty without a reference."""
         return ""
 
-    def add_reference(self, images: Tensor) -> None:  # noqa: B027 - of measures that compare
+    def add_reference(self, images: Tensor) -> None:  # noqa: B027 - for measures that compare
         """Add real images (B, C, H, W) in [-1, 1] to the reference."""
 
     def reference(self) -> dict[str, Tensor]:
-        """What is kept of the real images of all ranks; all must call it."""
+        """What is kept about the real images of all ranks; all must call it."""
         return {}
 
     def load_reference(self, state: dict[str, Tensor]) -> None:  # noqa: B027
-        """Take what :meth:`reference` gave, on one rank only, because the ranks are added up."""
+        """Load what :meth:`reference` gave, on one rank only, because the ranks are summed."""
 
 
 def shared_mean(across_ranks: bool) -> MeanMetric:
-    """A mean over the ranks, or over one; it is NaN if nothing is added. Every rank takes part, even without values."""
+    """A mean over the ranks or over one; it is NaN if nothing is added. Every rank must call it, even without
+    values.
+    """
     mean = MeanMetric()
     if not across_ranks:
         mean.distributed_available_fn = lambda: False

@@ -1,14 +1,14 @@
-"""What the name of a measure says: whether higher is better, and to how many digits it is shown."""
+"""What follows from the name of a measure: whether higher is better, and how many digits are shown."""
 
 from __future__ import annotations
 
 import re
 
-#: Measures for which higher is better; for all others, except for those of :data:`_NEITHER`, lower is.
+#: Measures for which higher is better; for all others except those of :data:`_NEITHER`, lower is better.
 _RISING = ("accuracy", "clip_score", "coverage", "density", "inception_score", "precision", "psnr", "recall", "ssim")
 #: Measures for which neither is better: good samples have about the value of real images.
 _NEITHER = ("mid_grey", "black")
-#: Measures that sum up the others, but for those of a second classifier.
+#: Measures that summarise the others, except those of a second classifier.
 _LEADING = re.compile(r"(accuracy|clip_score|energy|fid|frechet_(?!mnist2)\w+)")
 
 
@@ -18,7 +18,7 @@ def is_rising(metric: str) -> bool:
 
 
 def has_direction(metric: str) -> bool:
-    """Whether higher or lower is better for a metric, and not the value of real images."""
+    """Whether higher or lower is better for a metric, rather than the value of real images."""
     return not _is_one_of(metric, _NEITHER)
 
 
@@ -28,7 +28,7 @@ def is_leading(metric: str) -> bool:
 
 
 def decimals(metric: str, value: float) -> int:
-    """The digits after the point of a value in a table: ``kid`` and ``energy`` of good samples are about 0.001."""
+    """The number of decimals of a value in a table: ``kid`` and ``energy`` of good samples are about 0.001."""
     if _is_one_of(metric, ("kid", "energy")):
         return 5 if abs(value) < 0.1 else 3
     return 3 if abs(value) < 2 else 1

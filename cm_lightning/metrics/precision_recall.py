@@ -11,15 +11,15 @@ from torch import Tensor
 from cm_lightning.domains import COUNT
 from cm_lightning.metrics.comparison import AgainstReal, Comparison
 
-_ROWS = 250  # distances are computed for so many features at a time
+_ROWS = 250  # the number of features whose distances are computed at a time
 _SAME = 1e-12  # squared distances up to this share of the largest squared norms are the rounding of 0
 
 
 class PrecisionRecall(Comparison):
     """The share of samples within the real images, ``precision``, and of real images within the samples, ``recall``.
 
-    A feature lies within a set if for any feature of the set it is at most as far away as the k-th nearest neighbour of
-    that feature in the set. A set of k features or fewer has no such neighbours, and the share within it is NaN.
+    A feature lies within a set if it is at most as far from some feature of the set as that is from its k-th nearest
+    neighbour in the set. A set of k features or fewer does not have such neighbours, and the share within it is NaN.
 
     Args:
         neighbours: k.
@@ -61,7 +61,7 @@ class PrecisionRecall(Comparison):
         return torch.cat(nearest)
 
     def _share(self, within: Tensor, others: int) -> float:
-        """The mean of booleans (N,) that a set of so many features gave."""
+        """The mean of booleans (N,) for a set of this many features."""
         return float(within.double().mean()) if others > self.neighbours else torch.nan
 
 

@@ -22,7 +22,7 @@ Device: TypeAlias = "torch.device | str"
 
 
 class PromptScores:
-    """Distances to real images, precision and recall, and where possible the accuracy of labels and a CLIP score.
+    """Distances to real images, precision and recall and, where possible, the accuracy of labels and a CLIP score.
 
     It works within one process, so other ranks need not call it.
 

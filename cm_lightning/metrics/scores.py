@@ -23,11 +23,11 @@ Batches = Iterable[tuple[Tensor, "Tensor | None"]]
 
 
 class Scores:
-    """The numbers of several measures together.
+    """The scores of several measures together.
 
     Args:
         measures: the measures, which are started.
-        across_ranks: whether the numbers cover the images of all ranks together, or of each rank separately.
+        across_ranks: whether the scores cover the images of all ranks together, or of each rank separately.
     """
 
     def __init__(self, measures: Sequence[Measure], across_ranks: bool = True) -> None:
@@ -36,7 +36,7 @@ class Scores:
             measure.start(across_ranks)
 
     def to(self, device: torch.device) -> None:
-        """Move all to a device."""
+        """Move all measures to a device."""
         for measure in self.measures:
             measure.to(device)
 
@@ -47,7 +47,7 @@ class Scores:
                 measure.add_reference(batch)
 
     def __call__(self, batches: Batches) -> dict[str, float]:
-        """All numbers by name."""
+        """All scores by name."""
         for measure in self.measures:
             measure.reset()
         for images, labels in batches:
@@ -57,7 +57,7 @@ class Scores:
 
 
 def usual_measures(extractor: Extractor | None = None, kernel: bool = True) -> list[Measure]:
-    """All that is measured unless it is chosen: features of one extractor, and the shares of pixels of grey images.
+    """The default measures: features of one extractor, and the shares of mid-grey and black pixels in grey images.
 
     Args:
         extractor: extractor of the features; both classifiers of digits if None.
@@ -69,7 +69,9 @@ def usual_measures(extractor: Extractor | None = None, kernel: bool = True) -> l
 
 
 def save_reference(measure: Measure, path: Path, write: bool) -> None:
-    """Write the reference of the real images of all ranks, if the path can be written; all must call it, one writes."""
+    """Write the reference of the real images of all ranks, if the path can be written; all ranks must call it, and one
+    writes.
+    """
     state = measure.reference()
     if write:
         keep(path, lambda temporary: save_tensors(state, temporary))
@@ -85,5 +87,5 @@ def load_reference(measure: Measure, path: Path) -> None:
         measure.load_reference(load_tensors(path))
     except Exception as error:
         raise CheckpointError(
-            f"{path} holds no reference statistics: remove it, and they are computed again"
+            f"{path} does not hold reference statistics: remove it, and they are computed again"
         ) from error

@@ -1,6 +1,6 @@
 """A second classifier of digits, independent of the first: another architecture, other digits, another training.
 
-Nothing is tuned by it, so it shows what pleases the first classifier alone.
+Nothing is tuned by it, so it shows whether a gain by the first classifier is real.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ FASHION_WEIGHTS = Path(__file__).with_name("fashion_judge.safetensors")
 class SecondJudge(DigitClassifier):
     """Strided convolutions with batch norm and GELU, average pooling, and two linear layers over digits of 28 x 28.
 
-    ``judge(images)`` gives the features for the Frechet distance ``frechet_mnist2``, ``judge.classify(images)`` the
-    digits. Train another with ``cm-lightning train-judge --which second``.
+    ``judge(images)`` gives the features for the Frechet distance ``frechet_mnist2``, and ``judge.classify(images)`` the
+    logits. Train another with ``cm-lightning train-judge --which second``.
     """
 
     num_features = 96

@@ -1,4 +1,4 @@
-"""Shares of pixels by brightness, which need no classifier."""
+"""Shares of pixels by brightness, which do not need a classifier."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from cm_lightning.metrics.measure import Measure, shared_mean
 class PixelShares(Measure):
     """The shares of mid-grey pixels (-0.5 < v < 0.5) and of black ones (v < -0.98) in grey samples.
 
-    They are logged as ``mid_grey`` and ``black``; for colour images there are none. Speckle and blur show as too much
-    mid-grey and too little black. Neither more nor less of them is better: the shares of real images are.
+    They are logged as ``mid_grey`` and ``black``, for grey images only. Speckle and blur show as too much
+    mid-grey and too little black. Neither higher nor lower is better: good samples have the shares of real images.
     """
 
     name = "pixel_shares"
@@ -30,7 +30,7 @@ class PixelShares(Measure):
     def reset(self) -> None:
         for mean in self._means.values():
             mean.reset()
-            mean.update(torch.empty(0))  # a rank without images takes part too
+            mean.update(torch.empty(0))  # even a rank without images must take part
 
     def add(self, images: Tensor, labels: Tensor | None) -> None:
         if images.shape[1] != 1:

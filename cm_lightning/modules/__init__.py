@@ -1,1 +1,1 @@
-"""LightningModules: the methods, each usable with any Trainer, backbone and data."""
+"""The methods as LightningModules, each usable with any Trainer, backbone and data."""

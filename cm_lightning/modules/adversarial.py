@@ -34,15 +34,14 @@ class AdversarialDistillation(StagedDistillation, Distilled):
     The network stays a denoiser. N of its steps are Euler's (DDIM's) on the VE path, on every (T / N)-th of T levels.
 
     Args:
-        stages: the stages, in turn; see :class:`Stage`. The first teacher's steps are T, the levels of the Karras grid.
-        teacher, start_from_teacher, trust: see :class:`~cm_lightning.modules.distillation.ConsistencyDistillation`.
-        discriminator_levels: noise levels under which the discriminator sees clean images.
-        critic_lr: learning rate of the discriminator; that of the student if None.
-        turns: which network trains at a step; both at every step if None.
-        parameterization: makes the denoiser from the network.
-        sigma_max: the level at which sampling starts.
-        backbone, image_shape: see :class:`~cm_lightning.modules.base.GenerativeModule`; label_dropout, optimizer,
-            lr_scheduler, start_from: see its bases. The schedule of the learning rate starts anew with each stage.
+        stages: the stages, in order; see :class:`Stage`. The first teacher's steps are T, the levels of the Karras
+        grid. teacher, start_from_teacher, trust: see
+        :class:`~cm_lightning.modules.distillation.ConsistencyDistillation`. discriminator_levels: noise levels under
+        which the discriminator sees clean images. critic_lr: learning rate of the discriminator; that of the student if
+        None. turns: which network trains at a step; both at every step if None. parameterization: makes the denoiser
+        from the network. sigma_max: the level at which sampling starts. backbone, image_shape: see
+        :class:`~cm_lightning.modules.base.GenerativeModule`; label_dropout, optimizer,
+            lr_scheduler, start_from: see its bases. The learning rate's schedule restarts in each stage.
     """
 
     def __init__(
@@ -81,7 +80,9 @@ class AdversarialDistillation(StagedDistillation, Distilled):
         super().setup(stage)
         if stage == "fit":
             if any(part.guidance for part in self.stages.stages) and not self.teacher.label_dropout:
-                raise ConfigError("guidance needs a teacher that was trained with label_dropout: set a stage's to 0")
+                raise ConfigError(
+                    "guidance needs a teacher that was trained with label_dropout: set every stage's to 0"
+                )
             self.critic.restart(self.fresh_encoder(), seed=0)
 
     def loss(self, x: Tensor, labels: Tensor | None, generator: torch.Generator | None = None) -> Tensor:

@@ -31,7 +31,7 @@ from cm_lightning.run import find_checkpoint
 Generators: TypeAlias = Source | Sequence[Source] | None
 
 
-#: Levels that were rounded to single precision count as equal to the originals.
+#: The tolerance within which levels that were rounded to single precision equal the originals.
 _ROUNDING = 1e-5
 
 
@@ -40,7 +40,7 @@ def check_descending(sigmas: Sequence[float], option: str = "sigmas") -> None:
     levels = list(sigmas) if isinstance(sigmas, Iterable) and not isinstance(sigmas, str) else []
     descend = all(level in POSITIVE for level in levels) and all(high > low for high, low in pairwise(levels))
     if not levels or not descend:
-        raise ConfigError(f"{option} must be positive, finite noise levels that descend, got {sigmas!r}")
+        raise ConfigError(f"{option} must be positive, finite noise levels in descending order, got {sigmas!r}")
 
 
 _O = TypeVar("_O", bound=Objective)
@@ -55,7 +55,7 @@ def ready(objective: _O, backbone: nn.Module) -> _O:
 
 @contextmanager
 def evaluated(network: nn.Module) -> Iterator[None]:
-    """Have the network in eval mode within the context, and in its own mode after it."""
+    """Put the network in eval mode within the context, and back in its own mode after it."""
     training = network.training
     network.eval()
     try:
@@ -70,8 +70,8 @@ class GenerativeModule(TrainedModule):
     Args:
         backbone: any network with ``forward(x, noise_label, class_label=None)``; it is class-conditional if it has an
             attribute ``num_classes`` above 0.
-        image_shape: (C, H, W) of the data; another shape for other data, such as (2,) for points in the plane.
-        label_dropout: probability of training a sample with the null class; guidance needs it.
+        image_shape: (C, H, W) of images; the shape of a sample for other data, such as (2,) for points in the plane.
+        label_dropout: probability of training on a sample with the null class; guidance needs it.
         optimizer, lr_scheduler, start_from: see :class:`TrainedModule`.
     """
 
@@ -115,7 +115,7 @@ class GenerativeModule(TrainedModule):
 
     @abstractmethod
     def default_sigmas(self, steps: int) -> list[float]:
-        """The noise levels of a number of sampling steps."""
+        """The noise levels for a number of sampling steps."""
 
     def forward_one(self) -> None:
         labels = torch.zeros(1, dtype=torch.long) if self.num_classes else None
@@ -169,13 +169,13 @@ class GenerativeModule(TrainedModule):
         Args:
             n: number of images.
             steps: evaluations of the network (NFE); ``default_steps`` if None.
-            labels: a class, or n of them; if None, the classes in turn, where the network has any.
+            labels: a class, or n of them; if None, the classes in turn, if the network has classes.
             generator: draws the noise; torch's global generator if None. With one generator for each image
-                (:func:`cm_lightning.core.noise.generators`) an image does not depend on the others. A function of
-                the shape may stand for a generator (:func:`cm_lightning.core.editing.noise_at`).
+                (:func:`cm_lightning.core.noise.generators`) an image does not depend on the others. A function of the
+                shape may take the place of a generator (:func:`cm_lightning.core.editing.noise_at`).
             sigmas: noise levels, descending, in place of ``steps``.
             guidance: w of c + w (c - u), classifier-free guidance (Ho & Salimans 2022), for a network that was trained
-                with ``label_dropout``. 0 is no guidance; any other value doubles the evaluations.
+                with ``label_dropout``. 0 means no guidance; any other value doubles the evaluations.
 
         Returns:
             (n, C, H, W), clipped to [-1, 1]; data of another rank, such as points, are not clipped.
@@ -195,11 +195,13 @@ class GenerativeModule(TrainedModule):
         return self.finished(x, len(levels))
 
     def finished(self, x: Tensor, steps: int) -> Tensor:
-        """Samples x (B, ...) of a number of steps as they are shown: images with their contrast, clipped to [-1, 1]."""
+        """Samples x (B, ...) of a number of steps as they are returned: images with their contrast, clipped to [-1,
+        1].
+        """
         return (self.contrast.get(steps, 1.0) * x).clamp(-1, 1) if len(self.image_shape) == 3 else x
 
     def check_guidance(self, guidance: float) -> None:
-        """Raise ConfigError unless the network can be guided so."""
+        """Raise ConfigError unless the network can be sampled with this guidance."""
         FINITE.check(guidance=guidance)
         if guidance and not self.num_classes:
             raise ConfigError("guidance needs a class-conditional network: leave it out")
@@ -211,7 +213,7 @@ class GenerativeModule(TrainedModule):
         return 0.0, math.inf
 
     def sampling_levels(self, steps: int | None, sigmas: Sequence[float] | None) -> list[float]:
-        """The noise levels that ``sample`` takes for these arguments. Raises ConfigError as it does."""
+        """The noise levels that ``sample`` takes for these arguments. Raises the same ConfigError."""
         if sigmas is None:
             steps = self.default_steps if steps is None else steps
             COUNT.check(steps=steps)
@@ -221,7 +223,7 @@ class GenerativeModule(TrainedModule):
         check_descending(sigmas)
         if steps not in (None, len(sigmas)):
             raise ConfigError(
-                f"steps and sigmas exclude each other: {steps} steps, but {len(sigmas)} levels; leave steps out"
+                f"steps and sigmas cannot be combined: {steps} steps, but {len(sigmas)} levels; leave steps out"
             )
         levels = [float(sigma) for sigma in sigmas]
         low, high = self.trained_levels()
@@ -247,7 +249,7 @@ class GenerativeModule(TrainedModule):
             raise ConfigError(f"labels must be whole numbers, got {labels.dtype}")
         labels = labels.long()
         if labels.numel() not in (1, n):
-            raise ConfigError(f"{labels.numel()} labels were given for {n} samples: give one, or as many")
+            raise ConfigError(f"{labels.numel()} labels were given for {n} samples: give one, or one for each")
         labels = labels.flatten().expand(n)
         if bool(((labels < 0) | (labels > self.num_classes)).any()):
             raise ConfigError(f"labels must lie in 0 ... {self.num_classes - 1} ({self.num_classes}: the null class)")

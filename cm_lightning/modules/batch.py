@@ -98,12 +98,12 @@ def _class_numbers(labels: Tensor, n: int, num_classes: int, first: bool) -> Ten
     """Whole numbers (B,) from labels in any accepted form."""
     if labels.ndim == 2 and labels.shape[1] == num_classes > 1:
         if first and not bool(((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all()):
-            raise ConfigError("the data has labels that are not one-hot: give the numbers of classes, (B,)")
+            raise ConfigError("the data has labels that are not one-hot: give class indices, (B,)")
         return labels.int().argmax(1)
     if labels.shape not in ((n,), (n, 1)):
-        raise ConfigError(f"the data has labels of shape {tuple(labels.shape)}: give the numbers of classes, ({n},)")
+        raise ConfigError(f"the data has labels of shape {tuple(labels.shape)}: give class indices, ({n},)")
     if labels.dtype == torch.bool or labels.is_complex():
-        raise ConfigError(f"the data has labels of type {labels.dtype}: give the numbers of classes, int64")
+        raise ConfigError(f"the data has labels of type {labels.dtype}: give class indices, int64")
     if labels.is_floating_point() and first and not bool((labels == labels.floor()).all()):
-        raise ConfigError("the data has labels that are not whole numbers: give the numbers of classes, int64")
+        raise ConfigError("the data has labels that are not whole numbers: give class indices, int64")
     return labels.reshape(n).long()

@@ -1,4 +1,4 @@
-"""What consistency models share besides their loss: a target network, and sampling in a few evaluations."""
+"""The base of consistency models: a target network, and sampling in a few evaluations."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class ConsistencyModule(GenerativeModule):
             target (iCT, ECT).
         sigma_max: the level at which sampling starts.
         sampling_sigmas: noise levels for a number of steps, ``{2: [80, 0.821]}``; for others the Karras grid is used.
-        contrast: factors on images of a number of steps, ``{1: 1.5}``. What one step draws is a mean of similar images,
-            which is greyer than each of them.
+        contrast: factors on the images for a number of steps, ``{1: 1.5}``. One step draws a mean of similar images,
+        which is greyer than each of them.
     """
 
     objective: Chord | Tangent | SoftConsistency
@@ -73,7 +73,7 @@ class ConsistencyModule(GenerativeModule):
         self.sampling_sigmas, self.contrast = levels, factors
 
     def map(self, network: nn.Module | None = None) -> Map:
-        """The consistency function of a network (the backbone if None), in the form that the objective takes."""
+        """The consistency function of a network (the backbone if None), in the form that the objective expects."""
         return Map(self.parameterization, network or self.backbone)
 
     def loss(self, x: Tensor, labels: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
@@ -90,7 +90,7 @@ class ConsistencyModule(GenerativeModule):
     ) -> Tensor:
         """f(x, sigma) with the weights that the module holds: (B, ...), (B,), (B,) or None -> (B, ...).
 
-        x = x_0 + sigma z, whichever path the module trains on. The network is the backbone if None.
+        x = x_0 + sigma z, regardless of the path that the module trains on. The network is the backbone if None.
         """
         path = self.objective.trajectory.path
         t = path.level(sigma)
@@ -120,10 +120,10 @@ class ConsistencyModule(GenerativeModule):
 
 
 def checked_levels(table: Mapping[Any, Sequence[float]]) -> dict[int, list[float]]:
-    """The table of sampling levels by number of steps, after a check.
+    """The sampling levels by number of steps, checked.
 
     Raises:
-        ConfigError: there are not as many levels as steps.
+        ConfigError: the number of levels differs from that of the steps.
     """
     levels = by_steps(table, "sampling_sigmas")
     for steps, sigmas in levels.items():
@@ -135,7 +135,9 @@ def checked_levels(table: Mapping[Any, Sequence[float]]) -> dict[int, list[float
 
 
 def by_steps(table: Mapping[Any, T], option: str) -> dict[int, T]:
-    """A table by numbers of steps, which may be text. Raises ConfigError if they are not whole numbers from 1 up."""
+    """A table with integer numbers of steps as keys, from keys that may be text. Raises ConfigError unless they are >=
+    1.
+    """
     numbered = {int(key) if isinstance(key, str) and key.isdecimal() else key: value for key, value in table.items()}
     for steps in numbered:
         COUNT.check(**{f"a number of steps in {option}": steps})

@@ -1,4 +1,4 @@
-"""Continuous-time consistency models: sCT and sCD, which differ in the trajectory alone (sCM, Lu & Song 2024)."""
+"""Continuous-time consistency models: sCT and sCD, which differ only in the trajectory (sCM, Lu & Song 2024)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ContinuousConsistencyTraining(ConsistencyModule):
     Args:
         curriculum: draws t.
         residual: weight of the loss.
-        warm_up: schedule of the tangent's terms with the network's derivative; sCM's takes 10,000 steps.
+        warm_up: schedule of the tangent's terms with the network's derivative; in sCM it takes 10,000 steps.
         normalize, c, derivative: see :class:`~cm_lightning.core.objective.Tangent`.
         parameterization: with a ``noise_scale`` of None the network takes t itself.
         backbone, image_shape, sigma_max, sampling_sigmas: see :class:`ConsistencyModule`; noise levels are sigma, as

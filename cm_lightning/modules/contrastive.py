@@ -1,4 +1,4 @@
-"""CLIP at small size: the text encoder of a small latent model, which also measures CLIP scores."""
+"""A small CLIP: the text encoder of a small latent model, which also measures CLIP scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cm_lightning.quiet import quiet
 class ContrastiveModule(TrainedModule):
     """Trains a CLIP model and its tokenizer on captioned images (Radford et al. 2021).
 
-    Equal captions in a batch count as matches of each other, which are frequent in a small set of captions.
+    Equal captions in a batch, which are frequent in a small set of captions, count as matches of each other.
 
     Args:
         vision_size: height of the images; for wider ones the positions of their patches are interpolated.
@@ -29,8 +29,8 @@ class ContrastiveModule(TrainedModule):
         width: width of both encoders, and of the text conditions.
         layers: number of layers of each encoder.
         heads: number of attention heads of each encoder.
-        vocabulary: the most tokens that are learnt from the captions.
-        length: tokens of a caption, including those of start and end.
+        vocabulary: the largest number of tokens that are learned from the captions.
+        length: number of tokens of a caption, including those of start and end.
         optimizer, lr_scheduler, start_from: see :class:`TrainedModule`.
     """
 

@@ -14,13 +14,13 @@ from cm_lightning.core.adversarial import accuracy
 from cm_lightning.core.turns import Turn, Turns
 from cm_lightning.modules.trained import TrainedModule
 
-#: The share of the last step in the running means that are watched.
+#: The weight of the last step in the running means that are watched.
 _SHARE = 0.02
-#: Steps after which they mean something.
+#: Steps after which they are meaningful.
 _ENOUGH = 50
-#: A discriminator that is right more often than this teaches the generator nothing.
+#: A discriminator that is right more often than this is too strong to train the generator.
 _WINS = 0.98
-#: Samples that spread less than this part of what the data do have collapsed.
+#: Samples whose spread is less than this share of the data's have collapsed.
 _ALIKE = 0.2
 
 
@@ -35,9 +35,9 @@ class WithCritic(TrainedModule):
     """Base of the methods that train a generator, ``backbone``, against a ``critic``.
 
     The optimizer has a group of parameters for each network. So Lightning accumulates gradients, scales them, averages
-    them over ranks, counts steps, saves and resumes as it does for one network. A network whose turn it is not gets
-    no gradient, which makes the optimizer leave it and its moments alone. Gradients are clipped for each network by
-    itself.
+    them over ranks, counts steps, saves and resumes as it does for one network. A network whose turn it is not does not
+    get a gradient, so the optimizer leaves it and its moments unchanged. Gradients are clipped for each network
+    separately.
     """
 
     critic: nn.Module
@@ -69,7 +69,7 @@ class WithCritic(TrainedModule):
 
     @property
     def turn(self) -> Turn:
-        """What trains at this step; both networks are evaluated outside of training."""
+        """The networks that train at this step; outside of training both are evaluated."""
         return self.turns(self.trained_steps) if self.training else Turn(True, True)
 
     def joined(self, losses: Losses) -> Tensor:
@@ -79,13 +79,13 @@ class WithCritic(TrainedModule):
             self._shown |= {name: loss.detach() for name, loss in named.items()}
         total = torch.stack(list(named.values())).sum()
         if self._trainer is not None and self.trainer.world_size > 1 and self.training:
-            # DDP waits for the gradient of every weight, also of a network whose turn it is not and of a head that the
-            # stage does not use: without it gradients stay those of one rank; one element of each brings it
+            # DDP waits for the gradient of every weight, even of a network whose turn it is not and of a head that the
+            # stage does not use, and otherwise does not average; one element of each weight supplies a gradient of 0
             total = total + 0.0 * sum(p[(0,) * p.ndim] for p in self.parameters() if p.requires_grad)
         return total
 
     def watch(self, real: Tensor, fake: Tensor, x: Tensor, samples: Tensor) -> None:
-        """Note the logits (B,) of a discriminator, and how far samples and data x (B, ...) spread within a batch."""
+        """Record the logits (B,) of a discriminator and the spread of samples and data x (B, ...) within a batch."""
         if not self.training:
             return
         spread = (samples.std(0).mean() / x.std(0).mean().clamp(min=1e-8)) if len(x) > 1 else x.new_ones(())
@@ -96,7 +96,7 @@ class WithCritic(TrainedModule):
         self._shown |= {**values, "logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}
 
     def forget(self) -> None:
-        """Start the running means anew."""
+        """Restart the running means."""
         self._watched, self._watched_steps = {}, 0
 
     def shown(self) -> Mapping[str, Any]:
@@ -113,7 +113,7 @@ class WithCritic(TrainedModule):
                 for p in group["params"]:
                     p.grad = None
                 continue
-            limit = gradient_clip_val or float("inf")  # with which clipping only measures
+            limit = gradient_clip_val or float("inf")  # with this limit clipping only measures
             if gradient_clip_algorithm == "value":
                 nn.utils.clip_grad_value_(group["params"], limit)
                 limit = float("inf")

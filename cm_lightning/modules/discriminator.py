@@ -1,4 +1,4 @@
-"""A discriminator on the features of a diffusion network: its coarsest level, and heads (SDXL-Lightning, DMD2)."""
+"""A discriminator on the coarsest features of a diffusion network, with heads of its own (SDXL-Lightning, DMD2)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Head(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 4, stride=2, padding=2)  # so wide that one pixel is enough
+        self.conv = nn.Conv2d(width, width, 4, stride=2, padding=2)  # padded so that one pixel is enough
         self.norm, self.out = group_norm(width), nn.Linear(width, 1)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ class Head(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """A copy of a diffusion network's encoder, and a head for one point of a trajectory and one for two.
+    """A copy of a diffusion network's encoder with two heads: for one point of a trajectory, and for two.
 
     Args:
         encoder: the network that computes features.
@@ -43,12 +43,12 @@ class Discriminator(nn.Module):
         self.one, self.two = Head(width), Head(2 * width)
 
     def forward(self, *features: Tensor) -> Tensor:
-        """Logits (B,) from the features of one point (B, width, h, w), or of two."""
+        """Logits (B,) from the features (B, width, h, w) of one point or of two."""
         logits: Tensor = self.one(*features) if len(features) == 1 else self.two(torch.cat(features, 1))
         return logits
 
     def restart(self, state: Mapping[str, Tensor], seed: int) -> None:
-        """Start again from an encoder's weights, with fresh heads, the same on all ranks."""
+        """Restart from an encoder's weights, with new heads that are the same on all ranks."""
         self.encoder.load_state_dict(state)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)

@@ -25,9 +25,9 @@ from cm_lightning.modules.teacher import Distilled
 class ConsistencyDistillation(Distilled, ConsistencyModule):
     """CD (CM, Algorithm 2): the earlier point is one step of the teacher's probability-flow ODE from x_t.
 
-    The defaults are those for CIFAR-10: 18 levels, l2, uniform weights, Heun, target = student.
+    The defaults are the paper's for CIFAR-10: 18 levels, l2, uniform weights, Heun, target = student.
 
-    The teacher is frozen. A checkpoint holds only its path: training needs the file again, sampling does not.
+    The teacher is frozen. A checkpoint holds only its path: training needs the file again, but sampling does not.
 
     Args:
         teacher: a diffusion module that holds its weights, or a checkpoint of one, from which the averaged weights are

@@ -34,15 +34,13 @@ class DistributionMatchingDistillation(DistributionMatching, Distilled):
         levels: noise levels of the generator's steps, descending.
         guidance: w of the teacher, c + w (c - u).
         gan_weight, critic_gan_weight: weights of the adversarial losses; with ``gan_weight`` 0 there are none, and the
-            data are not seen.
-        divergence: between samples and data; another than ``reverse_kl``, DMD's own, is f-distill (Xu et al. 2025),
-            and takes a ``gan_weight`` above 0.
-        critic_lr: learning rate of the fake score; that of the generator if None.
-        turns: which network trains at a step; the generator at every fifth if None.
-        teacher, start_from_teacher, trust: see :class:`~cm_lightning.modules.distillation.ConsistencyDistillation`.
-        parameterization: makes generator and denoisers from the networks.
-        backbone, image_shape: see :class:`~cm_lightning.modules.base.GenerativeModule`; label_dropout, optimizer,
-            lr_scheduler, start_from: see its bases. Networks without dropout are published.
+        data are not used. divergence: the divergence between samples and data. ``reverse_kl`` is DMD's; the others are
+        f-distill (Xu et al. 2025) and need a ``gan_weight`` above 0. critic_lr: learning rate of the fake score; that
+        of the generator if None. turns: which network trains at a step; the generator at every fifth if None. teacher,
+        start_from_teacher, trust: see :class:`~cm_lightning.modules.distillation.ConsistencyDistillation`.
+        parameterization: makes generator and denoisers from the networks. backbone, image_shape: see
+        :class:`~cm_lightning.modules.base.GenerativeModule`; label_dropout, optimizer,
+            lr_scheduler, start_from: see its bases. The published networks do not have dropout.
     """
 
     def __init__(
@@ -95,7 +93,7 @@ class DistributionMatchingDistillation(DistributionMatching, Distilled):
         return self.joined(self.losses(x, labels, generator))
 
     def generator(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """G(x, sigma): the clean image, (B, ...), (B,), (B,) or None -> (B, ...)."""
+        """G(x, sigma), the clean image: (B, ...), (B,), (B,) or None -> (B, ...)."""
         return self.parameterization(self.backbone, x, sigma, labels)
 
     def samples(self, z: Tensor, c: Any, steps: int, generator: torch.Generator | None) -> Tensor:
@@ -132,5 +130,5 @@ class DistributionMatchingDistillation(DistributionMatching, Distilled):
 
     def default_sigmas(self, steps: int) -> list[float]:
         if steps > self.steps:
-            raise ConfigError(f"the generator was trained for {self.steps} step(s), not for {steps}: ask for fewer")
+            raise ConfigError(f"the generator was trained for {self.steps} step(s), not for {steps}: choose fewer")
         return self.levels[:steps]

@@ -1,4 +1,4 @@
-"""The clean end of a trajectory from any of its points, by any module, on the module's own path and levels."""
+"""The clean end of a trajectory from any of its points, for any module, on the module's own path and levels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cm_lightning.modules.distribution_matching import DistributionMatchingDisti
 from cm_lightning.modules.flow_map import FlowMapModule
 from cm_lightning.modules.progressive import ProgressiveDistillation
 
-#: The image of a batch and a level -> points at that level (B, ...), under fresh noise.
+#: (images (B, ...), level) -> points at that level (B, ...), under fresh noise.
 Noised = Callable[[Tensor, float], Tensor]
 
 #: (denoiser, unit noise (B, ...), descending levels) -> images.
@@ -34,14 +34,14 @@ _Solver = Callable[[Denoiser, Tensor, Tensor], Tensor]
 
 
 class Endpoint(ABC):
-    """What editing needs of a module: f(x, t) from every level t of its path, and the way to such a level.
+    """What editing needs of a module: f(x, t) at every level t of its path, and the way to such a level.
 
     Levels are those that the module's ``sample`` takes: sigma, or the time of a flow map.
     """
 
     #: The lowest and the highest noise level, sigma.
     sigmas: tuple[float, float] = (SIGMA_MIN, SIGMA_MAX)
-    #: The usual number of levels where a part of an image is put back at each.
+    #: The usual number of levels for edits that put a part of an image back at each.
     levels_of_edit = 40
     #: Whether an ODE is solved down from each level, which takes many evaluations.
     solves = False
@@ -56,7 +56,7 @@ class Endpoint(ABC):
 
     @abstractmethod
     def levels(self, steps: int) -> list[float]:
-        """The descending levels of a number of steps."""
+        """The descending levels for a number of steps."""
 
     def level(self, sigma: float) -> float:
         """The level at which the noise is sigma times as strong as the image."""
@@ -67,12 +67,12 @@ class Endpoint(ABC):
         return level
 
     def levels_near(self, sigmas: Sequence[float]) -> list[float]:
-        """The levels, among those that suit the module, that are nearest to descending noise levels, each once."""
+        """The module's usable levels that are nearest to the given descending noise levels, each once."""
         low, high = self.sigmas
         return [self.level(sigma) for sigma in dict.fromkeys(min(max(sigma, low), high) for sigma in sigmas)]
 
     def point(self, x: Tensor, level: float) -> Tensor:
-        """The point on the path of a noisy image x = x_0 + sigma z, sigma that of the level."""
+        """The point on the path of a noisy image x = x_0 + sigma z, where sigma is that of the level."""
         return x
 
 
@@ -158,7 +158,7 @@ class _OfDiffusion(Endpoint):
 
 
 class _OfStages(_OfDiffusion):
-    """Euler's steps of a student of few steps, from a level on which one of its stages trained it."""
+    """Euler's steps of a few-step student, from a level on which one of its stages trained it."""
 
     def __init__(self, module: AdversarialDistillation | ProgressiveDistillation) -> None:
         self.module, self.sigmas = module, module.trained_levels()
@@ -195,7 +195,7 @@ class _OfMatching(Endpoint):
 
 
 def _require_several(module: GenerativeModule, levels: Sequence[float]) -> None:
-    """Raise ConfigError for a network that was trained on noise alone."""
+    """Raise ConfigError for a network that was trained on pure noise alone."""
     if len(levels) == 1:
         raise ConfigError(
             f"this {type(module).__name__} was trained at noise level {levels[0]:g} alone, where nothing of an image "
@@ -204,7 +204,7 @@ def _require_several(module: GenerativeModule, levels: Sequence[float]) -> None:
 
 
 def _nearest(sigmas: Sequence[float], levels: Sequence[float]) -> list[float]:
-    """The levels that are nearest to noise levels in their logarithm, each once, descending."""
+    """The levels that are nearest to the given noise levels in their logarithm, each once, descending."""
     found = {min(levels, key=lambda level: abs(math.log(level / sigma))) for sigma in sigmas}
     return sorted(found, reverse=True)
 
@@ -215,12 +215,12 @@ _KINDS: dict[type[GenerativeModule], Callable[[Any], Endpoint]] = {
     ProgressiveDistillation: _OfStages,
     AdversarialDistillation: _OfStages,
     DistributionMatchingDistillation: _OfMatching,
-    DiffusionModule: _OfDiffusion,  # of which ProgressiveDistillation is one
+    DiffusionModule: _OfDiffusion,  # also of ProgressiveDistillation, a subclass
 }
 
 
 def endpoint(module: GenerativeModule) -> Endpoint:
-    """The end points of a module's trajectories.
+    """The map from points to end points for a module's trajectories.
 
     Raises:
         ConfigError: the module is of another kind, or was trained at the level of pure noise alone.

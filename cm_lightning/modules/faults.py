@@ -1,4 +1,4 @@
-"""Numbers that are not finite, in words: where they come from, and what helps in this run."""
+"""Messages about values that are not finite: where they come from, and what helps in this run."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import lightning as L
 import torch
 from torch import Tensor
 
-#: Numbers of images that a line names.
+#: The number of images that a line lists.
 _NAMED = 8
 
 
 def of_the_loss(trainer: L.Trainer, step: int) -> str:
-    """The line for a loss that is not finite since a step."""
-    said = f"the loss is not finite since step {step}"
+    """The line for a loss that has not been finite since a step."""
+    said = f"the loss has not been finite since step {step}"
     images = _not_finite(trainer, "train", _images_of_step(trainer, step))
     if images:
         return f"{said}, whose batch has training images that are not finite, {_numbers(images)}: repair or remove them"
@@ -23,7 +23,7 @@ def of_the_loss(trainer: L.Trainer, step: int) -> str:
 
 def of_a_step_left_out(trainer: L.Trainer, step: int, count: int) -> str:
     """The line for a step whose gradients are not finite, the last of ``count`` such steps."""
-    said = f"step {step} is left out, because its gradients are not finite ({count} so far)"
+    said = f"step {step} is left out because its gradients are not finite ({count} so far)"
     images = _not_finite(trainer, "train", _images_of_step(trainer, step))
     return f"{said}: training images are not finite, {_numbers(images)}: repair or remove them" if images else said
 
@@ -60,7 +60,7 @@ def _images_of_step(trainer: L.Trainer, step: int) -> list[int]:
 
 
 def _not_finite(trainer: L.Trainer, split: str, images: list[int]) -> list[int]:
-    """The numbers of these images that are not finite; none for a data module that does not give its images."""
+    """The numbers of those images that are not finite; none if the data module does not give its images."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     if not images or not hasattr(data, "split"):
         return []

@@ -34,15 +34,15 @@ class FlowMapModule(GenerativeModule):
             :class:`~cm_lightning.backbones.embedding.TwoTimesEmbedding`.
         objective: the loss.
         parameterization: makes the flow map from the network.
-        sampling_sigmas: levels for a number of steps, ``{2: [1.0, 0.5]}``; for others they are evenly spaced.
-        target_rate: mu(k) of a target network, a running average of the student that gives what the loss takes as
-            known; if None, the student itself does.
+        sampling_sigmas: levels for a number of steps, ``{2: [1.0, 0.5]}``; for other numbers they are evenly spaced.
+        target_rate: mu(k) of a target network, a running average of the student that supplies the loss's targets; if
+        None, the student itself does.
     """
 
     objective: Objective
     target: nn.Module | None
     noise_labels_given = 2
-    #: The share of the noise that is drawn anew between two jumps, in [0, 1]; see :class:`Renewal`.
+    #: The share of the noise that is redrawn between two jumps, in [0, 1]; see :class:`Renewal`.
     gamma = 0.0
 
     def __init__(
@@ -68,11 +68,11 @@ class FlowMapModule(GenerativeModule):
         self.sampling_sigmas = levels
 
     def map(self, network: nn.Module | None = None) -> Map:
-        """The flow map of a network (the backbone if None), in the form that the objective takes."""
+        """The flow map of a network (the backbone if None), in the form that the objective expects."""
         return Map(self.parameterization, network or self.backbone)
 
     def target_map(self) -> Map:
-        """The flow map of the target network, which is the backbone where there is none."""
+        """The flow map of the target network, or of the backbone if there is none."""
         return self.map(self.target)
 
     def loss(self, x: Tensor, labels: Tensor | None, generator: torch.Generator | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Modules around networks that other programs trained."""
+"""Modules for networks that other programs trained."""
 
 from __future__ import annotations
 

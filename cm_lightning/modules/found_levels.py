@@ -36,13 +36,13 @@ def levels_file(path: str | Path) -> Path:
 
 
 def write_found_levels(file: Path, levels: Mapping[int, Sequence[float]], trained_steps: int, how: str) -> None:
-    """Add levels to the file, in place of those of the same numbers of steps, or of other weights.
+    """Add levels to the file, in place of those for the same numbers of steps, or of other weights.
 
     Args:
         file: the file, of :func:`levels_file`.
         levels: levels by the number of steps.
-        trained_steps: optimizer steps of the weights, 0 if unknown: for others the levels are not taken.
-        how: a line that says how they were found.
+        trained_steps: optimizer steps of the weights, 0 if unknown; the levels are not used for other weights.
+        how: a line that describes how they were found.
     """
     kept = _read(file, trained_steps) if file.is_file() else {}
     content = {"trained_steps": trained_steps, _KEY: {**kept, **{n: list(row) for n, row in levels.items()}}}
@@ -52,17 +52,17 @@ def write_found_levels(file: Path, levels: Mapping[int, Sequence[float]], traine
 
 
 def take_found_levels(module: GenerativeModule, path: str | Path) -> None:
-    """Let a module sample at the levels that were found for its checkpoint, if there are any, and say so.
+    """Have a module sample at the levels that were found for its checkpoint, if there are any, and print a line.
 
     Raises:
-        CheckpointError: the file is damaged, or has levels on which the network was not trained.
+        CheckpointError: the file is damaged, or has levels at which the network was not trained.
     """
     file = levels_file(path)
     if not file.is_file() or not isinstance(own := getattr(module, _KEY, None), dict):
         return
     found = _read(file, module.trained_steps)
     if not found:
-        say_once(f"{file} is of other weights, and not used: search again")
+        say_once(f"{file} belongs to other weights and is not used: search again")
         return
     try:
         for levels in found.values():

@@ -15,12 +15,12 @@ class Frozen(nn.Module, Generic[T]):
     """A network that moves with its owner without being one of its submodules.
 
     It is in eval mode and without gradients. It is not part of an optimizer, average or checkpoint, and DDP does not
-    see it. A network in a file is read at its first use, so that a checkpoint can be sampled from without the file.
+    see it. A network in a file is read at its first use, so a checkpoint can be sampled without the file.
 
     Args:
         network: the network to hold, if ``load`` is not given.
-        load: called once, without arguments, to read the network. Its error says where to get the file.
-        like: a network of the same size, to count memory by before the file is read.
+        load: called once, without arguments, to read the network. Its error should say where to get the file.
+        like: a network of the same size, by which memory is counted before the file is read.
         follows_dtype: whether the network takes the owner's floating-point type as well as its device.
     """
 
@@ -36,7 +36,7 @@ class Frozen(nn.Module, Generic[T]):
         super().__init__()
         self.load, self.follows_dtype = load, follows_dtype
         self.register_buffer("place", torch.empty(0), persistent=False)
-        # in the dictionary itself, where nn.Module does not look for submodules
+        # stored in the dictionary itself, where nn.Module does not look for submodules
         self.__dict__["held"] = network
         self.__dict__["like"] = like
         if network is not None:

@@ -27,7 +27,7 @@ from cm_lightning.modules.target import TargetNetwork
 
 
 class Guide(TargetNetwork):
-    """The average of the student during the warm-up, which is frozen when that ends.
+    """The average of the student during the warm-up, which is frozen when the warm-up ends.
 
     Args:
         student: the network that is trained.
@@ -49,14 +49,14 @@ class GuidedConsistencyTraining(ConsistencyModule):
     """Consistency training whose trajectories are guided: one step draws what guided sampling of many steps would.
 
     A warm-up trains a class-conditional denoiser. When it ends, the average of its weights is frozen as ``guide``, and
-    the network goes on as in :class:`~cm_lightning.modules.training.ConsistencyTraining`, except that each image is
-    moved by w (D(x_t, c) - D(x_t, null)) of the guide, see :class:`~cm_lightning.core.trajectory.GuidedNoise`. A step
-    takes two more evaluations without gradients, a sample none.
+    the training continues as in :class:`~cm_lightning.modules.training.ConsistencyTraining`, except that each image is
+    moved by w (D(x_t, c) - D(x_t, null)) of the guide, see :class:`~cm_lightning.core.trajectory.GuidedNoise`. A
+    training step takes two more evaluations without gradients; sampling takes none.
 
     Args:
         w: strength of the guidance, at least 0; 0.5 makes classes clearer, 2 costs variety.
         guide_decay: decay of the guide's average, in [0, 1).
-        denoising: the loss of the warm-up; ``Adaptive(0.75, 0.01 D)`` if None, D the dimension of an image.
+        denoising: the loss of the warm-up; ``Adaptive(0.75, 0.01 D)`` if None, where D is the dimension of an image.
         curriculum: draws the noise levels t > q, and begins with a :class:`WarmUp`; without one the guide is the
             diffusion model that ``start_from`` names.
         distance, weighting, coupling: see :class:`~cm_lightning.modules.training.ConsistencyTraining`.
@@ -117,7 +117,7 @@ class GuidedConsistencyTraining(ConsistencyModule):
         return self.parameterization(self.guide, x_t, t, labels)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of all networks but the guide, which drops nothing out."""
+        """Set the mode of all networks but the guide, which stays in eval mode, without dropout."""
         super().train(mode)
         self.guide.eval()
         return self

@@ -1,4 +1,4 @@
-"""iMF whose network takes the guidance as an input: any strength, and any interval, in one evaluation for each step."""
+"""iMF whose network takes the guidance as an input: any strength and any interval, in one evaluation per step."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from cm_lightning.modules.improved_mean_flow import ImprovedMeanFlow
 
 
 class GuidedMeanFlow(ImprovedMeanFlow):
-    """iMF under guidance that each sample draws and the network is given (Geng et al. 2025, arXiv 2512.02012).
+    """iMF under guidance that is drawn for each sample and given to the network (Geng et al. 2025, arXiv 2512.02012).
 
-    ``sample`` with ``guidance`` w then draws at omega = 1 + w, which costs one evaluation for each step. Labels are
+    ``sample`` with ``guidance`` w then draws at omega = 1 + w, which costs one evaluation per step. Labels are
     dropped throughout the batch, for samples with r below t as well.
 
     Args:

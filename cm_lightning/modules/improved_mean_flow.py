@@ -23,17 +23,18 @@ from cm_lightning.modules.flow_map import FlowMapModule
 
 
 class ImprovedMeanFlow(FlowMapModule):
-    """iMF (Geng et al. 2025, arXiv 2512.02012): u + (t - r) sg du/dt learns v, du/dt along the network's own velocity.
+    """iMF (Geng et al. 2025, arXiv 2512.02012): u + (t - r) sg du/dt learns v, with du/dt along the network's own
+    velocity.
 
-    That velocity is u(x_t, t, t); so the regression's goal does not depend on the network, and MeanFlow's variance,
-    which comes from the velocity of single samples in the derivative, is gone. With ``omega`` above 1 the goal is the
-    guided velocity v + (1 - 1/omega) (v_c - v_null), of the network's own two estimates: sampling then costs one
-    evaluation for each step. Labels are dropped throughout the batch, for samples with r below t as well.
+    That velocity is u(x_t, t, t). So the target of the regression does not depend on the network, and the variance of
+    MeanFlow, which comes from the velocity of single samples in the derivative, disappears. With ``omega`` above 1 the
+    target is the guided velocity v + (1 - 1/omega) (v_c - v_null), from the network's own two estimates: sampling then
+    costs one evaluation per step. Labels are dropped throughout the batch, for samples with r below t as well.
 
     Args:
         curriculum: draws t and r; half of the samples have r below t if None.
         residual: the weight; ``Adaptive(1.0, 0.01)`` if None.
-        omega: strength of the guidance, at least 1, which is none.
+        omega: strength of the guidance, at least 1; 1 means no guidance.
         interval: the lowest and the highest t that are guided; all if None.
         warm_up, derivative: see :class:`~cm_lightning.core.objective.Tangent`.
         backbone, image_shape, parameterization, sampling_sigmas: see :class:`FlowMapModule`; label_dropout, optimizer,

@@ -61,7 +61,7 @@ class LatentModule(TrainedModule):
         return [*self.exported(run / "export"), "--prompt", prompt]
 
     def exported(self, folder: Path) -> list[str]:
-        """The arguments by which ``cm-lightning sample`` takes what was exported to a folder."""
+        """The arguments with which ``cm-lightning sample`` draws from what was exported to a folder."""
         return ["--pipeline", str(folder)]
 
     def forward_one(self) -> None:
@@ -100,7 +100,7 @@ class LatentModule(TrainedModule):
         self.place_encoders()
 
     def place_encoders(self) -> None:
-        """Put the encoders on the device that training needs; drawing moves them to the module's device first."""
+        """Put the encoders on the device that training needs; sampling first moves them to the module's device."""
         self.base.encoders_to("cpu" if self.cache or self.offload_encoders else self.device)
 
     def predict_step(self, *_: Any) -> Any:

@@ -28,19 +28,18 @@ from cm_lightning.modules.staged import StagedDistillation
 class LatentAdversarialDistillation(StagedDistillation, FewStepModule):
     """SDXL-Lightning (Lin et al. 2024): fewer and fewer steps, by squared error and by discriminators.
 
-    The student stays a denoiser. It is drawn by Euler's (DDIM's) steps on trailing timesteps, without guidance, in as
+    The student stays a denoiser. It is sampled by Euler's (DDIM's) steps on trailing timesteps, without guidance, in as
     many steps as the last stage's student takes.
 
     Args:
-        stages: the stages, in turn; see :class:`Stage`. Guidance w is guidance_scale - 1 of the pipelines.
-        clean_in_one_step: whether a student of one step predicts the clean latent itself, as published, whatever the
-            base predicts. It must learn that anew, so a stage by squared error should come first.
-        discriminator_levels: timesteps under whose noise the discriminator sees clean latents.
-        critic_lr: learning rate of the discriminator; that of the student if None.
-        turns: which network trains at a step; both at every step if None.
-        base, student, gradient_checkpointing: see :class:`~cm_lightning.modules.latent_student.StudentModule`;
-            cache, offload_encoders, optimizer, lr_scheduler, start_from: see its bases. The schedule of the learning
-            rate starts anew with each stage.
+        stages: the stages, in order; see :class:`Stage`. Guidance w is guidance_scale - 1 of the pipelines.
+        clean_in_one_step: whether a student of one step predicts the clean latent itself, as published, regardless of
+        what the base predicts. It must first learn to, so a stage by squared error should come first.
+        discriminator_levels: timesteps under whose noise the discriminator sees clean latents. critic_lr: learning rate
+        of the discriminator; that of the student if None. turns: which network trains at a step; both at every step if
+        None. base, student, gradient_checkpointing: see :class:`~cm_lightning.modules.latent_student.StudentModule`;
+            cache, offload_encoders, optimizer, lr_scheduler, start_from: see its bases. The learning rate's schedule
+            restarts in each stage.
     """
 
     method = "SDXL-Lightning"
@@ -66,7 +65,7 @@ class LatentAdversarialDistillation(StagedDistillation, FewStepModule):
         in_turn, total = Stages(stages), len(base.schedule)
         if any(level not in range(total) for level in discriminator_levels):
             raise ConfigError(
-                f"discriminator_levels must be timesteps, 0 ... {total - 1}: {list(discriminator_levels)}"
+                f"discriminator_levels must be timesteps in 0 ... {total - 1}, got {list(discriminator_levels)}"
             )
         critic = Discriminator(encoder_of(copy.deepcopy(base.unet)).float(), features_width(base.unet))
         super().__init__(

@@ -1,4 +1,4 @@
-"""Latent consistency distillation: CM's distillation in latent space, from a teacher under guidance."""
+"""Latent consistency distillation: consistency distillation in latent space, from a teacher under guidance."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cm_lightning.modules.target import TargetNetwork
 
 
 class Guided(NamedTuple):
-    """The condition of a latent consistency function: B captions, and the guidance w (B,)."""
+    """The condition of a latent consistency function: B captions and the guidance w (B,)."""
 
     captions: Conditioning
     w: Tensor
@@ -101,7 +101,7 @@ class LatentConsistencyDistillation(StudentModule):
         return self.consistency_function(z_t, t, c.captions, c.w)
 
     def target_map(self, z_t: Tensor, t: Tensor, r: Tensor, c: Guided) -> Tensor:
-        """The same with the weights of the target network."""
+        """f(z_t, t, w, c) with the weights of the target network."""
         assert self.target is not None
         output = self.student.target(self.base, self.target, z_t, t, c.captions, self.student.embed(c.w))
         return self.boundary(z_t, t, self.base.schedule.clean(output, z_t, t))

@@ -20,11 +20,12 @@ from cm_lightning.quiet import quiet
 
 
 class LatentDiffusionModule(LatentModule):
-    """Trains the network of a base on captioned images (Rombach et al. 2022, Eq. 3), from scratch or further.
+    """Trains the network of a base on captioned images (Rombach et al. 2022, Eq. 3), from scratch or from its present
+    weights.
 
     Args:
         base: the model whose network is trained; its autoencoder and text encoders stay as they are.
-        caption_dropout: probability of training a sample without its caption; guidance needs it.
+        caption_dropout: probability of training on a sample without its caption; guidance needs it.
         cache, offload_encoders: see :class:`LatentModule`; optimizer, lr_scheduler, start_from: see
             :class:`TrainedModule`.
     """

@@ -81,14 +81,14 @@ class StudentModule(LatentModule):
 
 
 class FewStepModule(StudentModule):
-    """Base of the students of a fixed number of steps, drawn without guidance."""
+    """Base of the students with a fixed number of steps, which are sampled without guidance."""
 
     #: The name of the method on the card of an export.
     method: str
 
     @abstractmethod
     def few_step(self) -> FewStep:
-        """How the student is drawn at this point of its training."""
+        """How the student is to be sampled at this point of its training."""
 
     def scheduler(self) -> Any:
         return few_step_scheduler(self.few_step(), self.base.pipe.scheduler.config)

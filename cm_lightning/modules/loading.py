@@ -22,7 +22,8 @@ from cm_lightning.modules.trained import TrainedModule
 from cm_lightning.recording import UNRECORDED
 from cm_lightning.states import difference, renamed_like
 
-#: Packages with the parts of modules. The rest of the suite is excluded: building the command line would run it.
+#: Packages with the parts of modules. The rest of the suite is excluded: a file that built the command line would run
+#: it.
 _PARTS = (*(f"cm_lightning.{room}" for room in ("backbones", "core", "latent", "modules")), "torch.nn")
 
 
@@ -80,7 +81,7 @@ def _trained(path: str | Path, which: str | None, trust: Sequence[str], given: M
     config = checkpoint.get(CONFIG_KEY)
     if not isinstance(config, dict):
         raise CheckpointError(
-            f"{path} does not say how its module was built: build it in Python, and load the backbone's weights with "
+            f"{path} does not record how its module was built: build it in Python and load the backbone's weights by "
             "cm_lightning.checkpoint.weights(read_checkpoint(PATH))"
         )
     module = _module(config, trust, path, given)
@@ -111,12 +112,12 @@ def _module(
         training = {"optimizer", "lr_scheduler", "start_from"} - _required(cls)
         recorded = config.get("init_args") or {}
         arguments = {name: value for name, value in recorded.items() if name not in {*training, *given}}
-        if isinstance(arguments.get("teacher"), dict):  # its weights are not in the file, and sampling needs none
+        if isinstance(arguments.get("teacher"), dict):  # its weights are not in the file, nor needed to sample
             arguments["teacher"] = "the teacher that was given in Python"
         module = _build({**config, "init_args": arguments}, trust, given)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except Exception as error:  # constructors raise many kinds for the arguments in a damaged file
+    except Exception as error:  # constructors raise many kinds of errors for the arguments in a damaged file
         raise CheckpointError(f"{path}: its module cannot be built: {error}") from error
     assert isinstance(module, TrainedModule)
     return module
@@ -128,7 +129,7 @@ def _required(cls: type) -> set[str]:
 
 
 def _build(value: Any, trusted: Sequence[str], given: Mapping[str, Any] | None = None) -> Any:
-    """Build objects from ``{class_path, init_args}``; anything else stays as it is, strings included."""
+    """Build objects from ``{class_path, init_args}``; anything else, including strings, is returned unchanged."""
     if isinstance(value, list):
         return [_build(item, trusted) for item in value]
     if not isinstance(value, dict):

@@ -21,11 +21,11 @@ _FILE = "vgg16-397923af.pth"
 class LPIPS(Distance, nn.Module):
     """Learned perceptual distance (Zhang et al. 2018, VGG-16) as in CM: images below 256 pixels are enlarged to 224.
 
-    The networks are frozen, and read when first asked for. Their linear heads come with torchmetrics.
+    The networks are frozen, and read at first use. Their linear heads come with torchmetrics.
 
     Args:
         weights: torchvision's VGG-16 file, ``vgg16-397923af.pth``; if None, it is downloaded or found in torch's cache.
-        pooling: pooling of VGG-16: ``max``, as LPIPS was made; or ``avg``, as in CM's released code.
+        pooling: pooling of VGG-16: ``max``, as in LPIPS itself, or ``avg``, as in CM's released code.
     """
 
     def __init__(self, weights: str | None = None, pooling: Literal["max", "avg"] = "max") -> None:

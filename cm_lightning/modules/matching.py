@@ -24,7 +24,7 @@ from cm_lightning.errors import ConfigError
 from cm_lightning.modules.critic import Losses, WithCritic
 from cm_lightning.modules.discriminator import Head
 
-#: The part of the grid that the gradient of the generator leaves out at each end (DMD, section 3.2).
+#: The share of the grid that the generator's gradient leaves out at each end (DMD, section 3.2).
 _MARGIN = 0.02
 
 Divergence: TypeAlias = Literal["reverse_kl", "forward_kl", "jensen_shannon", "hellinger"]
@@ -46,11 +46,12 @@ class FakeScore(nn.Module):
 class DistributionMatching(WithCritic):
     """A generator whose samples become those of the teacher in distribution, not one by one.
 
-    Noise is added to a sample, and two denoisers see it: the teacher's is that of the data, the fake score's that of
-    the samples. Their difference is the gradient of the KL divergence between both (:func:`matching_loss`). The fake
-    score follows the generator by denoising its samples, and learns beside it to tell samples from data.
+    Noise is added to a sample, and two networks denoise it: the teacher, a denoiser of the data, and the fake score, a
+    denoiser of the samples. The difference of their estimates is the gradient of the KL divergence between samples and
+    data (:func:`matching_loss`). The fake score follows the generator by denoising its samples, and also learns to tell
+    samples from data.
 
-    A generator of several steps is trained on what it meets when it samples: the points of its own trajectory.
+    A generator of several steps is trained on its inputs in sampling: the points of its own trajectory.
     """
 
     critic: FakeScore
@@ -78,7 +79,7 @@ class DistributionMatching(WithCritic):
             grid: levels at which samples are compared, (M,), descending.
             sigma_data: standard deviation of the data, for the weight of the fake score's loss.
             critic: the fake score.
-            gan_weight: weight of the adversarial loss of the generator; with 0 data are not needed.
+            gan_weight: weight of the adversarial loss of the generator; with 0 the data are not needed.
             critic_gan_weight: weight of the adversarial loss of the fake score.
             divergence: the divergence between samples and data, a name of ``DIVERGENCES``.
             turns: which network trains at a step; the generator at every fifth if None.
@@ -90,7 +91,7 @@ class DistributionMatching(WithCritic):
         if divergence not in DIVERGENCES:
             raise ConfigError(f"divergence must be one of {', '.join(DIVERGENCES)}, got {divergence!r}")
         if divergence != "reverse_kl" and not gan_weight:
-            raise ConfigError(f"divergence {divergence} takes the discriminator's logits: set gan_weight above 0")
+            raise ConfigError(f"divergence {divergence} needs the discriminator's logits: set gan_weight above 0")
         self.divergence = divergence
         self.path, self.grid, self.sigma_data = path, grid, sigma_data
         self.gan_weight, self.critic_gan_weight = gan_weight, critic_gan_weight
@@ -118,7 +119,7 @@ class DistributionMatching(WithCritic):
         """The coarsest features of the fake score's network."""
 
     def losses(self, x: Tensor, c: Any, generator: torch.Generator | None = None) -> Losses:
-        """The losses on data x (B, ...), which the adversarial part alone sees, and their conditions c."""
+        """The losses on data x (B, ...), which only the adversarial part uses, and their conditions c."""
         turn = self._acting()
         drawn = torch.randint(self.steps, (1,), generator=generator, device=generator.device if generator else "cpu")
         z = unit_noise(x.shape, generator, x.device, x.dtype)

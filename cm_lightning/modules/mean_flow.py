@@ -22,8 +22,8 @@ from cm_lightning.modules.flow_map import FlowMapModule
 class MeanFlow(FlowMapModule):
     """MeanFlow (Geng et al. 2025, Algorithm 1): u learns v - (t - r) du/dt, the tangent on the linear path.
 
-    The defaults are those for ImageNet: a quarter of the samples with r below t, p = 1. The weighted loss is then near
-    1 throughout; watch ``train/raw``, the squared error, instead.
+    The defaults are the paper's for ImageNet: a quarter of the samples with r below t, p = 1. The weighted loss is then
+    near 1 throughout; watch ``train/raw``, the squared error, instead.
 
     Args:
         curriculum: draws t and r.

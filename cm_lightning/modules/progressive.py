@@ -1,4 +1,4 @@
-"""Progressive distillation: a diffusion model that needs half as many steps from stage to stage."""
+"""Progressive distillation: a diffusion model whose number of steps halves in each stage."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from cm_lightning.modules.target import StudentOfBefore
 
 
 class ProgressiveDistillation(DiffusionModule):
-    """One step of the student goes where two of its teacher's go, which is the student of the stage before.
+    """One step of the student ends where two steps of its teacher, the student of the previous stage, end.
 
     Steps are deterministic DDIM on EDM's grid (Salimans & Ho 2022, Algorithm 2); the first teacher is the diffusion
     model that ``start_from`` names. The teacher of a stage is in the checkpoint, so a run is resumed without that
-    file. After the last stage the model is sampled in as many steps as the student has then.
+    file. After the last stage the model is sampled in the student's final number of steps.
 
     Args:
         steps: the student's steps in the first stage; the first teacher takes twice as many.
@@ -92,7 +92,7 @@ class ProgressiveDistillation(DiffusionModule):
         return {"steps": self.objective.curriculum.progress(clock)["N"] - 1}
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of all networks but the teacher, which drops nothing out."""
+        """Set the mode of all networks but the teacher, which stays in eval mode, without dropout."""
         super().train(mode)
         self.stage_teacher.eval()
         return self

@@ -20,14 +20,14 @@ from cm_lightning.modules.flow_map import FlowMapModule
 
 
 class ShortcutModel(FlowMapModule):
-    """A step of d goes where two steps of d/2 go (Frans et al. 2024), for d = 1, 1/2, ..., 2/finest.
+    """A step of d ends where two steps of d/2 end (Frans et al. 2024), for d = 1, 1/2, ..., 2/finest.
 
     It is :class:`~cm_lightning.modules.self_distillation.ProgressiveSelfDistillation` at the midpoint, on dyadic
-    grids; flow matching teaches the step 1/finest. Every image is used in each step, as one or the other; targets are
-    not cut off.
+    grids; flow matching teaches the step 1/finest. Every image is used in each training step, for one loss or the
+    other; targets are not clipped.
 
     Args:
-        finest: number of steps of the finest grid, a power of 2: more steps than that cannot be drawn well.
+        finest: number of steps of the finest grid, a power of 2; more steps than that do not sample well.
         share: the part of a batch for flow matching, in (0, 1).
         backbone, image_shape, parameterization, sampling_sigmas, target_rate: see :class:`FlowMapModule`; the paper's
             target network has the rate 0.999. label_dropout, optimizer, lr_scheduler, start_from: see its bases.

@@ -32,15 +32,16 @@ def _under(denoiser: Callable[..., Tensor], c: Any, index: int, x: Tensor, t: Te
 class StagedDistillation(WithCritic):
     """The stages of a progressive distillation, each by a squared error or by a discriminator.
 
-    A student's step ends where the teacher's steps beside it do. At a squared error both ends meet, the chord of
-    consistency models with q = r (Salimans & Ho 2022); to a discriminator both must look alike. Every stage has a fresh
-    discriminator, which starts with the encoder of the first teacher, and fresh moments of the optimizer.
+    A student's step ends where the teacher's steps over the same interval do. By squared error both ends must be the
+    same point, which is the chord of consistency models with q = r (Salimans & Ho 2022); by a discriminator they need
+    only look alike. Every stage has a new discriminator, which starts with the encoder of the first teacher, and new
+    moments of the optimizer.
     """
 
     critic: Discriminator
     ladder: Ladder
     sigma_data: float
-    #: The network of the student before, in checkpoints too: a run resumes in the middle of any stage.
+    #: The network of the previous student. It is in checkpoints, so a run can resume in any stage.
     before: nn.Module
 
     def hold_stages(
@@ -56,7 +57,7 @@ class StagedDistillation(WithCritic):
         """Keep the parts of the method.
 
         Args:
-            stages: the stages, in turn.
+            stages: the stages, in order.
             ladder: the levels of the first teacher.
             sigma_data: standard deviation of the data, for the weight of the squared error.
             discriminator: the critic.
@@ -64,13 +65,13 @@ class StagedDistillation(WithCritic):
             turns, critic_lr: see :class:`WithCritic`.
 
         Raises:
-            ConfigError: the learning rate has a schedule that does not know stages.
+            ConfigError: the learning rate has a schedule that cannot restart in each stage.
         """
         self.stages, self.ladder, self.sigma_data = stages, ladder, sigma_data
         for stage in self.stages.stages:
             ladder.stride(stage.teacher_steps)
         if not (self.lr_scheduler is None or isinstance(self.lr_scheduler, RateSchedule)):
-            raise ConfigError("lr_scheduler must be a RateSchedule, such as HoldThenCosine: it starts anew with stages")
+            raise ConfigError("lr_scheduler must be a RateSchedule, such as HoldThenCosine: it restarts in each stage")
         self.lr_scheduler = StageRates(self.stages, self.lr_scheduler)
         self.hold_critic(discriminator, turns, critic_lr)
         if not levels:
@@ -85,7 +86,7 @@ class StagedDistillation(WithCritic):
 
     @abstractmethod
     def taught(self, x_t: Tensor, t: Tensor, c: Any, index: int) -> Tensor:
-        """The estimate of the teacher of a stage, without gradients."""
+        """The estimate by the teacher of a stage, without gradients."""
 
     @abstractmethod
     def features(self, x_t: Tensor, t: Tensor, c: Any) -> Tensor:
@@ -148,7 +149,7 @@ class StagedDistillation(WithCritic):
         return logits
 
     def _acting(self) -> Turn:
-        """The turns of an adversarial stage; at a squared error there is no discriminator to train."""
+        """The turns of an adversarial stage; by squared error there is no discriminator to train."""
         return super()._acting() if self.stages.at(self.clock).adversarial else Turn(True, False)
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:
@@ -157,7 +158,7 @@ class StagedDistillation(WithCritic):
             self._begin_stage()
 
     def _begin_stage(self) -> None:
-        """Start with a fresh discriminator and fresh moments; at the end of a step, so that checkpoints have them."""
+        """Start with a new discriminator and new moments, at the end of a step, so that checkpoints have them."""
         self.critic.restart(self.fresh_encoder(), seed=self.stages.index(self.clock))
         for optimizer in self.trainer.optimizers:
             optimizer.state.clear()

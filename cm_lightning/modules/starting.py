@@ -1,4 +1,4 @@
-"""The weights that a training starts from."""
+"""The weights that training starts from."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def first_weights(module: nn.Module, path: str) -> Mapping[str, Tensor]:
 
 
 def _noise_scale(config: object) -> float | None:
-    """The noise scale in a module's configuration: None stands for t itself; 0.25 if it is not given."""
+    """The noise scale in a module's configuration: None means t itself; 0.25 if it is not given."""
     options = config.get("init_args", {}) if isinstance(config, dict) else {}
     parameterization = options.get("parameterization")
     chosen = parameterization.get("init_args", {}) if isinstance(parameterization, dict) else {}

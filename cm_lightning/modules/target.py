@@ -14,12 +14,12 @@ from cm_lightning.core.target_rate import TargetRate
 
 
 class Follower(Protocol):
-    """Weights that follow those of a trained network."""
+    """Weights that follow those of a network in training."""
 
     network: nn.Module
 
     def follow(self, clock: Clock) -> None:
-        """Update them after the optimizer step of a clock."""
+        """Update them after the optimizer step at a clock."""
 
     def restart(self) -> None:
         """Copy the trained network."""
@@ -56,7 +56,7 @@ class TargetNetwork:
 
 
 class StudentOfBefore:
-    """The student as it was when its stage began, which teaches it in that stage.
+    """The student as it was at the start of its stage, which is its teacher in that stage.
 
     Args:
         student: the network that is trained.

@@ -1,4 +1,4 @@
-"""The diffusion model that a distillation learns from: its source, and checks that it fits."""
+"""The diffusion model that is distilled: its source, and checks that it fits."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from cm_lightning.states import difference, renamed_like
 
 
 class Distilled(GenerativeModule):
-    """The base of distillations: a frozen teacher that supplies the trajectory, and the weights to start with.
+    """The base of distillations: a frozen teacher supplies the trajectory and, if requested, the initial weights.
 
-    A checkpoint holds only the teacher's path: training needs the file again, sampling does not.
+    A checkpoint holds only the teacher's path: training needs the file again, but sampling does not.
     """
 
     frozen_teacher: Frozen[DiffusionModule]
@@ -34,7 +34,7 @@ class Distilled(GenerativeModule):
             ConfigError: the student would start both from the teacher and from another file.
         """
         if start_from_teacher and self.start_from:
-            raise ConfigError("start_from and start_from_teacher exclude each other: set start_from_teacher to false")
+            raise ConfigError("start_from and start_from_teacher cannot be combined: set start_from_teacher to false")
         self.start_from_teacher = start_from_teacher
         if isinstance(teacher, DiffusionModule):
             self.frozen_teacher = Frozen(teacher, follows_dtype=True)
@@ -70,7 +70,7 @@ def _read(path: str, trust: Sequence[str]) -> DiffusionModule:
 
 
 def check_teacher(student: GenerativeModule, teacher: DiffusionModule) -> None:
-    """Raise ConfigError unless both draw the same classes in the same shape."""
+    """Raise ConfigError unless both have the same classes and shape."""
     theirs, ours = ((m.num_classes or "no", m.image_shape) for m in (teacher, student))
     if theirs != ours:
         raise ConfigError(

@@ -41,7 +41,7 @@ class TrainedModule(Recorded, L.LightningModule):
 
     Args:
         backbone: the network that is trained, averaged and saved.
-        optimizer: called with the parameters; RAdam with lr 1e-4 if None.
+        optimizer: called with the parameters; RAdam with a learning rate of 1e-4 if None.
         lr_scheduler: a :class:`RateSchedule`, or called with the optimizer and stepped after each of its steps.
         start_from: a checkpoint of this suite; training starts from its (averaged) backbone weights. Or
             ``openai:FILE``, ``edm:FILE``, ``diffusers:FOLDER``.
@@ -52,7 +52,7 @@ class TrainedModule(Recorded, L.LightningModule):
     config: dict[str, Any] | None = None
     #: Whether a callback looks at the gradients of each step, so that a loss that is not finite does not end the run.
     skips_bad_steps = False
-    #: What follows the trained network, such as an average, in methods that have any.
+    #: The weights that follow the trained network, such as an average, in methods that have any.
     followers: tuple[Follower, ...] = ()
 
     def __init__(
@@ -67,7 +67,7 @@ class TrainedModule(Recorded, L.LightningModule):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.start_from = start_from
         #: Optimizer steps that the weights have had, including those before the checkpoint that the run resumes.
-        #: ``global_step`` counts those of each optimizer, and starts anew with each Trainer.
+        #: ``global_step`` counts those of each optimizer, and starts from 0 with each Trainer.
         self.trained_steps = 0
         self._resumed = False
         self._random_states: list[dict[str, Tensor]] | None = None
@@ -82,7 +82,9 @@ class TrainedModule(Recorded, L.LightningModule):
 
     @abstractmethod
     def forward_one(self) -> None:
-        """Run the trained network on one sample of zeros as a training step does, to count the memory it keeps."""
+        """Run the trained network on one sample of zeros as a training step does, to measure the memory that it
+        keeps.
+        """
 
     def frozen_networks(self) -> dict[str, nn.Module]:
         """The networks that training needs besides the trained one and its copies, by their roles."""
@@ -96,7 +98,7 @@ class TrainedModule(Recorded, L.LightningModule):
     def networks(self) -> list[nn.Module]:
         """All networks that a training step calls: the trained ones, what follows them, and the frozen ones."""
         frozen = [part.network for part in self.modules() if isinstance(part, Frozen)]
-        teachers = [getattr(network, "backbone", network) for network in frozen]  # a method's network is what it calls
+        teachers = [getattr(network, "backbone", network) for network in frozen]  # what a step calls
         return [self.backbone, *(follower.network for follower in self.followers), *teachers]
 
     def progress(self, clock: Clock) -> Mapping[str, float]:
@@ -108,7 +110,7 @@ class TrainedModule(Recorded, L.LightningModule):
         return "training"
 
     def sample_arguments(self, run: Path) -> list[str] | None:
-        """The arguments of ``cm-lightning sample`` that draw from the run in a folder; None if none do."""
+        """The arguments with which ``cm-lightning sample`` draws from the run in a folder; None if it cannot."""
         return None
 
     def shown(self) -> Mapping[str, Any]:
@@ -118,7 +120,7 @@ class TrainedModule(Recorded, L.LightningModule):
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        total = self.trainer.estimated_stepping_batches  # which heeds max_steps and max_epochs
+        total = self.trainer.estimated_stepping_batches  # this respects max_steps and max_epochs
         if total == float("inf"):
             raise ConfigError("the schedules need the length of the run: set trainer.max_steps (or max_epochs)")
         return int(total)
@@ -131,7 +133,7 @@ class TrainedModule(Recorded, L.LightningModule):
         return Clock(_SCHEDULES_END, _SCHEDULES_END)
 
     def trained_parameters(self) -> list[Any]:
-        """What the optimizer is given: the parameters that are trained, or groups of them."""
+        """The trained parameters, or groups of them, for the optimizer."""
         return [p for p in self.parameters() if p.requires_grad]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -158,7 +160,7 @@ class TrainedModule(Recorded, L.LightningModule):
         try:
             found = first_weights(self, self.start_from)
         except CheckpointError as error:
-            self._start_failure = error  # it does not matter to a run that resumes from its own checkpoint
+            self._start_failure = error  # a run that resumes from its own checkpoint does not need the file
             return
         state = renamed_like(found, own := self.backbone.state_dict())
         if differing := difference(state, own):
@@ -171,7 +173,7 @@ class TrainedModule(Recorded, L.LightningModule):
         self._say_what_a_rank_does()
 
     def load_backbone(self, state: Mapping[str, Tensor]) -> None:
-        """Start from these weights of the backbone, and the averages of it too."""
+        """Start the backbone and its averages from these weights."""
         self.backbone.load_state_dict(state)
         for follower in self.followers:
             follower.restart()
@@ -180,7 +182,7 @@ class TrainedModule(Recorded, L.LightningModule):
         loss = self.batch_loss(batch, batch_idx)
         if not self.skips_bad_steps:
             self._note_failure(loss.detach())
-        # Lightning's loggers record only these steps; at all others logging would waste time
+        # Lightning's loggers record only these steps; logging at the others would waste time
         n = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if n and (self.trained_steps + 1) % n == 0:
             self._stop_if_failed()
@@ -212,7 +214,7 @@ class TrainedModule(Recorded, L.LightningModule):
         self._failed_batch = None
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Do nothing: callbacks measure samples."""
+        """Do nothing, because callbacks measure samples."""
 
     def _number(self, batch_idx: int) -> int:
         """The number of a batch among those of all ranks."""
@@ -230,21 +232,23 @@ class TrainedModule(Recorded, L.LightningModule):
             )
 
     def _note_failure(self, loss: Tensor) -> None:
-        """Keep the step of the first bad loss on the device, so that no step waits for the accelerator."""
+        """Keep the step of the first loss that is not finite on the device, so that no step waits for the
+        accelerator.
+        """
         if self._failed_step is None:
             self._failed_step = torch.full((), -1, device=loss.device)
         first = (self._failed_step < 0) & ~torch.isfinite(loss)
         self._failed_step = torch.where(first, self.trained_steps, self._failed_step)
 
     def _note_failure_of(self, number: int, loss: Tensor, samples: int) -> None:
-        """The same for the batches of a validation."""
+        """Do the same for the batches of a validation."""
         if self._failed_batch is None:
             self._failed_batch, self._batch_samples = torch.full((), -1, device=loss.device), samples
         first = (self._failed_batch < 0) & ~torch.isfinite(loss.detach())
         self._failed_batch = torch.where(first, number, self._failed_batch)
 
     def _stop_if_failed(self) -> None:
-        """Raise on all ranks if the loss has failed on any."""
+        """Raise on all ranks if the loss is not finite on any."""
         if self._failed_step is None:
             return
         step = int(self.trainer.strategy.reduce(self._failed_step, reduce_op="max"))
@@ -278,7 +282,7 @@ class TrainedModule(Recorded, L.LightningModule):
     def on_train_start(self) -> None:
         self._failed_step = None
         if self._random_states is not None and len(self._random_states) != self.trainer.world_size:
-            self._random_states = None  # with another number of ranks a resumed run cannot draw the same noise
+            self._random_states = None  # a resumed run with another number of ranks cannot draw the same noise
             torch.manual_seed(derived_seed(torch.initial_seed(), self.trained_steps))
         # Lightning seeds all ranks alike, for equal initial weights; noise and dropout must differ from rank to rank
         if self._random_states is None and self.global_rank > 0:

@@ -1,4 +1,4 @@
-"""Consistency training: from data alone, without a teacher."""
+"""Consistency training from data alone, without a teacher."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from cm_lightning.modules.consistency import ConsistencyModule
 
 
 class ConsistencyTraining(ConsistencyModule):
-    """CT (CM, Algorithm 3), iCT and ECT, by the curriculum, weighting and distance they are given.
+    """CT (CM, Algorithm 3), iCT and ECT, which differ in their curriculum, weighting and distance.
 
     The same image and the same noise at every level replace the trajectory. The defaults are those of ECT: continuous
-    noise levels, a gap that halves at each of eight stages, the weight 1/(t - q); and pseudo-Huber with iCT's constant.
+    noise levels, a gap that halves in each of eight stages, the weight 1/(t - q), and pseudo-Huber with iCT's constant.
 
     Args:
         curriculum: draws the noise levels t > q.

@@ -30,10 +30,11 @@ class TrajectoryDistillation(Distilled, ConsistencyModule):
     """CTM (Kim et al. 2023) without its discriminator: jumps between any two levels, by soft consistency matching.
 
     One network jumps from t to any r below it, and denoises where r = t. It is sampled along a grid of levels; with
-    ``gamma`` a part of the noise is drawn anew at each, all of it where that is 1, as a consistency model is sampled.
+    ``gamma`` a share of the noise is redrawn at each level. At 1 all of it is redrawn, as in the sampling of a
+    consistency model.
 
     Noise levels are sigma, as in the other distillations. The teacher is frozen. A checkpoint holds only its path:
-    training needs the file again, sampling does not.
+    training needs the file again, but sampling does not.
 
     Args:
         teacher, start_from_teacher, trust: see :class:`~cm_lightning.modules.distillation.ConsistencyDistillation`. To
@@ -44,15 +45,15 @@ class TrajectoryDistillation(Distilled, ConsistencyModule):
         weighting: weight of a jump; uniform if None.
         density: density of the levels at which the network learns to denoise.
         denoising_weight, balanced: see :class:`~cm_lightning.core.soft_consistency.SoftConsistency`; as published, the
-            loss of denoising is scaled to the gradient of the other.
-        target_rate: mu(k) of the target network, which there always is; 0.999, as published, if None.
-        backbone, image_shape, parameterization, sigma_max, sampling_sigmas: see :class:`ConsistencyModule`; the network
+        denoising loss is scaled to the gradient of the other loss. target_rate: mu(k) of the target network, which this
+        method always has; 0.999, as published, if None. backbone, image_shape, parameterization, sigma_max,
+        sampling_sigmas: see :class:`ConsistencyModule`; the network
             takes two noise labels (B, 2). label_dropout, optimizer, lr_scheduler, start_from: see its bases.
     """
 
     objective: SoftConsistency
     noise_labels_given = 2
-    #: The share of the noise that is drawn anew between two jumps, in [0, 1]; see :class:`Renewal`.
+    #: The share of the noise that is redrawn between two jumps, in [0, 1]; see :class:`Renewal`.
     gamma = 0.0
 
     def __init__(

@@ -1,4 +1,4 @@
-"""TCM, truncated consistency models: the second stage of consistency training, for the high noise levels alone."""
+"""TCM, truncated consistency models: a second stage of consistency training, on the high noise levels alone."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ class FirstStage(TargetNetwork):
 
 
 class TruncatedConsistencyTraining(ConsistencyModule):
-    """The second stage of TCM (Lee et al. 2024): the network gives up the noise levels below t' and gains above.
+    """The second stage of TCM (Lee et al. 2024): the network gives up the noise levels below t' and improves above.
 
     The first stage, an ECT run that ``start_from`` names, is frozen and stays in the checkpoint as ``first_stage``, so
     a run is resumed without that file. It answers where q is below t'; a part of each batch lies at t' itself, where
-    this alone keeps the student from the constant, which is consistent too. Samples start at sigma_max, and no later
-    level may lie below t'.
+    this alone keeps the student from becoming constant, which is self-consistent too. Sampling starts at sigma_max, and
+    no later level may lie below t'.
 
     Args:
         curriculum: draws t and q.
         distance: distance between the two outputs; the norm of their difference if None.
         weighting: weight of the pair of noise levels; 1/(t - q) if None.
-        boundary: weight of the samples at t' against that of the others.
+        boundary: weight of the samples at t' relative to that of the others.
         coupling: pairs the noise of a batch with its images; independent if None.
         start_from: the first stage.
         backbone, image_shape, parameterization, sigma_max, sampling_sigmas: see :class:`ConsistencyModule`;

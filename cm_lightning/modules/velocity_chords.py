@@ -1,4 +1,4 @@
-"""MeanFlow without a derivative: a short step along the data's velocity, and the network for the rest of the way."""
+"""MeanFlow without a derivative: a short step along the data's velocity, then the network for the rest of the way."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cm_lightning.modules.flow_map import FlowMapModule
 class AlphaFlow(FlowMapModule):
     """alpha-Flow (Zhang et al. 2025): u learns alpha v + (1 - alpha) sg u(x_q, q, r), q = t - alpha (t - r).
 
-    It goes from flow matching, alpha = 1, by way of shortcut models to MeanFlow, alpha -> 0; here alpha stays above 0
+    It goes from flow matching, alpha = 1, through shortcut models to MeanFlow, alpha -> 0; here alpha stays above 0
     to the end, so no derivative is taken. The loss of a sample is weighted by alpha.
 
     Args:
@@ -58,7 +58,8 @@ class AlphaFlow(FlowMapModule):
 
 
 class SoFlow(FlowMapModule):
-    """SoFlow (Luo et al. 2025): the ends of both ways, divided by the length of the first step, must be the same.
+    """SoFlow (Luo et al. 2025): the ends of both ways must agree; their difference is divided by the length of the
+    first step.
 
     With the same points it differs from :class:`AlphaFlow` in the weights, and in the schedule of q.
 

@@ -1,1 +1,1 @@
-"""Exercise 4: the claims that the consistency function rests on, each checked by numbers."""
+"""Exercise 4: numerical checks of the claims on which the consistency function rests."""

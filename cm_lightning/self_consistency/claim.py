@@ -1,4 +1,4 @@
-"""A statement, how far it was missed, and how far it may be."""
+"""A claim with its measured error and its tolerance."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ class Claim:
 
 
 def table(claims: Sequence[Claim]) -> Table:
-    """A row a claim."""
+    """A table with one row for each claim."""
     rows = [[c.statement, f"{c.error:.4g}", f"{c.tolerance:.4g}", "pass" if c.holds else "FAIL"] for c in claims]
     return Table("Claims", ["claim", "error", "tolerance", "result"], rows)

@@ -1,4 +1,4 @@
-"""How far a trained consistency model is from the exact f: at T for each number of levels, and over (x, t)."""
+"""The error of a trained consistency model against the exact f: at T for each number of levels, and over (x, t)."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from cm_lightning.self_consistency.ode import trajectory
 from cm_lightning.self_consistency.plane import mixture
 from cm_lightning.self_consistency.students import train
 
-#: What a run on two slow cores reaches, with some room: the mean error of one step from T, and its fall from N = 3.
+#: What a run on two slow cores reaches with a margin: the mean error of one step from T, and its ratio to N = 3.
 TOLERANCES = {"CD": (0.08, 0.15), "CT": (0.2, 0.4)}
 
 
 @dataclass
 class Comparison:
-    """A method's model, and the mean of |f_theta(x, T) - f(x, T)| over x ~ p_T for each number of levels."""
+    """A method's model and the mean of |f_theta(x, T) - f(x, T)| over x ~ p_T for each number of levels."""
 
     method: str
     module: ConsistencyModule
     levels: list[int]
     errors: list[float]
-    #: The same for a network without error of its own.
+    #: The same means for a network without approximation error.
     ideal: list[float]
 
     def f(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """f_theta with the averaged weights of the end, in float64: (B, 2), (B,) -> (B, 2)."""
+        """f_theta with the final averaged weights, in float64: (B, 2), (B,) -> (B, 2)."""
         with torch.no_grad():
             return self.module.consistency_function(x.float(), sigma.float()).double()
 
     def claims(self) -> list[Claim]:
-        """The boundary, which the scalings impose, and what training reached."""
+        """Claims about the boundary, which the scalings impose, and about what training reached."""
         x = mixture().means
         boundary = self.f(x, torch.full((len(x),), SIGMA_MIN)) - x
         name, (reached, fall) = f"{self.method}, trained", TOLERANCES[self.method]

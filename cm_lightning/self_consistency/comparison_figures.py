@@ -1,4 +1,4 @@
-"""Pictures of what was learned against the exact f."""
+"""Figures that compare what was learned with the exact f."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from cm_lightning.self_consistency.comparison import Comparison
 from cm_lightning.self_consistency.drawing import colours, save
 from cm_lightning.self_consistency.plane import mixture
 
-#: Runge-Kutta steps of the exact f in a picture.
+#: Runge-Kutta steps of the exact f in a figure.
 STEPS = 128
 
 
 def draw_regions(path: Path, comparisons: Sequence[Comparison], side: int) -> None:
-    """In the plane: where each point ends, exactly and as learned, and the distance between; a row a noise level."""
+    """Draw where each point of the plane ends, exactly and as learned, and the distance, in a row for each noise
+    level.
+    """
     oracle, levels = mixture(steps=STEPS), (SIGMA_MAX, 1.0, 0.3)
     columns = 1 + 2 * len(comparisons)
     figure, axes = plt.subplots(3, columns, figsize=(2.35 * columns, 6.3), layout="constrained")
@@ -48,7 +50,7 @@ def draw_regions(path: Path, comparisons: Sequence[Comparison], side: int) -> No
 
 
 def _plane(axis: Axes, values: NDArray[np.float64], scale: float) -> AxesImage:
-    """Values (side^2, ...) on the square of half-width 2 scale; without a colour of their own, on the errors' scale."""
+    """Values (side^2, ...) on the square of half-width 2 scale; values without colours use the scale of the errors."""
     side = round(len(values) ** 0.5)
     image = values.reshape(side, side, *values.shape[1:]).swapaxes(0, 1)
     half = 2 * scale
@@ -57,7 +59,7 @@ def _plane(axis: Axes, values: NDArray[np.float64], scale: float) -> AxesImage:
 
 
 def draw_errors(path: Path, comparisons: Sequence[Comparison], side: int) -> None:
-    """The error against the number of levels, and its map over (x, t) along a line through the plane."""
+    """Draw the error against the number of levels, and its map over (x, t) along a line through the plane."""
     figure, axes = plt.subplots(
         1, 1 + len(comparisons), figsize=(13, 4.2), layout="constrained", width_ratios=[1.2] + [1] * len(comparisons)
     )
@@ -79,7 +81,7 @@ def _error_by_levels(axis: Axes, comparisons: Sequence[Comparison]) -> None:
 
 
 def _error_maps(axes: Sequence[Axes], comparisons: Sequence[Comparison], side: int) -> None:
-    """On a line through the plane that widens with the noise, at all levels."""
+    """Draw the errors at all levels on a line through the plane that widens with the noise."""
     u = torch.linspace(-2, 2, side, dtype=torch.float64)
     t = torch.linspace(math.log(SIGMA_MIN), math.log(SIGMA_MAX), side, dtype=torch.float64).exp()
     sigma = t.repeat_interleave(side)

@@ -1,4 +1,4 @@
-"""What the pictures share: the colours of the data's components, and files of a palette."""
+"""What the figures share: the colours of the data's components, and PNG files with a palette."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ COLOURS = np.array([[0.20, 0.47, 0.74], [0.93, 0.56, 0.16], [0.30, 0.65, 0.35], 
 
 
 def colours(oracle: MixtureOracle, ends: Tensor) -> NDArray[np.float64]:
-    """The colour of the component an end point (B, D) lies at, mixed in between: (B, 3)."""
+    """The colours (B, 3) of the components at which end points (B, D) lie, mixed in between."""
     nearness = (-(ends[:, None] - oracle.means).square().sum(-1) / (2 * 0.15**2)).softmax(1)
     mixed: NDArray[np.float64] = nearness.numpy() @ COLOURS[: len(oracle.means)]
     return mixed
 
 
 def save(figure: plt.Figure, path: Path) -> None:  # type: ignore[name-defined]
-    """Write a PNG of 256 colours, a third of the size of one of all, and forget the figure."""
+    """Write a PNG of 256 colours, a third as large as in full colour, and close the figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=100)
     plt.close(figure)

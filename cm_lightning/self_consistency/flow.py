@@ -29,7 +29,7 @@ def flow_claims(n: int, generator: torch.Generator) -> list[Claim]:
 
 
 def claims_of(name: str, oracle: GaussianOracle | MixtureOracle, x0: Tensor, generator: torch.Generator) -> list[Claim]:
-    """The same claims for any data: x0 (n, D) are points of it, float64."""
+    """The claims of :func:`flow_claims` for any data with points x0 (n, D), float64."""
     end = add_noise(x0, x0.new_full((len(x0),), SIGMA_MIN), torch.randn(x0.shape, dtype=x0.dtype, generator=generator))
     outward = trajectory(oracle.denoiser, end, LEVELS)
     t = x0.new_tensor(LEVELS[1:]).repeat_interleave(len(x0))
@@ -55,7 +55,7 @@ def _slope_error(oracle: GaussianOracle | MixtureOracle, x: Tensor) -> float:
 
 
 def _no_crossing(oracle: MixtureOracle, x: Tensor) -> Claim:
-    """Distances between a trajectory and the next, at all levels, against the bounds of both sides."""
+    """Distances between each trajectory and the next, at all levels, against the bounds on both sides."""
     distance = (trajectory(oracle.denoiser, x, LEVELS).diff(dim=1)).norm(dim=2)
     t, r = x.new_tensor(LEVELS)[:, None], x.new_tensor(SIGMA_MIN)
     lower, upper = separation_bounds(RADIUS, STD, t, r)

@@ -1,4 +1,4 @@
-"""Trajectories of the probability-flow ODE to nearly the precision of float64, by an adaptive solver."""
+"""Trajectories of the probability-flow ODE, nearly to the precision of float64, by an adaptive solver."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def trajectory(
 ) -> Tensor:
     """The points at each level of the trajectories through x at sigmas[0]: dx/du = x - D(x, e^u) with u = ln sigma.
 
-    Every piece between two levels is solved by itself (DOP853, Hairer et al. 1993), so levels may rise, fall and turn.
+    Every piece between two levels is solved separately (DOP853, Hairer et al. 1993), so levels may rise, fall and turn.
 
     Args:
         denoiser: x (B, ...), sigma (B,) -> (B, ...), in float64.
@@ -33,7 +33,7 @@ def trajectory(
         (N, B, ...) float64; the first entry is x.
 
     Raises:
-        ArithmeticError: the solver found no step small enough.
+        ArithmeticError: the solver did not find a step that is small enough.
     """
 
     def dx_du(u: float, flat: NDArray[np.float64]) -> NDArray[np.float64]:

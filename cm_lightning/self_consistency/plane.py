@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cm_lightning.core.oracle import MixtureOracle
 
-#: Uneven on purpose: a symmetric mixture would hide mistakes.
+#: The means are uneven on purpose: a symmetric mixture would hide mistakes.
 MEANS = ((-0.7, -0.2), (0.0, 0.65), (0.65, 0.1), (-0.05, -0.6))
 WEIGHTS = (0.35, 0.15, 0.3, 0.2)
 #: The means lie in the ball of this radius.
@@ -16,14 +16,16 @@ STD = 0.1
 
 
 def mixture(std: float = STD, dtype: torch.dtype = torch.float64, steps: int = 1024) -> MixtureOracle:
-    """Four Gaussians in the plane, standard deviation near 0.5 in all; std 0 leaves the four points themselves."""
+    """Four Gaussians in the plane with an overall standard deviation near 0.5; std 0 leaves the four points
+    themselves.
+    """
     means = torch.tensor(MEANS, dtype=dtype)
     stds = torch.full((len(means),), std, dtype=dtype)
     return MixtureOracle(means, stds, torch.tensor(WEIGHTS, dtype=dtype), steps=steps)
 
 
 def line() -> MixtureOracle:
-    """Three narrow Gaussians on the line, for pictures of x against t."""
+    """Three narrow Gaussians on the line, for figures of x against t."""
     means = torch.tensor([[-0.8], [0.1], [0.7]], dtype=torch.float64)
     weights = torch.tensor([0.4, 0.25, 0.35], dtype=torch.float64)
     return MixtureOracle(means, torch.full((3,), 0.04, dtype=torch.float64), weights, steps=128)

@@ -1,4 +1,4 @@
-"""Claims on randomness: what a stochastic path would teach, and what CT's pair of points is."""
+"""Claims on randomness: what a network would learn from a stochastic path, and what CT's pair of points is."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def randomness_claims(n: int, generator: torch.Generator) -> list[Claim]:
 
 
 def start(n: int) -> tuple[Tensor, Tensor]:
-    """POINT and LEVEL, n times: (n, 2), (n,)."""
+    """The start, n copies of POINT and LEVEL: (n, 2), (n,)."""
     return torch.tensor(POINT, dtype=torch.float64).repeat(n, 1), torch.full((n,), LEVEL, dtype=torch.float64)
 
 
 def _moments(oracle: MixtureOracle) -> tuple[Tensor, float]:
-    """Mean of the posterior at POINT and the root of the trace of its covariance."""
+    """The mean of the posterior at POINT, and the root of the trace of its covariance."""
     posterior = oracle.posterior(*start(1))
     return posterior.mean()[0], posterior.covariance()[0].trace().sqrt().item()
 

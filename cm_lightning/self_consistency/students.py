@@ -81,7 +81,7 @@ class Stages(Callback):
 def train(method: str, steps: int, seed: int) -> tuple[ConsistencyModule, list[Stage]]:
     """A consistency model of the mixture by ``CD``, in Euler steps of the exact teacher, or by ``CT``.
 
-    The gap between levels halves five times, from N = 3 to 65; the module is returned with its weights of the end.
+    The gap between levels halves five times, from N = 3 to 65; the module is returned with its final weights.
     """
     torch.manual_seed(seed)
     oracle = mixture(dtype=torch.float32)

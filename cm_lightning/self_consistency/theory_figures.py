@@ -1,4 +1,4 @@
-"""Pictures of the proof: trajectories, stochastic paths, CT's pairs, and the Lipschitz constant."""
+"""Figures of the proof: trajectories, stochastic paths, CT's pairs, and the Lipschitz constant."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from cm_lightning.self_consistency.ode import trajectory
 from cm_lightning.self_consistency.plane import RADIUS, STD, line
 from cm_lightning.self_consistency.right_side import steepness_curves
 
-#: The pictures show 0 < t < TOP and |x| < SIDE; paths start at START.
+#: The figures show 0 < t < TOP and |x| < SIDE; paths start at START.
 TOP, SIDE, START = 1.6, 2.6, 0.35
 
 
 def draw_trajectories(path: Path, generator: torch.Generator) -> None:
-    """On the line: the ODE's trajectories and where they end, the SDE's paths, and CT's pairs."""
+    """Draw, on the line, the ODE's trajectories and their ends, the SDE's paths, and CT's pairs."""
     oracle = line()
     figure, axes = plt.subplots(1, 3, figsize=(12.5, 4.3), sharey=True, layout="constrained")
     for axis in axes:
@@ -85,7 +85,7 @@ def _same_noise(axis: Axes, oracle: MixtureOracle, generator: torch.Generator) -
 
 
 def draw_steepness(path: Path) -> None:
-    """The measured Lipschitz constant of the right side against its bounds."""
+    """Draw the measured Lipschitz constant of the right side against its bounds."""
     t, points, smooth = steepness_curves()
     figure, axis = plt.subplots(figsize=(6.5, 4.2), layout="constrained")
     axis.loglog(t, ball_bound(RADIUS, t), "--", color="C3", label="bound: data in a ball")

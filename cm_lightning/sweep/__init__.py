@@ -1,1 +1,1 @@
-"""W&B sweep files, run by ``wandb agent`` or by ``cm-lightning sweep`` on this machine alone."""
+"""W&B sweep files, run by ``wandb agent`` or, on this machine without an account, by ``cm-lightning sweep``."""

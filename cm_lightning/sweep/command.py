@@ -33,7 +33,7 @@ def check_command(command: object, program: str | None) -> list[str]:
     for part in map(str, parts):
         _check_macro(part, macros)
     if not any(str(part).startswith("${args") for part in parts):
-        raise ConfigError("command has no ${args}, so that no parameter would reach the program: add it")
+        raise ConfigError("command has no ${args}, so the parameters would not reach the program: add it")
     return [str(part) for part in parts]
 
 

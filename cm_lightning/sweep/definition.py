@@ -15,7 +15,7 @@ from cm_lightning.sweep.parameters import check_parameter
 
 _METHODS = ("grid", "random", "bayes")
 _GOALS = ("minimize", "maximize")
-#: The keys that W&B reads; some concern its server alone.
+#: The keys that W&B reads; some concern only its server.
 _KEYS = (
     "name", "method", "metric", "parameters", "command", "program", "run_cap", "early_terminate", "project", "entity",
     "description", "controller", "job", "image_uri", "launch", "scheduler", "apiVersion", "kind",
@@ -60,7 +60,7 @@ def read_sweep(path: str | Path) -> Sweep:
     """Read a sweep file.
 
     Raises:
-        ConfigError: the file is wrong; the message names the file, the key and the fault.
+        ConfigError: the file is wrong; the message names the file, the key and the error.
     """
     path = Path(path)
     raw = read_mapping(path)
@@ -99,10 +99,10 @@ def _sweep(raw: Mapping[Any, Any], stem: str) -> Sweep:
 
 
 def _name(raw: Mapping[str, Any], stem: str) -> str:
-    """The sweep's name, which also names its folder."""
+    """The sweep's name, which is also that of its folder."""
     name = _text(raw, "name") or stem
     if Path(name).is_absolute() or not Path(name).parts or ".." in Path(name).parts or not name.isprintable():
-        raise ConfigError(f"name {name!r} cannot be that of a folder under runs/sweeps: choose another")
+        raise ConfigError(f"name {name!r} cannot be the name of a folder under runs/sweeps: choose another")
     return name
 
 
@@ -111,7 +111,7 @@ def _text(raw: Mapping[str, Any], key: str) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not value.strip():
-        raise ConfigError(f"{key} must be text that is not empty, got {value!r}: put it in quotes, or leave it out")
+        raise ConfigError(f"{key} must be non-empty text, got {value!r}: put it in quotes, or leave it out")
     return value
 
 

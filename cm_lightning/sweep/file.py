@@ -1,4 +1,4 @@
-"""Reading a YAML file: errors and misspelt keys are reported with their place and the remedy."""
+"""Reading a YAML file, with errors and misspelt keys reported by their place and the remedy."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def require_keys(where: str, given: Mapping[object, object], known: Collection[s
 
 
 def _meant(given: object, known: Collection[str]) -> str:
-    """A hint at the near match; "max" and "MAXIMIZE" count as near "maximize" too."""
+    """A hint at a near match; "max" and "MAXIMIZE" also count as near "maximize"."""
     word = str(given).lower()
     begun = [name for name in known if word and name.startswith(word)]
     return near(begun[0] if len(begun) == 1 else word, known)

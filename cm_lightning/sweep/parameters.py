@@ -1,4 +1,4 @@
-"""One parameter of a sweep: its forms in W&B's sweep files, and how its values are drawn."""
+"""A parameter of a sweep: its forms in W&B's sweep files, and how its values are drawn."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Distribution:
     defaults: Mapping[str, float] = field(default_factory=dict)
 
     def to_multiples(self) -> Distribution:
-        """The same distribution, rounded to multiples of the option ``q``."""
+        """The distribution, rounded to multiples of the option ``q``."""
         return Distribution(
             lambda options, generator: round(self.draw(options, generator) / options["q"]) * options["q"],
             self.needs, {**self.may, "q": POSITIVE}, {**self.defaults, "q": 1},
@@ -97,7 +97,7 @@ def check_parameter(raw: object) -> dict[str, Any]:
         key = "values" if isinstance(raw, list) else "value"
         raise ConfigError(f"give value, values or a distribution: write {{{key}: {json.dumps(raw, default=str)}}}")
     if "parameters" in raw:
-        raise ConfigError("give value, values or a distribution; nested ones go by dots: a.b: {value: 1}")
+        raise ConfigError("give value, values or a distribution; write nested parameters with dots: a.b: {value: 1}")
     require_keys("", raw, _KEYS)
     name = _distribution(raw)
     if name in _LISTED:
@@ -132,10 +132,10 @@ def _distribution(raw: Mapping[str, Any]) -> str:
 def _check_listed(name: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     needs, *may = _LISTED[name]
     if "value" in raw and "values" in raw:
-        raise ConfigError("value and values exclude each other: leave one out")
+        raise ConfigError("value and values cannot be combined: leave one out")
     _check_options(name, raw, {needs}, {needs, *may})
     if name != "constant" and not (isinstance(raw["values"], list) and raw["values"]):
-        raise ConfigError(f"values must be a list that is not empty, got {raw['values']!r}: write values: [A, B]")
+        raise ConfigError(f"values must be a non-empty list, got {raw['values']!r}: write values: [A, B]")
     if name == "categorical_w_probabilities" and "probabilities" not in raw:
         raise ConfigError("categorical_w_probabilities needs probabilities: one for each of the values")
     for value in raw["values"] if "values" in raw else [raw["value"]]:
@@ -159,7 +159,7 @@ def _check_probabilities(given: object, count: int) -> list[float]:
     for number in numbers:
         FRACTION.check(probabilities=number)
     if not math.isclose(sum(numbers), 1, abs_tol=1e-3):
-        raise ConfigError(f"probabilities must have the sum 1, but {given} have {sum(numbers):g}")
+        raise ConfigError(f"probabilities must sum to 1, but the sum of {given} is {sum(numbers):g}")
     return numbers
 
 
@@ -181,7 +181,7 @@ def _check_order(name: str, low: float, high: float) -> None:
     if low > high:
         raise ConfigError(f"min {low} is above max {high}: swap them")
     if name.endswith("log_uniform") and low > 0 and high < 1:  # they would give 1 to 2.7
-        raise ConfigError(f"{name} takes the exponents of its bounds: for {low} to {high} give {name}_values")
+        raise ConfigError(f"{name} takes the exponents of its bounds: for {low} to {high} use {name}_values")
 
 
 def _check_options(name: str, raw: Mapping[str, Any], needs: Collection[str], options: Collection[str]) -> None:

@@ -10,7 +10,7 @@ from cm_lightning.sweep.search import Search
 from cm_lightning.sweep.trials import Trial
 
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
-_RANK = re.compile(r"^\[(?:rank|default)\d+\]: ?")  # torchrun and torch put it before each line
+_RANK = re.compile(r"^\[(?:rank|default)\d+\]: ?")  # torchrun and torch put this before each line
 _TRACEBACK = "Traceback (most recent call last):"
 _LONGEST = 500
 
@@ -22,7 +22,7 @@ def progress(search: Search, trials: Sequence[Trial], count: int | None, again: 
         search: proposes trials.
         trials: the existing trials, including the ``again`` that are still to be run.
         count: the largest number of trials.
-        again: number of the trials that are run again.
+        again: number of trials that are run again.
     """
     ends = [end for end in (count, _all(search, trials)) if end is not None]
     if not ends:
@@ -48,7 +48,7 @@ def _all(search: Search, trials: Sequence[Trial]) -> int | None:
 
 
 def failure_in(log: Path) -> str:
-    """The line of a log that explains a failure: that of an error, else the end of a traceback, else the last."""
+    """The line of a log that explains a failure: an error line, else the end of a traceback, else the last line."""
     lines = _lines(log.read_text(errors="replace"))
     found = _said(lines) or _raised(lines) or (lines[-1].strip() if lines else "there was no output")
     return found[:_LONGEST]

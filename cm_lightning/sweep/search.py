@@ -1,4 +1,4 @@
-"""The search of a sweep: which parameters it tries next."""
+"""The search of a sweep, which decides what parameters to try next."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Search(ABC):
         """The parameters of the next trial after these; None if nothing is left to try."""
 
     def left(self, trials: Sequence[Trial]) -> int | None:
-        """The number of trials left after these; None if the search has no end."""
+        """The number of trials left after these; None if the search does not end."""
         return None
 
     def to_stop(self, trial: Trial, trials: Sequence[Trial]) -> bool:
@@ -66,7 +66,7 @@ class Grid(Search):
 
 
 def _key(values: Values) -> str:
-    """Values as text, by which 1, 1.0 and true differ, and NaN equals NaN."""
+    """Values as text, in which 1, 1.0 and true differ, and NaN equals NaN."""
     return repr(values)
 
 

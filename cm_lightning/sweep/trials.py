@@ -1,4 +1,4 @@
-"""Trials of a sweep: a process for each, and a record that survives if it is killed."""
+"""Trials of a sweep, each with its own process and a record that survives a kill."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Trial:
     """One trial.
 
     Args:
-        number: from 1 on.
+        number: number of the trial, from 1.
         values: its parameters.
         state: ``running``, ``finished``, ``stopped`` (early, by the search), ``interrupted``, or ``failed``.
         directory: directory of its run; None until it is known.
@@ -80,7 +80,7 @@ def alone(folder: Path) -> AbstractContextManager[None]:
 
 
 class Records:
-    """The trials of a sweep on disc: ``trials/0001.json`` and the trial's output in ``trials/0001.log``."""
+    """The trials of a sweep on disk: ``trials/0001.json`` and the trial's output in ``trials/0001.log``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -107,13 +107,13 @@ class Records:
         """Keep the sweep's definition beside its trials.
 
         Returns:
-            The keys in which it differs from the definition that was kept before, such as "parameters.x".
+            The keys in which it differs from the definition of an earlier start, such as "parameters.x".
         """
         path = self.folder / "sweep.json"
         new = _by_key(sweep.raw)
         old = new
         if path.is_file():
-            with suppress(TypeError, ValueError):  # damaged: it is written anew
+            with suppress(TypeError, ValueError):  # a damaged file is rewritten
                 old = dict(json.loads(path.read_text()))
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(new, indent=1))
@@ -188,7 +188,7 @@ def run_trial(
                 sweep.command_line(trial.values), env=_environment(sweep, note), stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
-        except (OSError, ValueError) as error:  # too long a command, or one that may not be run
+        except (OSError, ValueError) as error:  # the command is too long, or may not be run
             log.write(f"error: {error}\n".encode())
             trial.state = "failed"
             records.write(trial)
@@ -215,7 +215,7 @@ def run_trial(
 
 
 def _ending(status: int) -> str:
-    """A line for what a program cannot report itself: that it was killed, or ended too early without an error."""
+    """A line for what a program cannot report itself: a kill, or an early end without an error."""
     if status < 0:
         memory = ": the system does so when memory is full" if -status == signal.SIGKILL else ""
         return f"\nerror: it was ended by signal {-status} ({signal.strsignal(-status)}){memory}\n"
@@ -247,5 +247,5 @@ def _environment(sweep: Sweep, note: Path) -> dict[str, str]:
 
 
 def search_path() -> str:
-    """The PATH on which a trial's program is looked for."""
+    """The PATH in which a trial's program is searched."""
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

@@ -2,8 +2,8 @@
 
 python experiments/benchmarks/backbones.py [--only DDPMpp.cifar10 ...] [--rounds 3]
 
-GFLOPs are of one forward pass of one image, a multiplication and an addition counted as two. A step is forward,
-backward and RAdam on one image.
+GFLOPs are those of a forward pass of one image, where a multiplication and an addition count as two. A step is a
+forward pass, a backward pass and RAdam on one image.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a GPU does with this suite, in about ten minutes: tables on the terminal and in gpu_check.txt, to be sent back.
+# Try this suite on a GPU, in about ten minutes: tables go to the terminal and to gpu_check.txt, to be sent back.
 # Run it from the root of the repository.
 set -euo pipefail
 {

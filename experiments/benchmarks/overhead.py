@@ -4,7 +4,7 @@
     python experiments/benchmarks/overhead.py --small    a network so small that little else is left to time
 
 The full step has the averaged weights, logging and the progress bar; the bare loop does not. Bare steps are
-timed before and after the run, in the same process, so that changes in the speed of the machine affect both alike.
+timed before and after the run, in the same process, so that changes in the speed of the machine affect both equally.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Stopwatch(Callback):
         m.backbone.train()
         f = m.map()
 
-        def train(step: int) -> None:  # a function, so that nothing of a step survives it
+        def train(step: int) -> None:  # a function, so that nothing of a step outlives it
             x, labels = next(batches)
             loss = m.objective.loss(f, f, x, labels, Clock(step, self.steps))
             optimizer.zero_grad()
@@ -86,14 +86,14 @@ def run(steps: int, small: bool) -> None:
     bare = sum(Stopwatch.bare) / len(Stopwatch.bare)
     (full,) = Stopwatch.full
     before, after = (1000 * seconds for seconds in Stopwatch.bare)
-    print(f"bare loop {before:.1f} ms before and {after:.1f} ms after, full step {1000 * full:.1f} ms a step")
-    print(f"ratio full / bare: {full / bare:.3f}, difference {1000 * (full - bare):.1f} ms a step")
+    print(f"bare loop {before:.1f} ms before and {after:.1f} ms after, full step {1000 * full:.1f} ms per step")
+    print(f"ratio full / bare: {full / bare:.3f}, difference {1000 * (full - bare):.1f} ms per step")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=50, help="of each kind; at most as many as an epoch less ten")
-    parser.add_argument("--small", action="store_true", help="8 channels, 2 images a step")
+    parser.add_argument("--steps", type=int, default=50, help="steps of each kind; at most those of an epoch less ten")
+    parser.add_argument("--small", action="store_true", help="8 channels, 2 images per step")
     arguments = parser.parse_args()
     sys.argv[1:] = []
     run(arguments.steps, arguments.small)

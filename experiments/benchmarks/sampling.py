@@ -1,4 +1,4 @@
-"""One step of a consistency model against the teacher's trajectory: seconds of the same images, in one run.
+"""One step of a consistency model against the teacher's trajectory: the seconds for the same images, in one run.
 
 python experiments/benchmarks/sampling.py STUDENT.ckpt TEACHER.ckpt [--nfe 79] [--images 250] [--rounds 5]
 """
@@ -17,7 +17,7 @@ from cm_lightning.modules.base import GenerativeModule
 
 
 def seconds(module: GenerativeModule, images: int, nfe: int) -> tuple[float, int]:
-    """The seconds of drawing images, and the calls of the network."""
+    """The seconds for drawing images, and the calls of the network."""
     calls = []
     hook = module.backbone.register_forward_hook(lambda *_: calls.append(1))
     start = time.perf_counter()
@@ -30,7 +30,7 @@ def seconds(module: GenerativeModule, images: int, nfe: int) -> tuple[float, int
 
 
 def main() -> None:
-    """Interleave the two, so that changes in the machine's speed affect both."""
+    """Interleave the two, so that changes in the machine's speed affect both equally."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("student")
     parser.add_argument("teacher")

@@ -2,10 +2,13 @@
 
     python experiments/benchmarks/steps.py                                    this machine's CPU
     python experiments/benchmarks/steps.py --device cuda --precision bfloat16 --channels 128 --side 64 --images 64
-    python experiments/benchmarks/steps.py --compile --only EDM ECT CD        beside it the step of compiled networks
+    python experiments/benchmarks/steps.py --compile --only EDM ECT CD        also the step of compiled networks
 
-A step is loss, gradients and Adam. The ratio is that to EDM's step, which is the least: one pass of the network and its
-gradients. Rounds of all methods are interleaved, so that changes in the speed of the machine affect all alike.
+A step is loss, gradients and Adam. The first ratio is that to EDM's step, which is the cheapest: one pass of the
+network and its gradients. The second is that to the method's own floor: EDM's step for each pass that is
+differentiated, and a pass without gradients for each other one, as counted in one step. A derivative in forward mode
+counts as one pass. Rounds of all methods are interleaved, so that changes in the speed of the machine affect all
+equally.
 """
 
 from __future__ import annotations
@@ -15,9 +18,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 import cm_lightning as C
 from cm_lightning.callbacks.compiled import Compile
@@ -43,8 +48,10 @@ METHODS: Mapping[str, Callable[[MakeNetwork, Shape], GenerativeModule]] = {
     ),
     "guided CT": lambda net, shape: C.GuidedConsistencyTraining(net(False), shape),
     "CD": lambda net, shape: C.ConsistencyDistillation(net(False), shape, _teacher(net, shape)),
-    "CTM": lambda net, shape: C.TrajectoryDistillation(  # of one step of the teacher; each further one is two passes
-        net(True), shape, _teacher(net, shape), curriculum=C.JumpTimes(most=1)
+    "CTM": lambda net, shape: (
+        C.TrajectoryDistillation(  # with one step of the teacher; each further one takes two passes
+            net(True), shape, _teacher(net, shape), curriculum=C.JumpTimes(most=1)
+        )
     ),
     "sCT": lambda net, shape: C.ContinuousConsistencyTraining(net(False), shape),
     "sCD": lambda net, shape: C.ContinuousConsistencyDistillation(net(False), shape, _teacher(net, shape)),
@@ -64,6 +71,13 @@ METHODS: Mapping[str, Callable[[MakeNetwork, Shape], GenerativeModule]] = {
 }
 
 
+class Passes(NamedTuple):
+    """The passes of networks on a batch in one step; a pass on a part of the batch counts as that part."""
+
+    differentiated: float
+    other: float
+
+
 class Stepper:
     """A method that takes steps on one batch, with networks that a backend compiles if there is one."""
 
@@ -73,7 +87,7 @@ class Stepper:
         torch.manual_seed(0)
         self.module, self.device = make().to(args.device), torch.device(args.device)
         if hasattr(self.module, "hold_teacher"):
-            self.module.setup("fit")  # which starts from the teacher
+            self.module.setup("fit")  # this starts the student from the teacher
         self.module.train()
         self.compiled = Compile(backend) if backend else None
         if self.compiled:
@@ -84,6 +98,7 @@ class Stepper:
         self.x = torch.randn(args.images, *shape, device=self.device).clamp(-1, 1)
         self.labels = torch.randint(10, (args.images,), device=self.device)
         self.seconds: list[float] = []
+        self.forward_seconds: list[float] = []
         self.peak = 0.0
         self.loss = float("nan")
 
@@ -99,12 +114,33 @@ class Stepper:
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        self.loss = float(loss.detach())  # which waits for the device
+        self.loss = float(loss.detach())  # this waits for the device
         if on_gpu:
             torch.cuda.synchronize(self.device)
             self.peak = torch.cuda.max_memory_allocated(self.device) / 2**30
         if count:
             self.seconds.append(time.perf_counter() - start)
+
+    def passes(self) -> Passes:
+        """Count the passes in a step."""
+        found = [0.0, 0.0]
+
+        def count(module: nn.Module, given: Any, output: Any) -> None:
+            if isinstance(module, C.UNet):
+                found[not output.requires_grad] += len(output) / len(self.x)
+
+        hook = register_module_forward_hook(count)
+        self.step(count=False)
+        hook.remove()
+        return Passes(*found)
+
+    @torch.no_grad()
+    def forward(self) -> None:
+        """Time a pass of the network without gradients."""
+        levels = torch.zeros(len(self.x), device=self.device)
+        start = time.perf_counter()
+        float(self.module.backbone(self.x, levels, self.labels).sum())  # this waits for the device
+        self.forward_seconds.append(time.perf_counter() - start)
 
 
 def main() -> None:
@@ -114,11 +150,12 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--channels", type=int, default=32)
     parser.add_argument("--side", type=int, default=32, help="pixels of an image along a side")
-    parser.add_argument("--images", type=int, default=16, help="in a batch")
+    parser.add_argument("--images", type=int, default=16, help="number of images in a batch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--compile", nargs="?", const="inductor", metavar="BACKEND", help="measure compiled steps too")
     args = parser.parse_args()
+    args.only = list(dict.fromkeys(["EDM", *args.only]))  # the others are compared with it
     keep_freed_memory()
     shape = (3, args.side, args.side)
 
@@ -135,19 +172,27 @@ def main() -> None:
     for stepper in steppers.values():
         for _ in range(2):  # the first steps reserve memory and compile
             stepper.step(count=False)
+    passes = {name: steppers[name, None].passes() for name in args.only}
+    edm = steppers["EDM", None]
+    edm.forward()
     for _ in range(args.rounds):
+        edm.forward()
         for stepper in steppers.values():
             stepper.step()
     times = {key: statistics.median(stepper.seconds) for key, stepper in steppers.items()}
-    least = times.get(("EDM", None), min(times.values()))
+    least, forward = times["EDM", None], statistics.median(edm.forward_seconds[1:])
     print(
-        "| method | ms per step | to EDM | peak GiB | loss |" + (" compiled, ms | to plain |" if args.compile else "")
+        "| method | ms per step | to EDM | to its floor | peak GiB | loss |"
+        + (" compiled, ms | to plain |" if args.compile else "")
     )
-    print("|---|---|---|---|---|" + ("---|---|" if args.compile else ""))
+    print("|---|---|---|---|---|---|" + ("---|---|" if args.compile else ""))
     for name in args.only:
         stepper, plain = steppers[name, None], times[name, None]
+        floor = passes[name].differentiated * least + passes[name].other * forward
         peak = f"{stepper.peak:.2f}" if stepper.peak else ""
-        row = f"| {name} | {1000 * plain:.1f} | {plain / least:.2f} | {peak} | {stepper.loss:.4g} |"
+        row = (
+            f"| {name} | {1000 * plain:.1f} | {plain / least:.2f} | {plain / floor:.2f} | {peak} | {stepper.loss:.4g} |"
+        )
         if args.compile:
             compiled = times[name, args.compile]
             row += f" {1000 * compiled:.1f} | {compiled / plain:.2f} |"

@@ -1,17 +1,19 @@
 """The figure and the table of this page, from the checkpoints and logs of its runs.
 
-python experiments/plane/figure.py runs/plane-* [--output experiments/plane/samples.png]
+python experiments/plane/figure.py runs/plane-* [--shape moons] [--output experiments/plane/samples.png]
 
-The rows of the figure are the methods, the best in one step first, and its columns the evaluations of the network. The
-table is in Markdown: the energy distances, and the error of one step, the root mean square distance from the end of the
-exact trajectory from the same noise; each is the mean over the versions of a run, with their standard deviation.
+The runs on one shape are shown. The rows of the figure are the methods, the best in one step first, and its columns the
+numbers of network evaluations. The table is in Markdown: the energy distances, and the error of one step, which is the
+root mean square distance from the end of the exact trajectory from the same noise. Each is the mean over the versions
+of a run, with the standard deviation.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -26,23 +28,47 @@ from torch import Tensor
 
 from cm_lightning import load_module
 from cm_lightning.core.noise import unit_noise
-from cm_lightning.core.oracle import BoxesOracle
-from cm_lightning.data.toy import draw
+from cm_lightning.core.oracle import BoxesOracle, MixtureOracle, Trajectories
+from cm_lightning.data.toy import Shape, draw
 from cm_lightning.errors import ConfigError
 from cm_lightning.modules.base import GenerativeModule
 from cm_lightning.modules.flow_map import FlowMapModule
 from cm_lightning.report.runs import Run, read_runs
 
 STEPS = (1, 2, 4, 8, 16)
-#: The level from which trajectories start that begin with pure noise: the data are 1 / 20,000 of it.
+#: The level at which trajectories from pure noise start: the data are 1 / 20,000 of it.
 FAR = 1e4
 
 
-def checkerboard() -> BoxesOracle:
+def checkerboard(steps: int = 512) -> BoxesOracle:
     """The distribution of the shape ``checkerboard``, whose trajectories are exact."""
     corners = [(column, column % 2 + 2 * row) for column in range(4) for row in range(2)]
     centres = (torch.tensor(corners, dtype=torch.float64) + 0.5) / 2 - 1
-    return BoxesOracle(centres, half=0.25, steps=512)
+    return BoxesOracle(centres, half=0.25, steps=steps)
+
+
+def gaussians(steps: int = 512) -> MixtureOracle:
+    """The distribution of the shape ``gaussians``: eight on a circle."""
+    angles = torch.arange(8, dtype=torch.float64) * (2 * math.pi / 8)
+    return MixtureOracle(0.7 * torch.stack([angles.cos(), angles.sin()], 1), _equal(8, 0.05), steps=steps)
+
+
+def moons(steps: int = 512, each: int = 200) -> MixtureOracle:
+    """The distribution of the shape ``moons``, with each arc as Gaussians whose distances are below their width."""
+    angles = (torch.arange(each, dtype=torch.float64) + 0.5) * (math.pi / each)
+    arcs = [torch.stack([angles.cos() - 0.5 * side, side * (angles.sin() - 0.25)], 1) for side in (1, -1)]
+    return MixtureOracle(0.6 * torch.cat(arcs), _equal(2 * each, 0.03), steps=steps)
+
+
+def _equal(n: int, value: float) -> Tensor:
+    return torch.full((n,), value, dtype=torch.float64)
+
+
+ORACLES: Mapping[Shape, Callable[[], Trajectories]] = {
+    "checkerboard": checkerboard,
+    "gaussians": gaussians,
+    "moons": moons,
+}
 
 
 def start_level(module: GenerativeModule) -> float:
@@ -58,10 +84,11 @@ class Exact:
 
     Args:
         noise: unit noise (N, 2).
+        oracle: the distribution of the data.
     """
 
-    def __init__(self, noise: Tensor) -> None:
-        self.noise, self.oracle, self._ends = noise, checkerboard(), dict[float, Tensor]()
+    def __init__(self, noise: Tensor, oracle: Trajectories) -> None:
+        self.noise, self.oracle, self._ends = noise, oracle, dict[float, Tensor]()
 
     def ends(self, level: float) -> Tensor:
         """The ends (N, 2) from a level."""
@@ -78,18 +105,18 @@ class Exact:
 
 
 def samples(module: GenerativeModule, steps: int, n: int) -> Tensor | None:
-    """Samples (n, 2) from the same noise for all; None where the module is not sampled in so many steps."""
+    """Samples (n, 2) from the same noise for all; None if the module is not sampled in this many steps."""
     try:
         return module.sample(n, steps, generator=torch.Generator().manual_seed(0))
     except ConfigError:
         return None
 
 
-def picture(rows: list[tuple[str, list[Tensor | None]]], path: Path) -> None:
-    """Draw the points of each method, and the data beside the first."""
+def picture(rows: list[tuple[str, list[Tensor | None]]], shape: Shape, path: Path) -> None:
+    """Draw the points of each method, and those of the data beside them."""
     columns = 1 + len(STEPS)
     figure, axes = plt.subplots(len(rows), columns, figsize=(1.05 * columns + 0.9, 1.05 * len(rows)), squeeze=False)
-    data = draw("checkerboard", len(rows[0][1][0]), torch.Generator().manual_seed(1))[0]  # type: ignore[arg-type]
+    data = draw(shape, len(rows[0][1][0]), torch.Generator().manual_seed(1))[0]  # type: ignore[arg-type]
     heads = ["data", *(f"{steps} step{'s' * (steps > 1)}" for steps in STEPS)]
     for number, ((name, found), line) in enumerate(zip(rows, axes, strict=True)):
         for axis, head, points in zip(line, heads, [data, *found], strict=True):
@@ -124,14 +151,17 @@ def main() -> None:
     """Read the runs, print the table, and write the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+")
+    parser.add_argument("--shape", choices=ORACLES, default="checkerboard")
     parser.add_argument("--output", type=Path, default=Path("samples.png"))
     parser.add_argument("--points", type=int, default=20_000)
     args = parser.parse_args()
     methods: dict[str, list[Run]] = {}
     for run in read_runs(args.runs):
+        if run.data != f"Toy {args.shape}":
+            continue
         methods.setdefault(run.name.removeprefix("plane-"), []).append(run)
     in_order = sorted(methods.items(), key=lambda entry: mean(energies(entry[1], 1)))
-    exact, rows = Exact(unit_noise((2000, 2), torch.Generator().manual_seed(0))), []
+    exact, rows = Exact(unit_noise((2000, 2), torch.Generator().manual_seed(0)), ORACLES[args.shape]()), []
     print("| method | " + " | ".join(f"energy, {steps}" for steps in STEPS) + " | error of one step |")
     print("|---" * (len(STEPS) + 2) + "|")
     for name, runs in in_order:
@@ -141,7 +171,7 @@ def main() -> None:
         print(f"| {name} | " + " | ".join([*cells, error]) + " |", flush=True)
         rows.append((name, [samples(modules[0], steps, args.points) for steps in STEPS]))
     print(f"real points: {cell([run.floor['energy'] for runs in methods.values() for run in runs][:1], 5)}")
-    picture(rows, args.output)
+    picture(rows, args.shape, args.output)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Runs that are killed at random moments and resumed: their curves and their end are those of the uninterrupted run.
+"""Runs that are killed at random moments and resumed: their curves and final states are those of the uninterrupted run.
 
     python experiments/reliability/curves.py               100 runs
     python experiments/reliability/curves.py --seed 17     that run alone
 
 Each run is killed at one or two random calls of a function, in Python or C, between the beginning and the end of
-training, and resumed with ``--ckpt_path last`` until it is finished. Joined, the rows of its attempts must be the rows
-of the uninterrupted run, without the times; the last checkpoints must be equal to the bit.
+training, and resumed with ``--ckpt_path last`` until it is finished. The joined rows of its attempts must be those of
+the uninterrupted run, except for times; the last checkpoints must be equal to the bit.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from trainings import KILLED, RUN, chosen_seeds, last, train
 from cm_lightning.checkpoint import read_checkpoint
 
 TIMES = ("train/images_per_s", "train/seconds")
-#: The part of a checkpoint that decides how training goes on.
+#: The part of a checkpoint that determines how training continues.
 STATE = ("state_dict", "optimizer_states", "lr_schedulers", "random_states", "global_step", "trained_steps", "epoch")
 #: Files of the suite and of Lightning, and what happens while one of their functions runs.
 PLACES = {
@@ -49,17 +49,17 @@ class Calls:
     """Counts the calls of functions within ``Trainer.fit`` and kills the process at one of them.
 
     Args:
-        fatal: number of that call; 0 for none.
+        fatal: number of the call; 0 for none.
     """
 
     def __init__(self, fatal: int = 0) -> None:
         self.fatal, self.number = fatal, 0
 
     def begin(self) -> None:
-        """Count from the beginning of the training on."""
+        """Count from the beginning of training."""
         fit = L.Trainer.fit
 
-        @wraps(fit)  # whose signature and description the command line reads
+        @wraps(fit)  # the command line reads its signature and description
         def counted(*args: Any, **options: Any) -> None:
             sys.setprofile(self._count)
             fit(*args, **options)
@@ -79,7 +79,7 @@ class Calls:
 
 
 def _place(frame: FrameType | None) -> str:
-    """What a frame was part of."""
+    """What the run did in a frame."""
     while frame is not None:
         if place := PLACES.get(Path(frame.f_code.co_filename).name):
             return place
@@ -124,7 +124,7 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def killed(folder: Path, seed: int, calls: int) -> Path:
-    """A run in a folder that is killed, once or twice, and resumed to its end; the version with the end.
+    """Kill a run in a folder once or twice, and resume it to its end; return the version that reached the end.
 
     Raises:
         RuntimeError: an attempt ended neither killed nor finished.
@@ -136,7 +136,7 @@ def killed(folder: Path, seed: int, calls: int) -> Path:
         status = train(folder, *options, prepare=Calls(fatal.pop(0) if fatal else 0).begin)
         if status == 0 and (folder / "moments.txt").exists():
             break
-        if status == 0:  # it made fewer calls than the whole run, so the moment did not come
+        if status == 0:  # it made fewer calls than the whole run, so it was not killed
             shutil.rmtree(folder)
             fatal = [draw.randint(1, calls)]
             continue
@@ -163,7 +163,7 @@ def problem(whole: Path, folder: Path, seed: int, calls: int) -> str:
 
 
 def run(seeds: range) -> int:
-    """Compare a killed run for each seed; the number of runs that differ."""
+    """Compare a killed run for each seed; return the number of runs that differ."""
     moments: Counter[str] = Counter()
     failed = 0
     with tempfile.TemporaryDirectory() as scratch:

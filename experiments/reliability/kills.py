@@ -1,11 +1,11 @@
-"""Runs that are killed while they write ``last.ckpt``: the checkpoint that ``last`` means is whole each time.
+"""Runs that are killed while they write ``last.ckpt``: the checkpoint that ``last`` refers to is complete each time.
 
     python experiments/reliability/kills.py                20 kills
     python experiments/reliability/kills.py --seed 7       that kill alone
 
 Each run is killed by SIGKILL when a random number of bytes of a random checkpoint, the second or a later one, is in
-the file. Then ``last`` must be the checkpoint before that one, complete to its checksums and with finite weights; a run
-that resumes it must reach its end, and what the killed process left must be gone.
+the file. Then ``last`` must be the previous checkpoint, with valid checksums and finite weights; a run that resumes
+from it must reach its end, and what the killed process left behind must be gone.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class Writes:
     """Kills the process within one of its writes of a checkpoint.
 
     Args:
-        fatal: number of that checkpoint, from 0.
-        size: bytes of the file at which it happens.
+        fatal: number of the checkpoint, from 0.
+        size: size of the file, in bytes, at which the process is killed.
     """
 
     def __init__(self, fatal: int, size: int) -> None:
         self.fatal, self.size, self.number = fatal, size, 0
 
     def begin(self) -> None:
-        """Take the place of the function by which checkpoints are opened."""
+        """Replace the function that opens checkpoints."""
         checkpoint_io.open = self._open  # type: ignore[attr-defined]
 
     def _open(self, path: Path, mode: str) -> io.FileIO:
@@ -50,7 +50,7 @@ class Writes:
 
 
 class _Fatal(io.FileIO):
-    """A file at a certain size of which the process is killed."""
+    """A file that kills the process when it reaches a certain size."""
 
     def __init__(self, path: Path, size: int) -> None:
         super().__init__(path, "w")
@@ -65,7 +65,7 @@ class _Fatal(io.FileIO):
 
 
 def problem(folder: Path, number: int, size: int) -> str:
-    """What is wrong after a kill at a size of checkpoint ``number``; "" if nothing is."""
+    """What is wrong after a kill at a size of checkpoint ``number``; "" if nothing is wrong."""
     status = train(folder, WIDE, prepare=Writes(number, size).begin)
     if status != KILLED:
         return f"the run ended with status {status}"
@@ -97,7 +97,7 @@ def _problem_of_the_rest(folder: Path) -> str:
 
 
 def run(seeds: range) -> int:
-    """Kill a run for each seed; the number of them after which something was wrong."""
+    """Kill a run for each seed; return the number of kills after which something was wrong."""
     failed = 0
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -1,4 +1,4 @@
-"""Trainings as real processes that are killed: forks of this one, which has imported the suite already."""
+"""Training runs as real processes to be killed: forks of this one, which has already imported the suite."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KILLED = -signal.SIGKILL
 
 
 def chosen_seeds(description: str | None, runs: int) -> range:
-    """The seeds that the command line asks for: those of ``--runs``, or ``--seed`` alone."""
+    """The seeds that the command line selects: those of ``--runs``, or ``--seed`` alone."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=runs)
     parser.add_argument("--seed", type=int, help="repeat this seed alone")
@@ -32,7 +32,7 @@ def chosen_seeds(description: str | None, runs: int) -> range:
 
 
 def train(folder: Path, *options: str, prepare: Callable[[], None] = lambda: None) -> int:
-    """``cm-lightning fit`` in a folder, as a process of its own; what it says is appended to ``said.txt`` there.
+    """Run ``cm-lightning fit`` in a folder, as a separate process; its output is appended to ``said.txt`` there.
 
     Args:
         folder: the working folder, which is made.
@@ -43,7 +43,7 @@ def train(folder: Path, *options: str, prepare: Callable[[], None] = lambda: Non
         The exit status; -9 if the process was killed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    gc.freeze()  # or each process would walk through all that was imported
+    gc.freeze()  # else each process would walk through all that was imported
     process = multiprocessing.get_context("fork").Process(target=_train, args=(folder, options, prepare))
     process.start()
     process.join()
@@ -51,7 +51,7 @@ def train(folder: Path, *options: str, prepare: Callable[[], None] = lambda: Non
 
 
 def last(folder: Path) -> Path | None:
-    """The checkpoint that ``--ckpt_path last`` means in a folder; None if there is none."""
+    """The checkpoint that ``--ckpt_path last`` refers to in a folder; None if there is none."""
     try:
         return last_checkpoint(folder / RUN)
     except CheckpointError:

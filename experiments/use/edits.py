@@ -1,4 +1,4 @@
-"""A sheet of every way of editing with one checkpoint: what is given, the held-out image, and what is drawn."""
+"""A sheet of every kind of edit with one checkpoint: the input, the held-out image, and the results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cm_lightning.editing import Editor
 
 COLUMNS = 6
 NOISE = 0.7
-#: What is given to an edit (C, H, W), and what it draws (COLUMNS, C, H, W).
+#: The input of an edit (C, H, W), and its results (COLUMNS, C, H, W).
 Row = tuple[Tensor, Tensor]
 
 
@@ -24,7 +24,9 @@ def main() -> None:
     """Draw the sheet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", help="a checkpoint of MNIST's digits, or of Fashion-MNIST's clothes")
-    parser.add_argument("--fashion", help="the folder of Fashion-MNIST's files; the digits that install if left out")
+    parser.add_argument(
+        "--fashion", help="the folder of Fashion-MNIST's files; if left out, the digits that install with the package"
+    )
     parser.add_argument("--image", type=int, default=3, help="which held-out image; each edit takes the next one")
     parser.add_argument("--output", default="edits.png")
     args = parser.parse_args()
@@ -62,7 +64,7 @@ def _denoise(editor: Editor, image: Tensor) -> Row:
 
 
 def _stroke(editor: Editor, image: Tensor) -> Row:
-    """The image as a broad pen would draw it: two tones, and no detail."""
+    """The image as a broad pen would draw it, in two tones without detail."""
     coarse = nnf.interpolate(nnf.avg_pool2d(image, 4)[None], scale_factor=4)[0]
     strokes = torch.where(coarse > coarse.mean(), 0.8, -1.0)
     return strokes, editor.redraw(strokes)

@@ -1,4 +1,4 @@
-"""The live page in headless Chromium: milliseconds from a slider's move to the picture on the screen; a screenshot.
+"""The live page in headless Chromium: milliseconds from a slider's move to the image on the screen, and a screenshot.
 
 PYTHONPATH=. python experiments/use/latency.py http://127.0.0.1:8000/ [--moves 200] [--screenshot serve.png]
 """
@@ -36,7 +36,7 @@ def picture(browser: Browser, path: Path) -> None:
 
 
 def main() -> None:
-    """Open the page, take the picture, move the slider."""
+    """Open the page, take the screenshot, and move the slider."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url")
     parser.add_argument("--moves", type=int, default=200)
@@ -52,7 +52,7 @@ def main() -> None:
         told = browser.run("return document.querySelector('#student .cost').textContent")
     late = delays[-1 - len(delays) // 20]
     print(f"{len(delays)} moves: median {statistics.median(delays):.0f} ms, 95 % within {late:.0f} ms")
-    print(f"the last picture: {told}")
+    print(f"the last image: {told}")
 
 
 if __name__ == "__main__":

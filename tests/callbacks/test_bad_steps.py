@@ -54,7 +54,7 @@ def test_a_bad_step_changes_neither_weights_nor_moments_and_is_told(tmp_path):
     assert all(p.isfinite().all() for p in m.parameters())
     said = [str(w.message) for w in told if "left out" in str(w.message)]
     assert said == [
-        f"step {step} is left out, because its gradients are not finite ({count} so far): training images are not "
+        f"step {step} is left out because its gradients are not finite ({count} so far): training images are not "
         f"finite, numbers {image}: repair or remove them"
         for count, step in enumerate(bad, 1)
     ]

@@ -315,7 +315,7 @@ def test_the_recipe_for_folders_runs_without_weights_and_measures_with_them(tmp_
     notes = [record.getMessage() for record in caplog.records if "Quality" in record.getMessage()]
     name = "resnet50-11ad3fa6.pth"
     assert notes == [
-        f"Quality measures nothing, as there are no weights: put https://download.pytorch.org/models/{name} into "
+        f"Quality measures nothing, because weights are missing: put https://download.pytorch.org/models/{name} into "
         f"{tmp_path}/hub/checkpoints, or set the extractor's weights to a file of resnet50"
     ]
     assert len(list((run / "samples").glob("*_nfe?.png"))) == 2
@@ -336,7 +336,10 @@ def test_wrong_weights_and_too_few_images_are_said_before_the_training(tmp_path,
     write_folder(2)
     unet = UNet(3, 8, (1,), 1, (), patch=4)
     Path("damaged.pth").write_bytes(b"x")
-    for weights, line in (("nowhere.pth", "no file nowhere.pth"), ("damaged.pth", "damaged.pth holds no state dict")):
+    for weights, line in (
+        ("nowhere.pth", "no file nowhere.pth"),
+        ("damaged.pth", "damaged.pth does not hold a state dict"),
+    ):
         extractor = TorchvisionFeatures("resnet18", weights)
         with pytest.raises(ConfigError, match="at least 2 images, and train has fewer"):
             trainer(tmp_path, callbacks=[Quality(extractor=extractor)]).fit(

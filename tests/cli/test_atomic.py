@@ -192,7 +192,7 @@ def test_a_full_disc_is_a_line_with_path_and_remedy_and_the_former_checkpoint_st
         write(2)
     assert str(caught.value) == (
         "checkpoints/last.ckpt cannot be written (No space left on device): free space there or set save_dir of "
-        "trainer.logger to another disc; the checkpoint before it is kept"
+        "trainer.logger to another disk; the previous checkpoint is kept"
     )
     assert step_of_last() == 1
     assert os.listdir(LAST.parent) == ["last.ckpt"]

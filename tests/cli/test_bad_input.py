@@ -92,7 +92,7 @@ def toy(*options):
         ("--callbacks.ema=Throughput", "--callbacks.ema: no class 'Throughput'; give EMA"),
         ("--callbacks.ema=true", "--callbacks.ema must be its options, a class or null, got True"),
         ("--callbacks.ema=[1]", "--callbacks.ema must be its options, a class or null, got [1]"),
-        ("--callbacks=[EMA]", "--callbacks must have names, as {ema: {decay: 0.99}}, got ['EMA']: a list is trainer.c"),
+        ("--callbacks=[EMA]", "--callbacks must have names, such as {ema: {decay: 0.99}}, got ['EMA']: a list is"),
         ("--callbacks=EMA", "--callbacks must have names"),
         ("--callbacks.mine=Nonsense", "--callbacks.mine: no class 'Nonsense'"),
         ("--callbacks.mine=torch.nn.Linear", "--callbacks.mine: Import path does not correspond to a subclass of C"),
@@ -173,7 +173,7 @@ BASE = f"base: {CONF}/toy.yaml\n"
         (BASE + "callbacks:\n  ema: {decy: 0.9}\n", "no option --callbacks.ema.decy in bad.yaml of EMA; perhaps decay"),
         (BASE + "callbacks:\n  ema: {decay: soon}\n", "--callbacks.ema.decay in bad.yaml must be a number, got soon"),
         (BASE + "callbacks:\n  - class_path: EMA\n", "--callbacks in bad.yaml must have names"),
-        (BASE + "callbacks: 3\n", "--callbacks in bad.yaml must have names, as {ema: {decay: 0.99}}, got 3: a list is"),
+        (BASE + "callbacks: 3\n", "--callbacks in bad.yaml must have names, such as {ema: {decay: 0.99}}, got 3: a"),
         (BASE + "callbacks:\n  ema: 3\n", "--callbacks.ema in bad.yaml must be its options, a class or null, got 3"),
         ("base: nowhere.yaml\n", "nowhere.yaml"),
         ("base: bad.yaml\n", "bad.yaml builds on itself"),
@@ -314,6 +314,6 @@ def test_ranks_say_one_line_each(tmp_path):
     done = fork("-m", "cm_lightning", "fit", *options, cwd=tmp_path, check=False)
     assert done.returncode == 2
     errors = [text for text in done.stderr.splitlines() if "error: " in text]
-    assert "error: data.batch_size 41 is the whole batch: make it a multiple of 2 ranks" in errors
+    assert "error: data.batch_size 41 is that of all ranks together: make it a multiple of 2" in errors
     assert len(errors) <= 2
     assert "Traceback" not in done.stderr

@@ -28,6 +28,7 @@ from cm_lightning.online import wandb_run_ends
 from cm_lightning.start import Start
 from cm_lightning.steps import steps_taken
 from tests.data.files import write_cifar10, write_imagenet64, write_mnist
+from tests.helpers import few_digits
 
 CONF = Path(__file__).parents[1] / "conf"
 ROOT = Path(__file__).parents[2]
@@ -182,13 +183,15 @@ def test_a_checkpoint_never_overrides_the_command_line(toy_run):
 
 def test_last_is_the_newest_run_and_a_missing_one_is_an_error(toy_run, monkeypatch, capsys):
     error = failure(capsys, "fit", f"--config={CONF}/toy.yaml", "--ckpt_path=last")
-    assert error.endswith("no checkpoint below runs/toy; leave the option out to start anew")
+    assert error.endswith("no checkpoint below runs/toy; leave the option out to start a new run")
     monkeypatch.chdir(toy_run.parents[2])
     main(["validate", f"--config={CONF}/toy.yaml", "--ckpt_path=last"])
     assert "val/loss" in capsys.readouterr().out
 
 
-def test_digits_are_measured_drawn_and_tested(capsys):
+def test_digits_are_measured_drawn_and_tested(monkeypatch, capsys):
+    few_digits(monkeypatch, 4)
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")  # the statistics of few digits are not those of all
     main(["fit", f"--config={CONF}/image.yaml"])
     run = Path("runs/image/version_0")
     (last,) = [row for row in rows(run / "metrics.csv") if row["val/loss"]]
@@ -426,7 +429,7 @@ def tiny_data(path):
         return ["--data.root=clothes"]
     if path.parent.name == "plane":
         return ["--data.num_points=100"]
-    return ["--data.root=images", "--data.num_workers=0"] if "folder" in path.parts else []
+    return ["--data.root=images", "--data.num_workers=0", "--data.size=32"] if "folder" in path.parts else []
 
 
 def tiny_parts(recipe):
@@ -435,6 +438,8 @@ def tiny_parts(recipe):
     if "start: {class_path" in recipe:
         embedding.append("--model.backbone.noise_embedding.init_args.start.init_args.width=8")
     shallow = ["--model.backbone.blocks=1"] if "blocks:" in recipe else []
+    if re.search(r"attention_levels: \[\d", recipe):
+        shallow += ["--model.backbone.multipliers=[1, 1]", "--model.backbone.attention_levels=[1]"]
     distance = ["--model.distance=L2"] if "LPIPS" in recipe else []  # its networks have a test of their own
     return embedding + shallow + distance
 

@@ -60,8 +60,8 @@ def test_a_flipped_bit_in_a_tensor_of_a_checkpoint_is_a_line(within, bit, monkey
         with pytest.raises(CheckpointError) as caught:
             read("x.ckpt")
         assert str(caught.value) == (
-            "x.ckpt is damaged: the checksum of x/data/0 is wrong: take another copy or checkpoint "
-            "(CM_LIGHTNING_READ_DAMAGED=1 reads it all the same)"
+            "x.ckpt is damaged: the checksum of x/data/0 is wrong: use another copy or checkpoint "
+            "(CM_LIGHTNING_READ_DAMAGED=1 reads it anyway)"
         )
     monkeypatch.setenv(ANYWAY, "1")
     assert read_checkpoint("x.ckpt")["state_dict"].keys() == TENSORS.keys()
@@ -132,8 +132,7 @@ def test_a_part_that_is_wrong_is_named(name, value):
     with pytest.raises(CheckpointError) as caught:
         require_parts({**whole(), name: value}, PATH)
     assert str(caught.value) == (
-        f"{PATH} cannot be resumed: its {name} is not what a training writes: take another, or "
-        f"--model.start_from {PATH}"
+        f"{PATH} cannot be resumed: its {name} is not what training writes: use another, or --model.start_from {PATH}"
     )
 
 
@@ -149,7 +148,7 @@ def test_counts_of_batches_are_needed(part):
 def test_a_part_that_is_needed_and_missing_is_named(name):
     checkpoint = whole()
     del checkpoint[name]
-    with pytest.raises(CheckpointError, match=f"it has no {name}: take another, or --model.start_from"):
+    with pytest.raises(CheckpointError, match=f"it has no {name}: use another, or --model.start_from"):
         require_parts(checkpoint, PATH)
 
 
@@ -184,8 +183,8 @@ def test_a_resumed_run_says_what_its_checkpoint_does_not_have(caplog):
     caplog.set_level("INFO")
     main(["fit", TOY, "--ckpt_path=last", "--trainer.max_steps=4"])
     lines = [record.getMessage() for record in caplog.records]
-    assert f"{path} does not have all of a run, so these begin anew: noise and dropout" in lines
-    assert "EMA: the checkpoint has no average of backbone: it begins anew with the weights" in lines
+    assert f"{path} does not hold all of a run, so these are reset: noise and dropout" in lines
+    assert "EMA: the checkpoint has no average of backbone: it starts again from the weights" in lines
 
 
 def test_an_average_that_is_not_finite_is_not_saved(tmp_path):
@@ -198,7 +197,7 @@ def test_an_average_that_is_not_finite_is_not_saved(tmp_path):
         t.save_checkpoint("y.ckpt")
     assert str(caught.value) == (
         "the average of backbone is not finite at step 2, though the weights are: no checkpoint of it is written: "
-        "resume an earlier one by --ckpt_path"
+        "resume from an earlier one by --ckpt_path"
     )
     assert not Path("y.ckpt").exists()
 

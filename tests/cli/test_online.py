@@ -149,8 +149,8 @@ def test_a_failure_in_mid_run_is_one_line_and_the_run_goes_on(failing, log, erro
     with pytest.warns(UserWarning, match="W&B") as caught:
         thrice(log, failing)
     (line,) = [str(warning.message) for warning in caught]
-    assert line.startswith(f"W&B does not get the whole log ({reason}")
-    assert line.endswith("; training goes on")
+    assert line.startswith(f"W&B does not receive the whole log ({reason}")
+    assert line.endswith("; training continues")
     failing.error = None
     log(failing)
     assert failing.asked == 5  # what it takes again is logged again
@@ -175,7 +175,7 @@ def test_a_run_that_cannot_begin_is_not_begun_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr("wandb.init", init)
     logger = ExpendableWandbLogger(save_dir=tmp_path, offline=True)
-    with pytest.warns(UserWarning, match="W&B does not get the whole log") as caught:
+    with pytest.warns(UserWarning, match="W&B does not receive the whole log") as caught:
         thrice(logger.log_metrics, {"x": 1.0}, 3)
     logger.finalize("success")
     assert (len(caught), len(begun)) == (1, 1)
@@ -187,7 +187,7 @@ def test_a_full_disc_that_wandb_does_not_mention_is_one_line(failing, tmp_path, 
     with pytest.warns(UserWarning, match="W&B") as caught:
         thrice(failing.log_metrics, {"x": 1.0}, 3)
     assert [str(warning.message) for warning in caught] == [
-        f"W&B does not get the whole log ({tmp_path}: no space left on device); training goes on"
+        f"W&B does not receive the whole log ({tmp_path}: no space left on device); training continues"
     ]
     assert failing.asked == 3
 

@@ -174,10 +174,10 @@ def test_a_named_version_is_gone_on_with_and_never_overwritten(capsys):
     kept = {file: Path(file).read_bytes() for file in files("runs/toy/seed0")}
 
     line = error(capsys, "fit", TOY, *seed0)
-    assert "trainer.logger.init_args.version: runs/toy/seed0 holds a run already" in line
+    assert "trainer.logger.init_args.version: runs/toy/seed0 already holds a run" in line
     assert "--ckpt_path runs/toy/seed0" in line
     fit("--trainer.logger.init_args.version=seed1")
-    assert "holds a run already" in error(capsys, "fit", TOY, *seed0, "--ckpt_path=runs/toy/seed1")
+    assert "already holds a run" in error(capsys, "fit", TOY, *seed0, "--ckpt_path=runs/toy/seed1")
     main(["test", "--config=runs/toy/seed0/config.yaml", "--ckpt_path=last"])  # beside it, not into it
     assert {file: Path(file).read_bytes() for file in files("runs/toy/seed0")} == kept
     assert sorted(os.listdir("runs/toy")) == ["seed0", "seed1", "version_0"]
@@ -322,7 +322,7 @@ def test_a_run_without_a_checkpoint_teaches_nobody(capsys):
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
 def test_a_test_is_not_told_to_leave_its_checkpoint_out(capsys, command):
     line = error(capsys, command, TOY, "--ckpt_path=last")
-    assert "no checkpoint below runs/toy; train first by fit, or name a checkpoint's file or run" in line
+    assert "no checkpoint below runs/toy; train first with fit, or name the file or run of a checkpoint" in line
     assert "leave" not in line
 
 
@@ -359,7 +359,7 @@ def test_an_interrupted_run_saves_its_last_step_and_says_how_to_go_on(whole, cap
     assert read_checkpoint("runs/toy")["global_step"] == saved
     assert not Path("runs/toy/version_0/finished.json").exists()
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("interrupted at")]
-    said = f"interrupted at step {saved}; to go on: cm-lightning fit {TOY} "
+    said = f"interrupted at step {saved}; to resume: cm-lightning fit {TOY} "
     assert line.startswith(said)
     assert line.endswith("--ckpt_path runs/toy/version_0")
     command = shlex.split(line.partition("cm-lightning ")[2])
@@ -372,7 +372,7 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(capsys):
         fit("--trainer.callbacks+=tests.helpers.SignalAt", "--trainer.callbacks.hook=on_train_start",
             "--trainer.callbacks.step=0")  # fmt: skip
     assert stop.value.code == 130
-    assert "interrupted before there was a checkpoint: start anew" in capsys.readouterr().err
+    assert "interrupted before there was a checkpoint: start again" in capsys.readouterr().err
     assert files() == []
 
 

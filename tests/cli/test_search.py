@@ -101,7 +101,7 @@ def test_levels_that_are_no_better_are_not_written(biased, capsys):
     write_found_levels(levels_file("model"), {2: [80.0, 1.0734]}, 7, "by hand")
     before = levels_file("model").read_text()
     search([*SEARCH, "--points=1", "--tolerance=9"])  # a level at the middle alone
-    assert "2 steps: no better levels were found, and the earlier ones stay" in capsys.readouterr().out
+    assert "2 steps: no better levels were found, so the earlier ones stay" in capsys.readouterr().out
     assert levels_file("model").read_text() == before
 
 
@@ -171,12 +171,12 @@ def test_the_file_lies_beside_its_checkpoint(tmp_path):
         ("--ckpt_path=model --output=a.csv", "--output a.csv: give a .png"),
         ("--ckpt_path=model --output=/dev/null/a.png", "--output /dev/null/a.png"),
         ("--ckpt_path=nowhere", "no checkpoint at nowhere"),
-        ("--ckpt_path=model", "--ckpt_path model does not say what data it was trained on: give --data"),
+        ("--ckpt_path=model", "--ckpt_path model does not state its training data: give --data"),
         ("--ckpt_path=model --data=nowhere", "--data: there is no folder nowhere"),
         ("--ckpt_path=model --data=MNIST", "--data has images of shape (1, 28, 28), but the model draws (1, 8, 8)"),
         ("--ckpt_path=model --data=images --labels=1", "the network is unconditional"),
         ("--ckpt_path=model --data=images --guidance=1", "guidance needs a class-conditional network"),
-        ("--ckpt_path=model --data=images --measure=mid_grey", "--measure mid_grey was not measured"),
+        ("--ckpt_path=model --data=images --measure=mid_grey", "--measure mid_grey cannot be measured"),
         ("--ckpt_path=denoiser --data=images", "holds a DiffusionModule: search takes a consistency model or a flow"),
     ],
 )

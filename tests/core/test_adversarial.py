@@ -158,8 +158,8 @@ class TestStages:
             (lambda: Stage(8, 4, guidance=-1), "guidance must be a finite number of at least 0"),
             (lambda: Stages([]), "stages must be given"),
             (lambda: Stages([Stage(8, 4), Stage(2, 1)]), "its teacher must take 8 steps, or 4"),
-            (lambda: Stages([Stage(8, 4), Stage(4, 2, guidance=1)]), "asks for guidance of a student"),
-            (lambda: Ladder(VE(), karras_sigmas(8)).stride(3), "3 steps do not divide the 8 of the first teacher"),
+            (lambda: Stages([Stage(8, 4), Stage(4, 2, guidance=1)]), "requests guidance of a student"),
+            (lambda: Ladder(VE(), karras_sigmas(8)).stride(3), "3 steps do not divide the 8 levels of the"),
         ],
     )
     def test_what_does_not_fit_is_refused_in_a_line(self, wrong, line):

@@ -168,3 +168,20 @@ def test_warm_ups_within_each_other_shift_the_clock_once_each():
 def test_schedules_refuse_what_they_cannot_follow(make):
     with pytest.raises(ConfigError):
         make()
+
+
+def test_a_grid_is_made_once_for_each_number_of_levels(monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        "cm_lightning.core.curriculum.karras_sigmas", lambda n, *args: made.append(n) or karras_sigmas(n, *args)
+    )
+    curriculum = GridCurriculum(ProgressiveLevels(2, 8), LogNormalIntervals())
+    asked = [curriculum.levels(step, 40) for step in range(40)]
+    with torch.inference_mode():  # as in a validation before the first step
+        curriculum.draw(4, Clock(0, 40))
+    weight = torch.ones((), requires_grad=True)
+    for step in range(40):
+        t, q, _ = curriculum.draw(4, Clock(step, 40))
+        (weight * t * q).sum().backward()
+    assert made == list(dict.fromkeys(asked))
+    assert len(made) > 2

@@ -169,7 +169,7 @@ def test_odd_lists_of_labels(content, expected, tmp_path):
         (["train/cat/1.png", "train/dog/1.png", "train/x.png", "val/cat/1.png"], r"train/x.png lies beside"),
         (["train/a/1.png", "train/b/1.png", "val/a/1.png", "val/c/1.png"], r"val/c is not a class of the training"),
         (["train/a/1.png", "train/b/1.png", "val/1.png", "val/2.png"], r"val does not have the class folders"),
-        (["train/1.png", "train/2.png", "val/1.png", "valid/1.png"], r"several folders of one split, val, valid"),
+        (["train/1.png", "train/2.png", "val/1.png", "valid/1.png"], r"several folders for one split, val, valid"),
         (["1.png"], r"1 image\(s\): expected at least 2"),
     ],
 )
@@ -190,7 +190,7 @@ def test_size_and_channels_come_from_the_images_where_they_are_not_given(tmp_pat
     assert ImageFolder(str(tmp_path / "grey"), channels=3, size=5).image_shape == (3, 5, 5)
     write(tmp_path / "mixed", "1.png")
     write(tmp_path / "mixed", "2.png", size=(9, 9))
-    with pytest.raises(ConfigError, match=r"differ in size, or are not squares: set --data.size"):
+    with pytest.raises(ConfigError, match=r"differ in size or are not squares: set --data.size"):
         ImageFolder(str(tmp_path / "mixed")).split("train")
     write(tmp_path / "wide", "1.png", "2.png", size=(9, 5))
     with pytest.raises(ConfigError, match=r"set --data.size"):
@@ -218,7 +218,7 @@ def test_a_run_says_what_it_found_and_what_becomes_of_the_classes(tmp_path, capl
             own = module(backbone=Net(num_classes), image_shape=(3, 4, 4))
             trainer(tmp_path, max_steps=1).fit(own, datamodule=data)
         assert f"18 images to train on, 2 held out, as 4 x 4 RGB; {said}cat 9, dog 9; " in caplog.text
-        assert "left out, as they are not images that can be read: 2 .jxl, 1 .heic" in caplog.text
+        assert "left out, because they are not readable images: 2 .jxl, 1 .heic" in caplog.text
         caplog.clear()
 
 

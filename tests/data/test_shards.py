@@ -72,7 +72,10 @@ def test_shard_errors_name_shard_and_sample(tmp_path):
     refused(b"", r"0.tar is not a complete, uncompressed tar file")
     refused(b"\x1f\x8b" + whole, r"decompress it")
     refused(whole[:image_at] + b"?" * 40 + whole[image_at + 40 :], r"000001.png in .*0.tar cannot be read as an image")
-    refused(whole[:caption_at] + b"\xff" + whole[caption_at + 1 :], r"000001.png in .*0.tar has no caption that is te")
+    refused(
+        whole[:caption_at] + b"\xff" + whole[caption_at + 1 :],
+        r"000001.png in .*0.tar does not have a caption that is te",
+    )
     refused(bytes(10240), r"0.tar has 0 captioned image")
     refused(whole.replace(b"000002.txt", b"000002.doc"), r"not whole|is not a complete")  # the header's sum tells
 
@@ -89,7 +92,7 @@ def test_samples_without_caption_are_named(tmp_path):
     with pytest.raises(DataError, match=r"sample 7 of .*none.tar has no caption: add 7.txt or 7.json"):
         CaptionedShards(str(tmp_path / "none.tar")).prepare_data()
     for name in ("null", "no"):
-        with pytest.raises(DataError, match=rf"7.png in .*{name}.tar has no caption that is text"):
+        with pytest.raises(DataError, match=rf"7.png in .*{name}.tar does not have a caption that is text"):
             CaptionedShards(str(tmp_path / f"{name}.tar"), size=8).split("val")[0]
 
 
@@ -98,5 +101,5 @@ def test_shard_options_are_checked(tmp_path):
         with pytest.raises(DataError, match=r"no shard .*--data.shards"):
             CaptionedShards(str(names)).split("train")
     path = write_shard(tmp_path / "0.tar", range(2))
-    with pytest.warns(UserWarning, match="cannot be kept .* set the option cache"):
+    with pytest.warns(UserWarning, match="cannot be written .* set the option cache"):
         CaptionedShards(str(path), cache=str(path)).prepare_data()

@@ -220,7 +220,7 @@ def test_what_a_format_cannot_hold_is_named(tmp_path, monkeypatch):
     refused = [
         (module(adm(0, noise_embedding=FourierEmbedding(128)), 0.25), "diffusers", "changes too quickly with sigma"),
         (module(unet2d(0), 0.25), "diffusers", "has too few channels"),
-        (module(adm(0), contrast={1: 1.5}), "diffusers", "does not know the contrast .* give --format onnx"),
+        (module(adm(0), contrast={1: 1.5}), "diffusers", "cannot apply the contrast .* give --format onnx"),
         (module(DDPMpp(3, 16, (1, 2), 1, (1,))), "diffusers", "diffusers has no DDPMpp: networks of the classes ADM"),
         (module(UNet(3, 32)), "diffusers", "diffusers has no UNet: .* give --format onnx or --format safetensors"),
         (module(adm(0, channels=32)), "diffusers", "set norm_groups, or channels of at least 128"),

@@ -163,13 +163,13 @@ def test_odd_averages_are_no_averages(tmp_path, callbacks):
     state = {f"backbone.{name}": tensor for name, tensor in ResidualMLP(2).state_dict().items()}
     torch.save({"state_dict": state, CONFIG_KEY: config, "callbacks": callbacks}, tmp_path / "x.ckpt")
     assert load_module(tmp_path / "x.ckpt").sample(2).shape == (2, 2)
-    with pytest.raises(CheckpointError, match="no averaged weights of backbone: ask for the raw ones"):
+    with pytest.raises(CheckpointError, match="no averaged weights of backbone: choose the raw ones"):
         load_module(tmp_path / "x.ckpt", "ema")
 
 
 def test_a_small_file_does_not_ask_for_much_memory(tmp_path):
     (tmp_path / "x.pkl").write_bytes(b"\x80\x04Nr" + (2**31 - 2).to_bytes(4, "little") + b".")
-    with pytest.raises(CheckpointError, match="holds no network under 'ema'"):
+    with pytest.raises(CheckpointError, match="does not hold a network under 'ema'"):
         read_tensors(tmp_path / "x.pkl")
     torch.save({"map_layer0.weight": torch.zeros(1, 1).expand(4, 10**7)}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="is not a state dict"):

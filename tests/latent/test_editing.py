@@ -199,7 +199,7 @@ def test_a_student_is_drawn_as_it_was_distilled(tmp_path, capsys, files):
     ("line", "message"),
     [
         *(
-            (f"{name} {BASE} --image=a.png", f"{name} needs a model of pixels: give --ckpt_path in place of --pipeline")
+            (f"{name} {BASE} --image=a.png", f"{name} needs a model in pixels: give --ckpt_path in place of --pipeline")
             for name in ("colourise", "super-resolution", "denoise", "interpolate")
         ),
         (f"blur {BASE} --image=a.png", "invalid choice: 'blur'"),

@@ -423,10 +423,10 @@ UNFIT: list[tuple[str, Callable[[Path], Path]]] = [
         folder, lambda t: t.update({f"{Q}.lora_A.weight": torch.zeros(4, 5)})
     )),
     ("lacks half", lambda folder: changed(folder, lambda t: t.__delitem__(f"{Q}.lora_A.weight"))),
-    ("unet.cat.lora_A.weight has no place", lambda folder: changed(
+    ("unet.cat.lora_A.weight does not belong", lambda folder: changed(
         folder, lambda t: t.update({"unet.cat.lora_A.weight": torch.zeros(4, 4)})
     )),
-    ("cat has no place", lambda folder: changed(folder, lambda t: t.update({"cat": torch.zeros(4)}))),
+    ("cat does not belong", lambda folder: changed(folder, lambda t: t.update({"cat": torch.zeros(4)}))),
     ("twice", lambda folder: changed(
         folder, lambda t: t.update({f"{kohya.diffusers_key(Q[5:])}.lora_down.weight": torch.zeros(4, 16)})
     )),

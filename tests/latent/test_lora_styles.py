@@ -143,7 +143,7 @@ def test_a_foreign_key_is_named(foreign: str, style: str, tuned: Any, tmp_path: 
     pipe = make("sd15")
     with pytest.raises(CheckpointError) as error:
         load_lora(pipe, tmp_path)
-    assert f"its {foreign} has no place in the UNet" in str(error.value)
+    assert f"its {foreign} does not belong to the UNet" in str(error.value)
     assert adapter_names(pipe.unet) == []
 
 
@@ -209,7 +209,7 @@ def test_a_file_that_tells_its_alpha_needs_no_configuration_beside(tuned: Any, t
 BAD_CONFIGS = {
     "cut": ("{", "adapter_config.json is damaged"),
     "a list": ("[1]", "adapter_config.json is damaged"),
-    "another rank": ('{"r": 8, "lora_alpha": 8}', "it says rank 8 for .*, but the rank is 4"),
+    "another rank": ('{"r": 8, "lora_alpha": 8}', "it gives rank 8 for .*, but the rank is 4"),
     "pissa": ('{"r": 4, "init_lora_weights": "pissa_niter_4"}', "initialised as pissa_niter_4, which changes the base"),
     "olora": ('{"r": 4, "init_lora_weights": "OLoRA"}', "initialised as olora, which changes the base"),
     "text for alpha": ('{"r": 4, "lora_alpha": "much"}', "adapter_config.json is damaged"),
@@ -272,11 +272,11 @@ class Object:
 
 
 BAD_SAVED: dict[str, tuple[object, str]] = {
-    "an object": ({"x": Object()}, "damaged, or not a file of tensors alone"),
+    "an object": ({"x": Object()}, "damaged, or does not hold tensors alone"),
     "a list": ([torch.zeros(2)], "holds no LoRA"),
     "nothing": ({}, "holds no LoRA"),
     "text": ({"name": "cat"}, "its name is not a tensor"),
-    "a whole model": ({"state_dict": {"conv_in.weight": torch.zeros(2)}}, "its conv_in.weight has no place"),
+    "a whole model": ({"state_dict": {"conv_in.weight": torch.zeros(2)}}, "its conv_in.weight does not belong"),
 }
 
 

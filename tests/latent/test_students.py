@@ -159,7 +159,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "nothing": ({}, "is not a state dict of a UNet"),
     "a list": ([torch.zeros(1)], "is not a state dict of a UNet"),
     "numbers": ({"conv_in.weight": 3}, "is not a state dict of a UNet"),
-    "an object": ({"x": Object()}, "is damaged, or not a file of tensors alone"),
+    "an object": ({"x": Object()}, "is damaged, or does not hold tensors alone"),
 }
 
 

@@ -87,7 +87,7 @@ def test_scores_tell_it_beside_the_frechet_distance(digits, tmp_path):
     load_reference(read.measures[0], tmp_path / "r.safetensors")
     assert read([(digits[1::2], None)])["kid_mnist"] == pytest.approx(scores["kid_mnist"], rel=1e-6)
     save_reference(plain.measures[0], tmp_path / "p.safetensors", write=True)
-    with pytest.raises(CheckpointError, match=r"p.safetensors holds no reference"):
+    with pytest.raises(CheckpointError, match=r"p.safetensors does not hold reference"):
         load_reference(read.measures[0], tmp_path / "p.safetensors")
 
 

@@ -208,7 +208,7 @@ def test_few_steps_are_eulers_on_every_nth_level_of_the_first_teacher():
     )
     torch.testing.assert_close(drawn, trained, rtol=1e-4, atol=1e-4)
     assert m.default_steps == 1
-    with pytest.raises(ConfigError, match="3 steps do not divide the 8 of the first teacher"):
+    with pytest.raises(ConfigError, match="3 steps do not divide the 8 levels of the first teacher"):
         m.sample(2, steps=3)
 
 
@@ -306,10 +306,10 @@ def test_it_is_rebuilt_from_its_checkpoint_without_the_teacher(make, tmp_path):
         (lambda: lightning(critic_lr=0.0), "critic_lr must be a finite number above 0"),
         (lambda: lightning(backbone=torch.nn.Linear(2, 2)), "features, which Linear does not give"),
         (lambda: lightning(lr_scheduler=torch.optim.lr_scheduler.LinearLR), "lr_scheduler must be a RateSchedule"),
-        (lambda: matching(levels=[1.0, 2.0]), "levels must be positive, finite noise levels that descend"),
+        (lambda: matching(levels=[1.0, 2.0]), "levels must be positive, finite noise levels in descending order"),
         (lambda: matching(guidance=-1.0), "guidance must be a finite number of at least 0"),
         (lambda: matching(divergence="jensen"), "divergence must be one of reverse_kl, forward_kl, "),
-        (lambda: matching(divergence="forward_kl", gan_weight=0.0), "forward_kl takes the .*: set gan_weight above 0"),
+        (lambda: matching(divergence="forward_kl", gan_weight=0.0), "forward_kl needs the .*: set gan_weight above 0"),
         (lambda: matching(gan_weight=-1.0), "gan_weight must be a finite number of at least 0"),
     ],
 )

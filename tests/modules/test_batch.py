@@ -50,7 +50,7 @@ def test_labels_of_any_clear_kind_become_whole_numbers(labels):
         (LABELS > 1, "labels of type torch.bool"),
         (torch.rand(4, 3), "not one-hot"),
         (torch.ones(4, 3), "not one-hot"),
-        (LABELS[:3], "labels of shape (3,): give the numbers of classes, (4,)"),
+        (LABELS[:3], "labels of shape (3,): give class indices, (4,)"),
         (torch.zeros(4, 5), "labels of shape (4, 5)"),
         (torch.tensor(1), "labels of shape ()"),
         (["a cat"] * 4, "the data has no labels: set --model.backbone.num_classes=0"),

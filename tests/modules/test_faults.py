@@ -47,7 +47,7 @@ def test_images_that_are_not_finite_are_named_by_step_and_number(tmp_path, step,
     named = [i for i in images_of(seen_first, accumulate) if i in bad]
     said = stopped(data("train", *bad), tmp_path, accumulate_grad_batches=accumulate)
     assert said == (
-        f"the loss is not finite since step {seen_first}, whose batch has training images that are not finite, "
+        f"the loss has not been finite since step {seen_first}, whose batch has training images that are not finite, "
         f"numbers {', '.join(map(str, named))}: repair or remove them"
     )
 
@@ -67,7 +67,7 @@ def test_the_images_of_a_step_are_those_of_its_batch():
     assert toy.images_of_step(4)[7:] == images_of(4, 1)[:3]
 
 
-DIVERGED = "the loss is not finite since step 5: lower the learning rate, or "
+DIVERGED = "the loss has not been finite since step 5: lower the learning rate, or "
 
 
 @pytest.mark.parametrize(

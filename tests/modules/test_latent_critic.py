@@ -215,7 +215,7 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_bit(make, student, tmp_path):
     ("make", "line"),
     [
         (lambda: lightning(stages=[]), "stages must be given"),
-        (lambda: lightning(discriminator_levels=[1000]), "discriminator_levels must be timesteps, 0 ... 999"),
+        (lambda: lightning(discriminator_levels=[1000]), "discriminator_levels must be timesteps in 0 ... 999"),
         (lambda: lightning(discriminator_levels=[]), "discriminator_levels must be given"),
         (lambda: matching(timesteps=[]), "timesteps must descend within 0 ... 999"),
         (lambda: matching(timesteps=[499, 999]), "timesteps must descend within 0 ... 999"),

@@ -19,6 +19,8 @@ FOLDER = ROOT / "experiments/benchmarks"
     ("script", "options", "line"),
     [
         ("steps.py", "--channels 8 --side 8 --images 2 --rounds 1 --only EDM DMD2", r"\| DMD2 \| [\d.]+ \|"),
+        ("growth.py", "--images 1 --side 8 --channels 8 --rounds 1", r"\| pixels: 64, 256, 1,024 \|"),
+        ("parts.py", "--rounds 1", r"\| a pass and its gradients \| [\d.]+ \|"),
         ("overhead.py", "--small --steps 3", r"ratio full / bare: [\d.]+"),
     ],
 )

@@ -40,6 +40,25 @@ def test_the_boxes_are_those_of_the_data(figure):
     torch.testing.assert_close(inside.float().mean(0), torch.full((8,), 1 / 8), rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize("shape", ["checkerboard", "gaussians", "moons"])
+def test_an_oracle_has_the_distribution_of_the_data(figure, shape):
+    points, _ = draw(shape, 20_000, torch.Generator().manual_seed(0))
+    oracle = figure.ORACLES[shape]()
+    far = torch.full((1,), 1e3, dtype=torch.float64)
+    mean = oracle.denoiser(torch.zeros(1, 2, dtype=torch.float64), far)[0]
+    torch.testing.assert_close(mean, points.double().mean(0), rtol=0, atol=0.02)
+    # E[x0 | x] of points at distance sigma^2 moves by the covariance of the data
+    moved = [oracle.denoiser(far[0] ** 2 * axis[None], far)[0] - mean for axis in 1e-2 * torch.eye(2).double()]
+    torch.testing.assert_close(100 * torch.stack(moved), points.double().T.cov(), rtol=0, atol=0.01)
+
+
+def test_the_moons_are_as_exact_as_with_ten_times_the_gaussians(figure):
+    generator, sigma = torch.Generator().manual_seed(0), torch.full((200,), 0.02, dtype=torch.float64)
+    x = draw("moons", 200, generator)[0].double() + 0.02 * torch.randn(200, 2, generator=generator)
+    coarse, fine = (figure.moons(each=each).denoiser(x, sigma) for each in (200, 2000))
+    torch.testing.assert_close(coarse, fine, rtol=0, atol=1e-3)
+
+
 def test_a_trajectory_starts_at_the_level_of_the_module(figure):
     assert figure.start_level(diffusion()) == 80
     assert figure.start_level(two_times(MeanFlow)) == figure.FAR
@@ -47,8 +66,8 @@ def test_a_trajectory_starts_at_the_level_of_the_module(figure):
 
 
 def test_the_error_is_the_root_mean_square_distance_from_the_exact_ends(figure):
-    exact, module = figure.Exact(torch.randn(5, 2, generator=torch.Generator().manual_seed(0))), diffusion()
-    exact.oracle.steps = 32
+    noise = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    exact, module = figure.Exact(noise, figure.checkerboard(steps=32)), diffusion()
     module.generate = lambda z, labels, sigmas, generator: exact.ends(80) + torch.tensor([3.0, 4.0])
     assert exact.error(module) == pytest.approx(5)
 
@@ -60,6 +79,6 @@ def test_a_cell_has_mean_and_standard_deviation(figure):
 def test_a_picture_has_a_row_for_each_method_and_gaps(figure, tmp_path):
     points = draw("checkerboard", 100, torch.Generator().manual_seed(0))[0]
     for number in (1, 3):
-        figure.picture([("one", [points] * 4 + [None])] * number, tmp_path / f"{number}.png")
+        figure.picture([("one", [points] * 4 + [None])] * number, "checkerboard", tmp_path / f"{number}.png")
     one, three = (Image.open(tmp_path / f"{number}.png").size for number in (1, 3))
     assert (one[0], 3 * one[1]) == pytest.approx(three, abs=3)

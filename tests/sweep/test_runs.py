@@ -178,9 +178,9 @@ def test_null_survives_records_resume_and_results():
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ([], "to go on: cm-lightning sweep 'my sweep.yaml' --resume"),
-        (["--output=a b"], "to go on: cm-lightning sweep 'my sweep.yaml' '--output=a b' --resume"),
-        (["--resume", "--retry-failed"], "to go on: cm-lightning sweep 'my sweep.yaml' --resume --retry-failed"),
+        ([], "to resume: cm-lightning sweep 'my sweep.yaml' --resume"),
+        (["--output=a b"], "to resume: cm-lightning sweep 'my sweep.yaml' '--output=a b' --resume"),
+        (["--resume", "--retry-failed"], "to resume: cm-lightning sweep 'my sweep.yaml' --resume --retry-failed"),
     ],
 )  # fmt: skip
 def test_an_interruption_says_how_to_go_on(kind, options, expected, monkeypatch, capsys):
@@ -307,7 +307,7 @@ def test_a_trial_that_ends_badly_is_reported_by_why(code, expected, capsys):
 
 
 def test_two_sweeps_do_not_share_a_folder():
-    refusal = r"another sweep runs in runs/sweeps/fake: wait for its end, or give another --output"
+    refusal = r"another sweep runs in runs/sweeps/fake: wait until it ends, or give another --output"
     with alone(FOLDER), pytest.raises(ConfigError, match=refusal):
         sweep([write(3)])
     assert not (FOLDER / "trials").exists()
@@ -360,7 +360,7 @@ def test_the_engine_gets_the_checked_definition_and_its_trials_are_counted(monke
     assert engine.definition["metric"] == {"goal": "minimize", "name": "val/loss"}
     bayes = {"x": {"distribution": "log_uniform_values", "min": "1e-5", "max": "1e-2"}}
     write(method="bayes", parameters=bayes)
-    with pytest.raises(ConfigError, match="a bayes search has no end: give --count"):
+    with pytest.raises(ConfigError, match="a bayes search does not end by itself: give --count"):
         sweep(["s.yaml"])
     assert status("s.yaml", "--count=1", "--dry-run") == 0
     assert engine.definition["parameters"]["x"] == {**bayes["x"], "min": 1e-5, "max": 1e-2}

@@ -147,7 +147,7 @@ def test_no_finished_trial_is_lost(how):
     else:
         assert ended(4)  # its process too
         assert [row["state"] for row in results()] == ["finished", "interrupted"]
-        assert Path("out.txt").read_text().endswith("to go on: cm-lightning sweep s.yaml --resume\n")
+        assert Path("out.txt").read_text().endswith("to resume: cm-lightning sweep s.yaml --resume\n")
     Path("go_on").touch()
     sweep(["s.yaml", "--resume"])
     assert [row["state"] for row in results()] == ["finished", "finished"]
@@ -203,11 +203,11 @@ def test_errors_name_the_file_or_the_parameter():
         sweep([write(method="guess", parameters={})])
     with pytest.raises(ConfigError, match="parameter x of a grid needs value or values"):
         sweep([write(parameters={"x": {"min": 0, "max": 1}})])
-    with pytest.raises(ConfigError, match="a random search has no end: give --count"):
+    with pytest.raises(ConfigError, match="a random search does not end by itself: give --count"):
         sweep([write(method="random", parameters={"x": {"min": 0, "max": 1}})])
     with pytest.raises(ConfigError, match=r"parameter x: distribution beta cannot be drawn without a and b"):
         sweep([write(method="random", parameters={"x": {"distribution": "beta"}})])
-    with pytest.raises(ConfigError, match="nested ones go by dots"):
+    with pytest.raises(ConfigError, match="write nested parameters with dots"):
         sweep([write(parameters={"x": {"parameters": {"y": {"value": 1}}}})])
 
 

@@ -4,12 +4,12 @@ const element = (id) => document.getElementById(id);
 
 /** The network, its description, and the runtime, once they are loaded. */
 let session, model, ort;
-/** Whose arithmetic is used. */
+/** The backend that computes. */
 let backend = "WebAssembly";
 let label = 0;
 
 /**
- * Uniform numbers in [0, 1) from a seed of 32 bits: the generator mulberry32, which adds a constant to a counter and
+ * Uniform random numbers in [0, 1) from a 32-bit seed: the generator mulberry32, which adds a constant to a counter and
  * mixes its bits.
  */
 function uniform(seed) {
@@ -22,7 +22,7 @@ function uniform(seed) {
   };
 }
 
-/** Noise of unit variance for a whole seed, n numbers: Box and Muller's transform of pairs of uniform numbers. */
+/** n values of unit noise for a whole seed: the Box-Muller transform of pairs of uniform random numbers. */
 function noiseOf(seed, n) {
   const next = uniform(seed);
   const noise = new Float64Array(n);
@@ -34,7 +34,7 @@ function noiseOf(seed, n) {
   return noise;
 }
 
-/** Noise for any seed; between two whole ones on the arc from the noise of one to that of the other. */
+/** Noise for any seed; between two whole seeds it lies on the arc between their noise. */
 function noiseAt(seed, n) {
   const low = Math.floor(seed), share = seed - low;
   const a = noiseOf(low, n), b = noiseOf(low + 1, n);
@@ -45,7 +45,7 @@ function noiseAt(seed, n) {
   return Float32Array.from(a, (value, i) => toA * value + toB * b[i]);
 }
 
-/** The picture of unit noise, C x H x W values in [-1, 1], in one evaluation. */
+/** The image for unit noise, C x H x W values in [-1, 1], in one evaluation. */
 async function draw(noise, label) {
   const inputs = { noise: new ort.Tensor("float32", noise, [1, ...model.shape]) };
   if (model.classes) inputs.class_label = new ort.Tensor("int64", BigInt64Array.of(BigInt(label)), [1]);
@@ -67,7 +67,7 @@ function show(values) {
 
 let busy = false, waiting = false;
 
-/** Draw what the controls say. While a picture is drawn, further moves are remembered as one. */
+/** Draw for the current controls. While an image is drawn, only the latest further move is remembered. */
 async function update() {
   waiting = true;
   if (busy) return;
@@ -85,7 +85,7 @@ async function update() {
   busy = false;
 }
 
-/** Buttons for the classes, or a number where there are too many. */
+/** Buttons for the classes, or a number field if there are too many. */
 function classes() {
   const parent = element("classes");
   if (model.classes > 20) {
@@ -116,13 +116,13 @@ function classes() {
   }
 }
 
-/** Whether there is a graphics card behind WebGPU; one that is computed by the processor is slower than WebAssembly. */
+/** Whether WebGPU uses a graphics card; its emulation on the processor is slower than WebAssembly. */
 async function hasGpu() {
   const adapter = await navigator.gpu?.requestAdapter();
   return Boolean(adapter) && !(adapter.info?.isFallbackAdapter ?? adapter.isFallbackAdapter);
 }
 
-/** Load the runtime and the network: by WebGPU where the browser has it, else by WebAssembly. */
+/** Load the runtime and the network, with WebGPU if the browser has it, else with WebAssembly. */
 async function load() {
   const wanted = new URLSearchParams(location.search).get("backend");
   if (model.webgpu && wanted !== "wasm" && await hasGpu()) {
@@ -132,7 +132,7 @@ async function load() {
       backend = "WebGPU";
       return;
     } catch (error) {
-      console.warn("WebGPU does not take this network, WebAssembly will:", error);
+      console.warn("WebGPU cannot run this network, so WebAssembly is used:", error);
     }
   }
   ort = await import("./runtime/ort.wasm.min.mjs");
@@ -146,7 +146,7 @@ async function start() {
   Object.assign(element("picture"), { height, width });
   classes();
   element("seed").addEventListener("input", update);
-  element("model").textContent = `Each picture is one evaluation of a network of ${model.parameters.toLocaleString("en")} `
+  element("model").textContent = `Each image is one evaluation of a network of ${model.parameters.toLocaleString("en")} `
     + "parameters, which runs on this device.";
   await update();
   element("controls").hidden = element("picture").hidden = false;
