@@ -30,8 +30,7 @@ class Frame:
     Args:
         pixels: (C, H, W) uint8.
         drawn: whether it was drawn; else it is the picture of an earlier frame, repeated.
-        seconds: the time of drawing from the frame to its picture, in which other frames were drawn, too, with batched
-            steps.
+        seconds: the time of drawing from the frame to its picture; with batched steps also that of the frames between.
         at: the time of drawing from the first frame to this picture, in seconds.
     """
 
@@ -69,10 +68,12 @@ def redraw_frames(
     FRACTION.check(threshold=threshold)
     push, delay = _line(drawer, wish, steps, batch_steps)
     rest = iter(frames)
-    for first in rest:
-        for frame in [*[first] * (delay + 1), *[None] * delay]:
-            push(frame)  # the first pictures take longer than all others
-        yield from _through(push, delay, chain([first], rest), threshold)
+    first = next(rest, None)
+    if first is None:
+        return
+    for frame in [*[first] * (delay + 1), *[None] * delay]:
+        push(frame)  # the first pictures take longer than all others
+    yield from _through(push, delay, chain([first], rest), threshold)
 
 
 def _through(push: _Push, delay: int, frames: Iterable[Tensor], threshold: float) -> Iterator[Frame]:
