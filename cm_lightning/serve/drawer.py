@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cm_lightning.core.stream_batch import Stages
 from cm_lightning.images import png_bytes
 from cm_lightning.serve.wish import Wish
 
@@ -64,6 +65,18 @@ class Drawer(ABC):
 
         Raises:
             ConfigError: the wish does not fit the model.
+        """
+
+    @abstractmethod
+    def stages(self, wish: Wish, steps: int | None) -> Stages:
+        """The steps by which :meth:`pixels` draws an image anew, for frames that share the passes of the network.
+
+        Args:
+            wish: the values of the controls, without the steps.
+            steps: the number of steps; the model's own if None.
+
+        Raises:
+            ConfigError: the wish does not fit the model, or its steps cannot be batched.
         """
 
     @abstractmethod
