@@ -42,6 +42,7 @@ from .core.distance import ElementwiseHuber as ElementwiseHuber
 from .core.distance import PseudoHuber as PseudoHuber
 from .core.dyadic_times import DyadicTimes as DyadicTimes
 from .core.dyadic_times import EvenSteps as EvenSteps
+from .core.eulerian import Eulerian as Eulerian
 from .core.flow_matching import Diagonal as Diagonal
 from .core.flow_matching import FlowMatching as FlowMatching
 from .core.flow_matching import Split as Split
@@ -157,6 +158,7 @@ from .modules.lpips import LPIPS as LPIPS
 from .modules.mean_flow import MeanFlow as MeanFlow
 from .modules.moment_matching import InductiveMomentMatching as InductiveMomentMatching
 from .modules.progressive import ProgressiveDistillation as ProgressiveDistillation
+from .modules.self_distillation import EulerianSelfDistillation as EulerianSelfDistillation
 from .modules.self_distillation import LagrangianSelfDistillation as LagrangianSelfDistillation
 from .modules.self_distillation import ProgressiveSelfDistillation as ProgressiveSelfDistillation
 from .modules.shortcut import ShortcutModel as ShortcutModel

@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
             "leave --target out, or name another --metric"
         )
 
-    from cm_lightning.report.figures import curves, sheets
+    from cm_lightning.report.figures import curves, losses, sheets
     from cm_lightning.report.runs import read_runs
     from cm_lightning.report.tables import (
         baseline_table,
@@ -79,9 +79,11 @@ def main(argv: Sequence[str]) -> None:
     if args.target is not None:
         tables.append(target_table(runs, metric, nfe, args.target))
     tables = [table for table in (*tables, difference_table(runs)) if table.rows]
-    for old in [args.output / "curves.png", *args.output.glob("samples_nfe*.png")]:
+    quality, training = args.output / "curves.png", args.output / "losses.png"
+    for old in [quality, training, *args.output.glob("samples_nfe*.png")]:
         old.unlink(missing_ok=True)  # from the comparison that is replaced
-    pictures = [args.output / "curves.png"] if curves(runs, metric, nfe, args.output / "curves.png") else []
+    pictures = [quality] if curves(runs, metric, nfe, quality) else []
+    pictures += [training] if losses(runs, training) else []
     for number in sorted({score.nfe for run in runs for score in run.scores} | {nfe}):
         sheet = args.output / f"samples_nfe{number}.png"
         pictures += [sheet] if sheets(runs, number, sheet) else []

@@ -96,7 +96,7 @@ class MomentMatching(Objective):
         here = map(x_t, t, r, c)
         with torch.no_grad(), same_dropout:
             there = target(self.trajectory.advance(x, z, x_t, t, q, c), q, r, c)
-        self.shown = {"raw": (here.detach() - there).square().mean()}
+        self.show(here - there)
         size, total = min(self.curriculum.size, len(x)), x.new_zeros((), dtype=torch.float32)
         whole = len(x) // size * size
         for first, last, group in ((0, whole, size), (whole, len(x), len(x) - whole)):

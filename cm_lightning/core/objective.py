@@ -36,7 +36,8 @@ FlowMap: TypeAlias = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
 class Objective(Recorded, nn.Module, ABC):
     """Base of the losses. It is a module because it may hold learned weights, a teacher, or the networks of a distance.
 
-    After :meth:`loss`, ``shown`` holds further values that are worth logging, on the device.
+    After :meth:`loss`, ``shown`` holds further values that are worth logging, on the device: of the losses that compare
+    two ends or two velocities, ``raw``, see :meth:`show`.
     """
 
     curriculum: Curriculum
@@ -70,6 +71,10 @@ class Objective(Recorded, nn.Module, ABC):
     def phase(self, clock: Clock) -> str:
         """The name of this part of the run, in a word or two; empty where all parts are alike."""
         return self.curriculum.phase(clock)
+
+    def show(self, difference: Tensor) -> None:
+        """Keep the mean square of what the loss makes small (B, ...), without distance and weight, as ``raw``."""
+        self.shown = {"raw": difference.detach().square().mean()}
 
     def draw(self, x: Tensor, c: Any, clock: Clock, generator: torch.Generator | None) -> tuple[Times, Tensor, Tensor]:
         """The levels of a batch x (B, ...) under the condition c, unit noise z, and the points x_t at t."""
@@ -120,18 +125,20 @@ class Chord(Objective):
         same_dropout = Replay(x.device)
         here = map(x_t, t, r, c)
         if self.denoising is not None and self.curriculum.target_is_data(clock):
-            return cast(Tensor, self.denoising(expand(edm_weight(t).sqrt(), x) * (here - x), t, r))
+            self.show(difference := here - x)
+            return cast(Tensor, self.denoising(expand(edm_weight(t).sqrt(), x) * difference, t, r))
         with torch.no_grad(), same_dropout:
             if self.curriculum.target_is_data(clock):
                 there = x  # X is the identity at q = r = 0: no need to evaluate the network
             else:
                 x_q = self.trajectory.advance(x, z, x_t, t, q, c)
                 there = target(x_q, q, r, c)
+        self.show(here - there)
         return (self.weighting(t, q) * self.distance(here, there)).mean()
 
 
 class Differentiable(Protocol):
-    """A map as :class:`Tangent` and :class:`Lagrangian` need it, with the output F of its network."""
+    """A map as :class:`Tangent` and :class:`SelfDistillation` need it, with the output F of its network."""
 
     parameterization: Parameterization
 
@@ -217,7 +224,7 @@ class Tangent(Objective):
                     g = self.tangent(target, x_t, t, r, v, c, warm, value, along)
                 goal = F.detach() + self._normalized(g)
         difference = F.to(torch.promote_types(F.dtype, torch.float32)) - goal
-        self.shown = {"raw": difference.detach().square().flatten(1).mean()}
+        self.show(difference)
         return cast(Tensor, self.residual(difference, t, r))
 
     def velocity_output(self, map: Differentiable, t: Tensor, r: Tensor, v: Tensor) -> Tensor:
@@ -288,19 +295,19 @@ class Tangent(Objective):
         return g / expand(norm + self.c, g)
 
 
-class Lagrangian(Objective):
-    """dX/dr at r must be the velocity there: the map's end moves as the trajectory does (Boffi et al. 2025, Eq. 13).
+class SelfDistillation(Objective):
+    """Base of the losses that compare a derivative of the map, in one of its times, with the map's own velocity.
 
-    The gradient passes through the derivative in r, the velocity is the target's own, dX/dr at r = t. So something
-    else must teach that: flow matching beside it, see :class:`~cm_lightning.core.flow_matching.Split`. The map must be
-    one of average velocities.
+    The gradient passes through that derivative alone; what it is compared with, the velocity dX/dr at r = t included,
+    is the target's own. So something else must teach the velocity: flow matching beside it, see
+    :class:`~cm_lightning.core.flow_matching.Split`. The map must be one of average velocities.
 
     Args:
         curriculum: draws t and r; its q is not used.
         trajectory: has the path.
         residual: the loss of the difference.
-        derivative: ``forward_mode``, exact, for networks that have it; ``difference``, central differences in r.
-        h: half the distance in r of the two points of a difference.
+        derivative: ``forward_mode``, exact, for networks that have it; ``difference``, central differences.
+        h: half the distance of the two points of a difference.
     """
 
     def __init__(
@@ -329,26 +336,35 @@ class Lagrangian(Objective):
         (t, _, r), _, x_t = self.draw(x, c, clock, generator)
         with torch.autocast(x.device.type, enabled=False):
             difference = self.difference(map, target, x_t, t, r, c)
-        self.shown = {"raw": difference.detach().square().mean()}
+        self.show(difference)
         return cast(Tensor, self.residual(difference, t, r))
+
+    @abstractmethod
+    def difference(
+        self, map: Differentiable, target: Differentiable, x_t: Tensor, t: Tensor, r: Tensor, c: Any = None
+    ) -> Tensor:
+        """What must vanish at x_t (B, ...), t and r (B,): (B, ...)."""
+
+    def along(self, f: Callable[[Tensor], Tensor], at: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """The value of f, and its derivative along a direction; from differences, both are right up to h^2."""
+        if self.derivative == "forward_mode":
+            return cast(tuple[Tensor, Tensor], jvp(f, (at,), (direction,)))
+        same_dropout = Replay(at.device)
+        above = f(at + self.h * direction)
+        with same_dropout:
+            below = f(at - self.h * direction)
+        return (above + below) / 2, (above - below) / (2 * self.h)
+
+
+class Lagrangian(SelfDistillation):
+    """dX/dr at r must be the velocity there: the map's end moves as the trajectory does (Boffi et al. 2025, Eq. 13)."""
 
     def difference(
         self, map: Differentiable, target: Differentiable, x_t: Tensor, t: Tensor, r: Tensor, c: Any = None
     ) -> Tensor:
         """dX(x_t, t, r)/dr - sg v(X, r), (B, ...)."""
         same_dropout = Replay(x_t.device)
-        end, along = self._end_and_derivative(map, x_t, t, r, c, same_dropout)
+        end, along_r = self.along(lambda r: map(x_t, t, r, c), r, torch.ones_like(r))
         with torch.no_grad(), same_dropout:
             velocity = target.velocity(end.detach(), r, c)
-        return along - velocity
-
-    def _end_and_derivative(
-        self, map: Differentiable, x_t: Tensor, t: Tensor, r: Tensor, c: Any, same_dropout: Replay
-    ) -> tuple[Tensor, Tensor]:
-        """X(x_t, t, r), and its derivative in r; from differences, both are right up to h^2."""
-        if self.derivative == "forward_mode":
-            return cast(tuple[Tensor, Tensor], jvp(lambda r: map(x_t, t, r, c), (r,), (torch.ones_like(r),)))
-        above = map(x_t, t, r + self.h, c)
-        with same_dropout:
-            below = map(x_t, t, r - self.h, c)
-        return (above + below) / 2, (above - below) / (2 * self.h)
+        return along_r - velocity

@@ -123,7 +123,7 @@ class SoftConsistency(Objective):
         if not self.denoising_weight:
             return matching
         denoising = self.denoising(map, x, c, generator)
-        self.shown = {"matching": matching.detach(), "denoising": denoising.detach()}
+        self.shown |= {"matching": matching.detach(), "denoising": denoising.detach()}
         weight = (
             balance(matching, denoising, cast(nn.Module, map.network))
             if self.balanced and matching.requires_grad
@@ -146,6 +146,7 @@ class SoftConsistency(Objective):
                 there = target(x_q, q, r, c)
             with same_dropout:
                 goal = target(there, r, end, c)
+        self.show(clean - goal)
         return (self.weighting(t, q) * self.distance(clean, goal)).mean()
 
     def denoising(self, map: Map, x: Tensor, c: Any, generator: Generator | None = None) -> Tensor:

@@ -58,7 +58,7 @@ class VelocityChord(Objective):
         u = map.output(x_t, t, r, c)
         goal = self.goal(target, x, z, x_t, Times(t, q, r), c, same_dropout)
         difference, p = u.to(goal.dtype) - goal, _part(t, q, r)
-        self.shown = {"raw": difference.detach().square().mean()}
+        self.show(difference)
         losses = self.residual.each(difference / expand(p**self.quotient, x), t, r)
         return (p**self.weight * losses).mean()
 

@@ -12,11 +12,12 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 
 from cm_lightning.core.curriculum import Curriculum
+from cm_lightning.core.eulerian import Eulerian
 from cm_lightning.core.flow_matching import FlowMatching, Split
 from cm_lightning.core.gap import ConstantGap, Gap, Through
 from cm_lightning.core.limit_times import TwoTimes
 from cm_lightning.core.noise import UniformTime
-from cm_lightning.core.objective import Lagrangian
+from cm_lightning.core.objective import Lagrangian, SelfDistillation
 from cm_lightning.core.parameterization import AverageVelocity
 from cm_lightning.core.path import Linear
 from cm_lightning.core.residual import Residual
@@ -28,18 +29,20 @@ from cm_lightning.domains import INNER
 from cm_lightning.modules.flow_map import FlowMapModule
 
 
-class LagrangianSelfDistillation(FlowMapModule):
-    """LSD (Boffi et al. 2025, Eq. 13): dX/dr is the velocity that the network itself learns, at X.
+class _ByDerivative(FlowMapModule):
+    """Base of LSD and ESD: a loss of a derivative of the map is beside flow matching.
 
     Args:
         curriculum: draws t and r; uniform on r < t if None.
         residual: the loss of the difference, by default its square.
         flow_matching: the loss that teaches the velocity; with uniform t and the squared error if None.
         share: the part of a batch for flow matching, in (0, 1).
-        derivative: see :class:`~cm_lightning.core.objective.Lagrangian`.
+        derivative: see :class:`~cm_lightning.core.objective.SelfDistillation`.
         backbone, image_shape, parameterization, sampling_sigmas, target_rate: see :class:`FlowMapModule`;
             label_dropout, optimizer, lr_scheduler, start_from: see its bases.
     """
+
+    derivative_loss: type[SelfDistillation]
 
     def __init__(
         self,
@@ -60,11 +63,26 @@ class LagrangianSelfDistillation(FlowMapModule):
     ) -> None:
         INNER.check(self, share=share)
         times = curriculum or TwoTimes(UniformTime(), different=1.0)
-        lagrangian = Lagrangian(times, SameNoise(Linear()), residual, derivative)
+        rest = self.derivative_loss(times, SameNoise(Linear()), residual, derivative)
         super().__init__(
-            backbone, image_shape, Split(flow_matching or FlowMatching(), lagrangian, share), parameterization,
+            backbone, image_shape, Split(flow_matching or FlowMatching(), rest, share), parameterization,
             sampling_sigmas, label_dropout, optimizer, lr_scheduler, start_from, target_rate,
         )  # fmt: skip
+
+
+class LagrangianSelfDistillation(_ByDerivative):
+    """LSD (Boffi et al. 2025, Eq. 13): dX/dr is the velocity that the network itself learns, at X."""
+
+    derivative_loss = Lagrangian
+
+
+class EulerianSelfDistillation(_ByDerivative):
+    """ESD (Boffi et al. 2025): X does not change along the velocity that the network itself learns, at x_t.
+
+    The paper finds it unstable on images, where LSD is not.
+    """
+
+    derivative_loss = Eulerian
 
 
 class ProgressiveSelfDistillation(FlowMapModule):

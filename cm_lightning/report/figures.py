@@ -1,10 +1,11 @@
-"""Curves of quality, and sheets of samples side by side."""
+"""Curves of quality and of losses, and sheets of samples side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import isnan
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 
@@ -14,7 +15,11 @@ import matplotlib.pyplot as plt
 
 from cm_lightning.files import replacing
 from cm_lightning.metrics.names import has_direction, is_rising
+from cm_lightning.report.logs import LOSSES
 from cm_lightning.report.runs import Run
+
+#: There are ten colours, and three times as many kinds of lines.
+_LINES = ("-", "--", ":")
 
 
 def curves(runs: Sequence[Run], metric: str, nfe: int, path: Path) -> bool:
@@ -22,14 +27,11 @@ def curves(runs: Sequence[Run], metric: str, nfe: int, path: Path) -> bool:
     shown = [run for run in runs if run.curve(metric, nfe)]
     if not shown:
         return False
-    names = list(dict.fromkeys(run.label for run in shown))
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
-    for run in shown:
+    for run, style in styled(shown):
         images, seconds, values = zip(*run.curve(metric, nfe), strict=True)
-        colour = f"C{names.index(run.label)}"
-        first = run is next(other for other in shown if other.label == run.label)
         for axis, x in zip(axes, (images, seconds), strict=True):
-            axis.plot(x, values, "o-", color=colour, ms=4, lw=1.5, alpha=0.85, label=run.label if first else None)
+            axis.plot(x, values, marker="o", ms=4, lw=1.5, **style)
     for axis, label in zip(axes, ("images seen", "seconds of training"), strict=True):
         axis.set_xlabel(label)
         axis.set_xlim(left=0)
@@ -43,6 +45,41 @@ def curves(runs: Sequence[Run], metric: str, nfe: int, path: Path) -> bool:
     axes[1].legend(fontsize=8)
     save_figure(figure, path)
     return True
+
+
+def losses(runs: Sequence[Run], path: Path) -> bool:
+    """Plot the training loss, and the raw error beside it, against images; False if nothing was logged.
+
+    A weight that depends on the error keeps a loss flat while the raw error, the mean square of what the loss makes
+    small, still falls. Neither can be compared between methods: each has a difference of its own.
+    """
+    shown = [run for run in runs if any(map(run.losses_by_images, LOSSES))]
+    names = [name for name in LOSSES if any(run.losses_by_images(name) for run in shown)]
+    if not names:
+        return False
+    size = (1.8 + 4.6 * len(names), 4.2)
+    figure, axes = plt.subplots(1, len(names), figsize=size, sharex=True, squeeze=False, layout="constrained")
+    for axis, name in zip(axes[0], names, strict=True):
+        for run, style in styled(shown):
+            if points := run.losses_by_images(name):
+                axis.plot(*zip(*points, strict=True), lw=1.2, **style)
+        axis.set(xlabel="images seen", ylabel=name, xlim=(0, None))
+        axis.grid(alpha=0.3)
+        negative = any(value < 0 for run in shown for _, value in run.losses_by_images(name))
+        axis.set_yscale("symlog" if negative else "log")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    save_figure(figure, path)
+    return True
+
+
+def styled(runs: Sequence[Run]) -> Iterator[tuple[Run, dict[str, Any]]]:
+    """Each run with the style of its line: all runs of one name look alike, and have one entry in the legend."""
+    names = list(dict.fromkeys(run.label for run in runs))
+    for i, run in enumerate(runs):
+        number = names.index(run.label)
+        first = all(run.label != other.label for other in runs[:i])
+        style = {"color": f"C{number % 10}", "ls": _LINES[number // 10 % len(_LINES)], "alpha": 0.85}
+        yield run, {**style, "label": run.label if first else None}
 
 
 def sheets(runs: Sequence[Run], nfe: int, path: Path) -> bool:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from cm_lightning.errors import DataError
 
@@ -16,6 +16,8 @@ Note: TypeAlias = Callable[[str], object]
 
 _SCORE = re.compile(r"(?P<stage>val|test)/(?P<metric>\w+)_nfe(?P<nfe>\d+)")
 _FLOOR = re.compile(r"(?:val|test)/(?P<metric>\w+)_floor")
+#: What tells of the training itself, as logged: the loss, and the mean square of the difference that it makes small.
+LOSSES = ("train/loss", "train/raw")
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,12 @@ class Score:
 class Log:
     """The contents of a file in the order they were logged.
 
-    ``progress`` is (step, images seen, seconds of training), and ``floor`` the last scores of real images by metric.
+    ``progress`` is (step, images seen, seconds of training), ``losses`` (step, value) by the names in :data:`LOSSES`,
+    and ``floor`` the last scores of real images by metric.
     """
 
     progress: list[tuple[int, float, float]] = field(default_factory=list)
+    losses: dict[str, list[tuple[int, float]]] = field(default_factory=lambda: {name: [] for name in LOSSES})
     scores: list[Score] = field(default_factory=list)
     floor: dict[str, float] = field(default_factory=dict)
 
@@ -53,6 +57,7 @@ class Log:
         floor = {
             m["metric"]: _number(row, name) for name, text in row.items() if text and (m := _FLOOR.fullmatch(name))
         }
+        losses = {name: _number(row, name) for name in LOSSES if row.get(name)}
         found = [(_SCORE.fullmatch(name), name) for name, text in row.items() if text]
         self.scores += [
             Score(match["stage"], step, match["metric"], int(match["nfe"]), _number(row, name), sampler)
@@ -60,11 +65,20 @@ class Log:
             if match
         ]
         self.floor |= floor
-        if progress is None:
-            return
-        while self.progress and self.progress[-1][0] >= step:  # a resumed run repeats these steps
-            self.progress.pop()
-        self.progress.append(progress)
+        if progress is not None:
+            _append(self.progress, progress)
+        for name, value in losses.items():
+            _append(self.losses[name], (step, value))
+
+
+_Entry = TypeVar("_Entry", bound=tuple[Any, ...])
+
+
+def _append(entries: list[_Entry], entry: _Entry) -> None:
+    """Append an entry, which begins with its step; a resumed run repeats the last ones."""
+    while entries and entries[-1][0] >= entry[0]:
+        entries.pop()
+    entries.append(entry)
 
 
 def read_log(path: Path, sampler: str, note: Note) -> Log:

@@ -28,6 +28,7 @@ class Run:
         directory: directory of the run; the last one if it was resumed.
         config: the configuration as saved by the command line.
         progress: (step, images seen, seconds of training) as logged.
+        losses: (step, value) as logged, by the names in :data:`~cm_lightning.report.logs.LOSSES`.
         scores: the scores in the order of measurement.
         floor: the last scores of real images, by metric.
         label: its name in tables and figures, shared by all seeds of one configuration.
@@ -36,6 +37,7 @@ class Run:
     directory: Path
     config: dict[str, Any]
     progress: list[tuple[int, float, float]] = field(default_factory=list)
+    losses: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     scores: list[Score] = field(default_factory=list)
     floor: dict[str, float] = field(default_factory=dict)
     label: str = ""
@@ -117,6 +119,10 @@ class Run:
         found = [s for s in self.scores if (s.stage, s.metric, s.nfe, s.sampler) == ("val", metric, nfe, "")]
         return [(*self.spent(score.step), score.value) for score in found] if self.progress else []
 
+    def losses_by_images(self, name: str) -> list[tuple[float, float]]:
+        """(images, value) of a loss during training."""
+        return [(self.spent(step)[0], value) for step, value in self.losses.get(name, ())] if self.progress else []
+
     def final(self, metric: str, nfe: int) -> float | None:
         """The last value of a metric."""
         values = [s.value for s in self.scores if s.metric == metric and s.nfe == nfe]
@@ -185,6 +191,10 @@ def _joined(known: dict[Path, Run]) -> list[Run]:
         if run.progress and parent is not None:
             first = run.progress[0][0]
             run.progress = [entry for entry in parent.progress if entry[0] < first] + run.progress
+            run.losses = {
+                name: [entry for entry in parent.losses[name] if entry[0] < first] + entries
+                for name, entries in run.losses.items()
+            }
             run.scores = [score for score in parent.scores if score.step < first] + run.scores
             trained.pop(_key(parent.directory), None)
         elif parent is not None:
@@ -246,5 +256,5 @@ def _read(directory: Path, note: Note) -> Run:
     run = Run(directory, read_config(directory / "config.yaml"))
     solver = class_name(inner(run.config, "model", "init_args", "sampler")) or "Heun"
     log = read_log(directory / "metrics.csv", solver if run.method == "DiffusionModule" else "", note)
-    run.progress, run.scores, run.floor = log.progress, log.scores, log.floor
+    run.progress, run.losses, run.scores, run.floor = log.progress, log.losses, log.scores, log.floor
     return run

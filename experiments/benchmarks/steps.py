@@ -60,6 +60,7 @@ METHODS: Mapping[str, Callable[[MakeNetwork, Shape], GenerativeModule]] = {
     "alpha-Flow": lambda net, shape: C.AlphaFlow(net(True), shape),
     "SoFlow": lambda net, shape: C.SoFlow(net(True), shape),
     "LSD": lambda net, shape: C.LagrangianSelfDistillation(net(True), shape),
+    "ESD": lambda net, shape: C.EulerianSelfDistillation(net(True), shape),
     "PSD": lambda net, shape: C.ProgressiveSelfDistillation(net(True), shape),
     "shortcut": lambda net, shape: C.ShortcutModel(net(True), shape),
     "IMM": lambda net, shape: C.InductiveMomentMatching(net(True), shape),

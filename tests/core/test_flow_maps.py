@@ -1,4 +1,4 @@
-"""Chords of average velocities, the Lagrangian by differences, flow matching, and the times that they draw."""
+"""Chords of average velocities, self-distillation by derivatives, flow matching, and the times that they draw."""
 
 import math
 
@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from cm_lightning.backbones.embedding import TwoTimesEmbedding
+from cm_lightning.backbones.mlp import ResidualMLP
 from cm_lightning.core.curriculum import Clock, Curriculum, Times
 from cm_lightning.core.dyadic_times import DyadicTimes, EvenSteps
+from cm_lightning.core.eulerian import Eulerian
 from cm_lightning.core.flow_matching import Diagonal, FlowMatching, Split
 from cm_lightning.core.gap import ConstantGap, ExponentialGap, SigmoidGap, Through, UniformGap
 from cm_lightning.core.limit_times import TwoTimes
@@ -19,6 +22,7 @@ from cm_lightning.core.path import Linear
 from cm_lightning.core.random import Replay
 from cm_lightning.core.trajectory import Itself, SameNoise
 from cm_lightning.core.velocity_chord import VelocityChord
+from tests.helpers import Dropout
 
 END = Clock(1, 1)
 
@@ -121,6 +125,26 @@ class TestGoldenValues:
             found = objective.difference(own, own, self.x_t, self.t, self.r)
             assert found.square().item() == pytest.approx(squared, abs=1e-7)
 
+    @pytest.mark.parametrize("derivative", ["forward_mode", "difference"])
+    def test_the_eulerian_residual(self, derivative):
+        objective = Eulerian(TwoTimes(), SameNoise(Linear()), derivative=derivative, h=1e-4)
+        for own, expected in ((self.exact, 0.0), (self.ignores_r, -0.181775147929)):
+            found = objective.difference(own, own, self.x_t, self.t, self.r)
+            assert found.item() == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize("kind", [Lagrangian, Eulerian])
+@pytest.mark.parametrize("derivative", ["forward_mode", "difference"])
+def test_the_exact_map_of_a_gaussian_has_no_loss_and_a_scaled_one_has(kind, derivative):
+    oracle, x = GaussianOracle(0.5, mean=0.3, path=Linear()), torch.randn(32, 2).double()
+    objective = kind(At(0.8, 0.8, 0.3), SameNoise(Linear()), derivative=derivative, h=1e-4)
+    for scale, loses in ((1.0, False), (1.1, True)):
+        own = average(lambda z, r, t, scale=scale: scale * oracle.average_velocity(z, t, r))
+        loss = objective.loss(own, own, x, None, END, torch.Generator().manual_seed(0))
+        assert (loss.item() > 1e-4) is loses
+        assert objective.shown["raw"].item() == pytest.approx(loss.item())
+        assert loses or loss.item() < 1e-12
+
 
 @pytest.mark.parametrize("derivative", ["forward_mode", "difference"])
 def test_the_lagrangian_s_gradient_passes_through_the_derivative(derivative):
@@ -132,6 +156,54 @@ def test_the_lagrangian_s_gradient_passes_through_the_derivative(derivative):
     ).square().sum().backward()
     residual = 0.7 * (2 * 0.3 - 0.9) - 0.7 * 0.3
     assert w.grad.item() == pytest.approx(2 * residual * (2 * 0.3 - 0.9))
+
+
+@pytest.mark.parametrize("derivative", ["forward_mode", "difference"])
+def test_the_eulerian_gradient_passes_through_the_derivative_in_t_alone(derivative):
+    """X = x - (t - r) w t x: dX/dt = -w (2 t - r) x learns; (1 - (t - r) w t) w t x, along the velocity, is known."""
+    w, t, r = nn.Parameter(tensor(0.7)), 0.9, 0.3
+    own = Map(AverageVelocity(), lambda x, times, c: w * times[:, :1] * x)
+    Eulerian(TwoTimes(), SameNoise(Linear()), derivative=derivative).difference(
+        own, own, tensor([0.8]), tensor(t), tensor(r)
+    ).square().sum().backward()
+    slope = -(2 * t - r) * 0.8
+    residual = 0.7 * slope + (1 - (t - r) * 0.7 * t) * 0.7 * t * 0.8
+    assert w.grad.item() == pytest.approx(2 * residual * slope)
+
+
+@pytest.mark.parametrize("kind", [Lagrangian, Eulerian])
+def test_what_is_known_is_the_target_s_own(kind):
+    own, target = (average(lambda z, r, t, w=w: w * z * t * (1 + r)) for w in (0.7, 0.4))
+    objective, args = kind(TwoTimes(), SameNoise(Linear())), (tensor([0.8]), tensor(0.9), tensor(0.3))
+    found = objective.difference(own, target, *args)
+    assert found.item() != pytest.approx(objective.difference(own, own, *args).item())
+    assert found.item() != pytest.approx(objective.difference(target, target, *args).item())
+
+
+@pytest.mark.parametrize("kind", [Lagrangian, Eulerian])
+def test_derivatives_of_a_network_are_those_of_finite_differences(kind):
+    torch.manual_seed(0)
+    network = ResidualMLP(2, 16, 2, noise_embedding=TwoTimesEmbedding(16)).double()
+    nn.init.normal_(network.head.weight, std=0.2)
+    own, x, t = Map(AverageVelocity(), network), torch.randn(8, 2).double(), torch.linspace(0.3, 1, 8).double()
+    forward, difference = (
+        kind(TwoTimes(), SameNoise(Linear()), derivative=derivative, h=1e-4).difference(own, own, x, t, t / 3)
+        for derivative in ("forward_mode", "difference")
+    )
+    torch.testing.assert_close(forward, difference, rtol=0, atol=1e-6)
+    assert forward.square().mean() > 1e-3
+
+
+@pytest.mark.parametrize("kind", [Lagrangian, Eulerian])
+@pytest.mark.parametrize("derivative", ["forward_mode", "difference"])
+def test_all_passes_draw_the_same_dropout(kind, derivative):
+    network = Dropout()
+    own = Map(AverageVelocity(), network)
+    kind(TwoTimes(), SameNoise(Linear()), derivative=derivative).difference(
+        own, own, torch.randn(4, 8), torch.full((4,), 0.9), torch.full((4,), 0.3)
+    )
+    assert len(network.masks) > 1
+    assert all(torch.equal(mask, network.masks[0]) for mask in network.masks)
 
 
 class Noted(Objective):

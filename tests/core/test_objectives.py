@@ -9,7 +9,7 @@ from torch import nn
 from cm_lightning.backbones.embedding import SinusoidEmbedding, TwoTimesEmbedding
 from cm_lightning.backbones.mlp import ResidualMLP
 from cm_lightning.core.curriculum import Clock, Curriculum, Times, to_the_end
-from cm_lightning.core.distance import L2
+from cm_lightning.core.distance import L2, PseudoHuber
 from cm_lightning.core.flow_matching import Diagonal, FlowMatching, Split
 from cm_lightning.core.gap import Through, UniformGap
 from cm_lightning.core.limit_times import OneTime, TwoTimes
@@ -22,7 +22,7 @@ from cm_lightning.core.residual import Adaptive, Learned, SquaredError
 from cm_lightning.core.schedule import Ramp
 from cm_lightning.core.trajectory import GuidedNoise, Itself, SameNoise, Teacher, of_ve
 from cm_lightning.core.velocity_chord import VelocityChord
-from cm_lightning.core.weighting import Uniform
+from cm_lightning.core.weighting import InverseGap, Uniform
 from cm_lightning.errors import ConfigError
 from tests.helpers import Dropout
 
@@ -51,6 +51,28 @@ def trig(F, sd=0.5):
 def average(u):
     """The map whose network is u(z, r, t)."""
     return Map(AverageVelocity(), lambda x, times, c: u(x, times[:, 0] - times[:, 1], times[:, 0]))
+
+
+def test_the_raw_error_has_neither_distance_nor_weight():
+    ends, x = (lambda x, t, r, c: x, lambda x, t, r, c: x / 2), torch.randn(16, 2).double()
+    found = []
+    for distance, weighting in ((L2(), Uniform()), (PseudoHuber(), InverseGap())):
+        chord = Chord(At(2.0, 1.0), SameNoise(), distance, weighting)
+        loss = chord.loss(*ends, x, None, END, torch.Generator().manual_seed(0))
+        found.append((loss.item(), chord.shown["raw"].item()))
+    _, z, x_t = chord.draw(x, None, END, torch.Generator().manual_seed(0))
+    expected = (x_t - (x + z) / 2).square().mean().item()
+    assert found[0] == pytest.approx((expected, expected))
+    assert found[1][1] == pytest.approx(expected)
+    assert found[1][0] != pytest.approx(expected)
+
+
+def test_the_raw_error_of_a_warm_up_is_that_of_the_clean_images():
+    chord = Chord(At(2.0, 0.0), SameNoise(), L2(), Uniform(), denoising=Adaptive())
+    chord.curriculum.target_is_data = lambda clock: True
+    x = torch.randn(16, 2).double()
+    chord.loss(lambda x, t, r, c: 0 * x, None, x, None, END)
+    assert chord.shown["raw"].item() == pytest.approx(x.square().mean().item())
 
 
 class TestGoldenTangentOfTrigFlow:

@@ -20,19 +20,43 @@ from tests.helpers import images, trainer
 from tests.processes import ROOT
 
 SHAPE = (1, 8, 8)
-METHODS = runpy.run_path(str(ROOT / "experiments/benchmarks/steps.py"))["METHODS"]
+#: The checkpoint that second stages start from, in the working directory.
+FIRST = "first.ckpt"
+
+
+def network(noise_embedding=None):
+    """A network whose output is not zero."""
+    net = C.UNet(1, 8, (1,), 1, (), num_classes=3, noise_embedding=noise_embedding)
+    torch.nn.init.normal_(net.head[2].weight, std=0.2)
+    return net
+
+
+def of_the_benchmark(make):
+    """The method, made with this network."""
+    return lambda: make(lambda two_times: network(C.TwoTimesEmbedding(8) if two_times else None), SHAPE)
+
+
+METHODS = {
+    name: of_the_benchmark(make)
+    for name, make in runpy.run_path(str(ROOT / "experiments/benchmarks/steps.py"))["METHODS"].items()
+} | {
+    "TCM": lambda: C.TruncatedConsistencyTraining(network(), SHAPE, FIRST),
+    "progressive": lambda: C.ProgressiveDistillation(network(), SHAPE, FIRST, steps=4, stages=2),
+    "iMF, guidance as an input": lambda: C.GuidedMeanFlow(network(C.GuidedTimesEmbedding(8)), SHAPE),
+}
+
+
+def write_first(folder):
+    """Write the checkpoint that second stages start from."""
+    t = trainer(folder, max_steps=1, limit_val_batches=0)
+    t.fit(C.DiffusionModule(network(), SHAPE), batches())
+    t.save_checkpoint(Path(folder, FIRST))
 
 
 def made(method):
-    """The module of a method, with a network whose output is not zero."""
-
-    def network(two_times):
-        net = C.UNet(1, 8, (1,), 1, (), num_classes=3, noise_embedding=C.TwoTimesEmbedding(8) if two_times else None)
-        torch.nn.init.normal_(net.head[2].weight, std=0.2)
-        return net
-
+    """The module of a method."""
     torch.manual_seed(1)
-    return METHODS[method](network, SHAPE)
+    return METHODS[method]()
 
 
 def batches():
@@ -83,6 +107,7 @@ def found(method):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    write_first(".")
     child = os.fork()
     rank = "1" if child == 0 else "0"
     os.environ |= {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}

@@ -7,8 +7,9 @@ import lightning as L
 import pytest
 import torch
 
+from cm_lightning.core.objective import Objective
 from tests.helpers import trainer
-from tests.modules.every_method import METHODS, made, same_batches
+from tests.modules.every_method import METHODS, made, same_batches, write_first
 from tests.processes import fork
 
 
@@ -17,6 +18,14 @@ def on_two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("methods")
     fork(str(Path(__file__).with_name("every_method.py")), "found.json", cwd=folder)
     return json.loads((folder / "found.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """The folder with the checkpoint that second stages start from."""
+    folder = tmp_path_factory.mktemp("first")
+    write_first(folder)
+    return folder
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -36,7 +45,8 @@ class SaveAt(L.Callback):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_is_resumed_to_the_bit(method, tmp_path):
+def test_a_run_is_resumed_to_the_bit(method, first, tmp_path, monkeypatch):
+    monkeypatch.chdir(first)
     whole, rest = made(method), made(method)
     torch.manual_seed(7)
     trainer(tmp_path, max_steps=4, limit_val_batches=0, callbacks=[SaveAt(2, tmp_path / "half.ckpt")]).fit(
@@ -45,3 +55,14 @@ def test_a_run_is_resumed_to_the_bit(method, tmp_path):
     trainer(tmp_path, max_steps=4, limit_val_batches=0).fit(rest, same_batches(), ckpt_path=tmp_path / "half.ckpt")
     assert rest.trained_steps == whole.trained_steps == 4
     torch.testing.assert_close(rest.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_loss_of_the_core_shows_its_raw_error(method):
+    m, (x, labels) = made(method), next(iter(same_batches()))
+    if not isinstance(getattr(m, "objective", None), Objective):
+        pytest.skip("a diffusion model's loss is weighted by the noise level alone, a student's comes from a critic")
+    loss = m.train().loss(x, labels)
+    assert loss.requires_grad
+    assert not m.shown()["raw"].requires_grad
+    assert m.shown()["raw"].isfinite()

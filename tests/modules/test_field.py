@@ -25,7 +25,11 @@ from cm_lightning.modules.improved_mean_flow import ImprovedMeanFlow
 from cm_lightning.modules.loading import load_module
 from cm_lightning.modules.moment_matching import InductiveMomentMatching
 from cm_lightning.modules.progressive import ProgressiveDistillation
-from cm_lightning.modules.self_distillation import LagrangianSelfDistillation, ProgressiveSelfDistillation
+from cm_lightning.modules.self_distillation import (
+    EulerianSelfDistillation,
+    LagrangianSelfDistillation,
+    ProgressiveSelfDistillation,
+)
 from cm_lightning.modules.shortcut import ShortcutModel
 from cm_lightning.modules.trajectory_distillation import TrajectoryDistillation
 from cm_lightning.modules.truncated import TruncatedConsistencyTraining
@@ -60,6 +64,8 @@ def first(tmp_path_factory):
 METHODS = {
     "LSD": lambda first: LagrangianSelfDistillation(**options()),
     "LSD, differences": lambda first: LagrangianSelfDistillation(**options(derivative="difference")),
+    "ESD": lambda first: EulerianSelfDistillation(**options()),
+    "ESD, differences": lambda first: EulerianSelfDistillation(**options(derivative="difference")),
     "PSD": lambda first: ProgressiveSelfDistillation(**options()),
     "shortcut": lambda first: ShortcutModel(**options(StepSizeEmbedding, finest=16, target_rate=ConstantRate(0.5))),
     "iMF": lambda first: ImprovedMeanFlow(**options(omega=2.0, interval=(0.1, 0.9))),
@@ -118,7 +124,9 @@ def test_a_sample_costs_one_evaluation_for_each_step(make, first):
 
 
 def test_a_share_that_leaves_nothing_is_refused():
-    for kind in (LagrangianSelfDistillation, ProgressiveSelfDistillation, ShortcutModel):
+    for kind in (
+        LagrangianSelfDistillation, EulerianSelfDistillation, ProgressiveSelfDistillation, ShortcutModel,
+    ):  # fmt: skip
         for share in (0, 1):
             with pytest.raises(ConfigError, match=f"^{kind.__name__}: share must be"):
                 kind(**options(share=share))

@@ -9,6 +9,7 @@ from PIL import Image
 from cm_lightning.cli import main
 from cm_lightning.commands.compare import main as compare
 from cm_lightning.errors import ConfigError, DataError
+from cm_lightning.report.figures import losses, styled
 from cm_lightning.report.runs import read_runs
 from cm_lightning.report.tables import difference_table, few_step_table, measure_table, target_table
 from tests.helpers import few_digits
@@ -107,14 +108,76 @@ def test_a_real_run_resumed_and_tested_is_one_run(capsys, monkeypatch):
     compare(["runs/image/version_1", "runs/image/version_2", "--target=1e9", "--output=deep/folder"])
     markdown, page = (Path(f"deep/folder/compare.{suffix}").read_text() for suffix in ("md", "html"))
     assert "First measurement with frechet_mnist <= 1e+09 at 1 evaluation" in markdown
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 3
     assert 'src="http' not in page
     assert "<style>body{" in page
     assert "name=viewport" in page
-    for name in ("curves", "samples_nfe1"):
+    for name in ("train/loss", "train/raw"):
+        assert [step for step, _ in run.losses[name]] == [0, 1, 2, 3]
+    for name in ("curves", "losses", "samples_nfe1"):
         assert f"({name}.png)" in markdown
         assert Image.open(f"deep/folder/{name}.png").size[0] > 300
     assert f"| {run.parameters:,} |" in capsys.readouterr().out
+
+
+def write_losses(directory, rows):
+    """A run of 10 images per step that logs its loss, and its raw error where a row has one."""
+    directory = write_run(directory, [9])
+    with open(directory / "metrics.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", "train/images", "train/seconds", "train/loss", "train/raw", "val/frechet_mnist_nfe1"])
+        writer.writerows([step, 10 * step, step, loss, raw, 9] for step, loss, raw in rows)
+    return directory
+
+
+@pytest.fixture
+def panels(monkeypatch):
+    """The scales of the panels of each figure that is saved, and its lines by the name of the vertical axis."""
+    found = {}
+
+    def save(figure, path):
+        found[path.name] = {
+            axis.get_ylabel(): (axis.get_yscale(), [line.get_xydata().tolist() for line in axis.lines])
+            for axis in figure.axes
+        }
+
+    monkeypatch.setattr("cm_lightning.report.figures.save_figure", save)
+    return found
+
+
+def test_losses_are_drawn_beside_the_raw_errors(panels, tmp_path):
+    flat = write_losses("runs/meanflow/version_0", [(5, 0.9, 4.0), (10, 0.9, 2.0), (15, 0.9, 1.0)])
+    plain = write_losses("runs/teacher/version_0", [(5, 3.0, ""), (10, 2.0, "")])
+    assert losses(read_runs([flat, plain]), tmp_path / "losses.png")
+    assert panels["losses.png"] == {
+        "train/loss": ("log", [[[50, 0.9], [100, 0.9], [150, 0.9]], [[50, 3], [100, 2]]]),
+        "train/raw": ("log", [[[50, 4], [100, 2], [150, 1]]]),
+    }
+    assert losses(read_runs([plain]), tmp_path / "one.png")
+    assert list(panels["one.png"]) == ["train/loss"]
+    negative = write_losses("runs/sct/version_0", [(5, 0.9, 0.1), (10, -0.9, 0.01)])
+    assert losses(read_runs([negative]), tmp_path / "negative.png")
+    assert [scale for scale, _ in panels["negative.png"].values()] == ["symlog", "log"]
+    assert not losses(read_runs([write_run("runs/none/version_0", [9])]), tmp_path / "none.png")
+
+
+def test_losses_that_a_resumed_run_repeats_are_drawn_once():
+    first = write_losses("runs/cd/version_0", [(5, 3.0, 3.0), (10, 2.0, 2.0), (15, 1.9, 1.9)])
+    second = write_losses("runs/cd/version_1", [(15, 1.5, 1.5), (20, 1.0, 1.0)])
+    config = yaml.safe_load((second / "config.yaml").read_text())
+    (second / "config.yaml").write_text(yaml.safe_dump({**config, "ckpt_path": str(first / "checkpoints/last.ckpt")}))
+    (run,) = read_runs([second])
+    for name in ("train/loss", "train/raw"):
+        assert run.losses_by_images(name) == [(50, 3.0), (100, 2.0), (150, 1.5), (200, 1.0)]
+
+
+def test_the_seeds_of_a_method_are_drawn_alike():
+    folders = [f"runs/m{number:02}/version_{seed}" for number in range(11) for seed in (0, 1)]
+    styles = [style for _, style in styled(read_runs([write_losses(folder, [(5, 1, 1)]) for folder in folders]))]
+    assert [style["label"] for style in styles[:3]] == ["m00", None, "m01"]
+    looks = {(style["color"], style["ls"]) for style in styles}
+    assert len(looks) == 11
+    assert all((a["color"], a["ls"]) == (b["color"], b["ls"]) for a, b in zip(styles[::2], styles[1::2], strict=True))
 
 
 def write_measures(directory, seed=0, mid_grey=0.08, real=0.05):
@@ -240,11 +303,12 @@ def test_a_run_that_just_began_is_no_error(capsys):
 def test_the_last_comparison_is_kept_unless_asked():
     run = str(write_run("runs/cd/version_0", [9]))
     compare([run])
-    Path("compare/samples_nfe4.png").write_text("old")
+    for old in ("samples_nfe4", "losses"):
+        Path(f"compare/{old}.png").write_text("old")
     with pytest.raises(ConfigError, match="--output compare holds a comparison: name another folder, or add --over"):
         compare([run])
     compare([run, "--overwrite"])
-    assert not Path("compare/samples_nfe4.png").exists()
+    assert [path.name for path in sorted(Path("compare").glob("*.png"))] == ["curves.png", "samples_nfe1.png"]
     Path("file").write_text("")
     with pytest.raises(ConfigError, match=r"--output file/compare.md"):
         compare([run, "--output=file"])
