@@ -65,7 +65,7 @@ def folder(tmp_path_factory):
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["cm-lightning"])
         torch.set_num_threads(1)
-        few_digits(patch)
+        few_digits(patch, 20)
         fit("digits/autoencoder", callbacks=PLAIN)
         fit("digits/clip", callbacks=PLAIN)
         for base in ("sd15", "sd21", "sdxl"):
@@ -96,7 +96,7 @@ def strengthen(path):
 def there(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["cm-lightning"])
-    few_digits(monkeypatch)
+    few_digits(monkeypatch, 20)
 
 
 BASE = "runs/lcm-sd15/version_0/export"
@@ -228,7 +228,7 @@ def measured(folder, tmp_path_factory):
     folders = {name: tmp_path_factory.mktemp(name) for name in MODELS}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        few_digits(patch)
+        few_digits(patch, 20)
         for name, output in folders.items():
             evaluate([f"--model={MODELS[name]}", *CELLS, "--guidance=1,2", f"--output={output}", *CLIP.get(name, [])])
     return folders
