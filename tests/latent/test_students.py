@@ -35,7 +35,7 @@ from cm_lightning.latent.lora_files import load_lora
 from cm_lightning.latent.pipelines import few_step_pipeline, split_parts
 from cm_lightning.latent.schedulers import few_step_scheduler
 from cm_lightning.latent.unet_files import is_unet, load_unet
-from tests.latent.test_lora import make, output, same, trained
+from tests.latent.test_lora import make, output, same, trained, tuned_once
 
 pytestmark = [
     pytest.mark.filterwarnings("error::RuntimeWarning"),
@@ -83,7 +83,7 @@ def student() -> Any:
 
 @pytest.fixture(scope="module")
 def adapted() -> Any:
-    return trained("sdxl", rank=4)
+    return tuned_once("sdxl", rank=4)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def image(pipe: Any, steps: int, **options: Any) -> Tensor:
 
 @pytest.mark.parametrize(("style", "alpha"), [*((style, 4) for style in STYLES), ("kohya", 2)])
 def test_a_published_lora_gives_the_same_network_to_the_bit(style: str, alpha: int, tmp_path: Path) -> None:
-    original, pipe = trained("sdxl", rank=4, alpha=alpha), make("sdxl")
+    original, pipe = tuned_once("sdxl", rank=4, alpha=alpha), make("sdxl")
     save_file(lora_tensors(original, style), tmp_path / LIGHTNING)
     before = output(pipe)
     load_lora(pipe, tmp_path / LIGHTNING)
