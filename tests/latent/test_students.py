@@ -452,9 +452,16 @@ def test_evaluate_measures_other_models_as_before(capsys: Any) -> None:
 # export
 
 
-@pytest.mark.parametrize("part", ["pipeline", "unet", "lora"])
 @pytest.mark.parametrize(
-    "how", [FewStep(4), FewStep(1, "euler", "sample"), FewStep(1, "lcm", timesteps=(399,))], ids=str
+    ("part", "how"),
+    [
+        ("pipeline", FewStep(4)),
+        ("pipeline", FewStep(1, "euler", "sample")),
+        ("pipeline", FewStep(1, "lcm", timesteps=(399,))),
+        ("unet", FewStep(1, "euler", "sample")),
+        ("lora", FewStep(1, "lcm", timesteps=(399,))),
+    ],
+    ids=str,
 )
 def test_the_cards_own_lines_draw_the_students_images(part: Any, how: FewStep, base: str, tmp_path: Path) -> None:
     """The Python of the card, as it stands but for the folders and a seed, against the pipeline before the export."""
