@@ -129,7 +129,7 @@ def test_the_times_of_batched_steps_overlap(drawer):
 
 @pytest.mark.parametrize(("model", "steps"), [(ConsistencyTraining, 1), (DiffusionModule, 7)])
 def test_one_step_has_nothing_to_batch(model, steps):
-    with pytest.raises(ConfigError, match="batch_steps: x draws a frame anew in one step here, so there are none to"):
+    with pytest.raises(ConfigError, match="batch_steps: x redraws a frame in one step here, so there are none to"):
         pictures(SampleDrawer(make(model), "x"), to_unit_range(FRAMES), steps=steps, batch_steps=True)
 
 
@@ -216,7 +216,7 @@ def test_the_command_repeats_frames_and_writes_an_animation(tmp_path, capsys):
         ("--pipeline=x --input=frames --sigma=2", "--sigma belongs to --ckpt_path: leave it out"),
         ("--pipeline=x --input=frames --label=0", "--label belongs to --ckpt_path: leave it out"),
         (f"{MODEL} --input=frames --batch-steps --steps=1", "--batch_steps needs several steps for each frame:"),
-        (f"{MODEL} --input=frames --batch-steps --sigma=0.004", "batch_steps: model draws a frame anew in one step"),
+        (f"{MODEL} --input=frames --batch-steps --sigma=0.004", "batch_steps: model redraws a frame in one step"),
         (f"{MODEL} --input=frames --threshold=1.5", "--threshold: must be a number in [0, 1]"),
         (f"{MODEL} --input=frames --output=a.mp4", "--output a.mp4: give a .gif, or a folder"),
         (f"{MODEL} --input=nowhere", "--input nowhere: there is no such folder or file"),

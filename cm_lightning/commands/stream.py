@@ -1,4 +1,4 @@
-"""``cm-lightning stream``: draw the frames of a folder or an animation anew, one after the other."""
+"""``cm-lightning stream``: redraw the frames of a folder or an animation, one after the other."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def parser() -> CommandParser:
     """The options of ``stream``."""
-    parser = CommandParser("stream", "Draw the frames of a folder or an animation anew, one after the other.")
+    parser = CommandParser("stream", "Redraw the frames of a folder or an animation, one after the other.")
     add = parser.add_argument
     add_model(parser)
     add("--input", type=Path, required=True, help="a folder of images, in the order of their names, or a .gif or .webp")

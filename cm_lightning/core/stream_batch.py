@@ -18,7 +18,7 @@ from cm_lightning.core.sampler import ConsistencyFunction, denoise_and_noise
 
 @dataclass(frozen=True)
 class Stages:
-    """The steps by which an image is drawn anew. All images get the same noise, which may differ between levels.
+    """The steps by which an image is redrawn. All images get the same noise, which may differ between levels.
 
     Args:
         start: maps an image (C, H, W) to its point (1, ...) at the first level.

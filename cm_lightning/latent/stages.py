@@ -1,4 +1,4 @@
-"""The steps by which a latent consistency model draws images anew, for batches of frames at different steps."""
+"""The steps by which a latent consistency model redraws images, for batches of frames at different steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cm_lightning.latent.draw import draw
 def lcm_stages(pipe: Any, prompt: str, steps: int, guidance: float, seed: int, **options: Any) -> Stages:
     """The steps of an image-to-image pipeline, whose pictures are those of :func:`draw` up to rounding.
 
-    Their timesteps, and what the network is told beside them, are taken from a call of the pipeline itself.
+    Their timesteps, and the other arguments of the network, are taken from a call of the pipeline itself.
 
     Args:
         pipe: the pipeline, with LCM's scheduler.

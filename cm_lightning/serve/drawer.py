@@ -58,7 +58,7 @@ class Drawer(ABC):
         Args:
             wish: the values of the controls, without the steps.
             steps: the number of steps; the model's own if None.
-            drawing: (C, H, W) in [-1, 1], to be drawn anew; None for an image from noise alone.
+            drawing: (C, H, W) in [-1, 1], to be redrawn; None for an image from noise alone.
 
         Returns:
             (C, H, W) uint8, on the CPU.
@@ -69,7 +69,7 @@ class Drawer(ABC):
 
     @abstractmethod
     def stages(self, wish: Wish, steps: int | None) -> Stages:
-        """The steps by which :meth:`pixels` draws an image anew, for frames that share the passes of the network.
+        """The steps by which :meth:`pixels` redraws an image, for frames that share the passes of the network.
 
         Args:
             wish: the values of the controls, without the steps.

@@ -1,4 +1,4 @@
-"""Streams of frames, each drawn anew: image to image on a video (StreamDiffusion, Kodaira et al. 2023)."""
+"""Streams of frames, each redrawn: image to image on a video (StreamDiffusion, Kodaira et al. 2023)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def redraw_frames(
     threshold: float = 1.0,
     batch_steps: bool = False,
 ) -> Iterator[Frame]:
-    """Draw frames anew, one after the other, from the same noise, so that what rests in them rests in the pictures.
+    """Redraw frames, one after the other, from the same noise, so that what rests in them rests in the pictures.
 
     A frame that resembles the last one that was drawn gets its picture. It is compared with that one, not with the one
     before it, so that a slow change is noticed in the end.
@@ -101,7 +101,7 @@ def _line(drawer: Drawer, wish: Wish, steps: int | None, batch_steps: bool) -> t
     batch = StreamBatch(drawer.stages(wish, steps))
     if not batch.delay:
         raise ConfigError(
-            f"batch_steps: {drawer.name} draws a frame anew in one step here, so there are none to batch: "
+            f"batch_steps: {drawer.name} redraws a frame in one step here, so there are none to batch: "
             "leave it out, or ask for more steps"
         )
     return batch.push, batch.delay

@@ -30,7 +30,7 @@ TEACHER_STEPS, _TEACHER_GUIDANCE = 50, 7.5
 
 
 class PromptDrawer(Drawer):
-    """Draws images from prompts, and drawings anew.
+    """Draws images from prompts, and redraws drawings.
 
     Args:
         pipe: a pipeline of Stable Diffusion's family, with its scheduler set.

@@ -20,7 +20,7 @@ from cm_lightning.modules.endpoint import Endpoint, endpoint
 from cm_lightning.serve.drawer import Drawer
 from cm_lightning.serve.wish import Wish
 
-#: Ratio of successive levels of drawing anew: that of CM's two for strokes.
+#: Ratio of successive levels of redrawing: that of CM's two for strokes.
 _RATIO = REDRAW_SIGMAS[1] / REDRAW_SIGMAS[0]
 #: Numbers of steps that the page offers, and those for a diffusion model, as far as the model takes them.
 _STEPS, _STEPS_OF_DIFFUSION = (1, 2, 4, 8), (5, 9, 17)
@@ -30,7 +30,7 @@ _GUIDANCE = (0.0, 4.0)
 
 
 class SampleDrawer(Drawer):
-    """Draws samples of a class, and drawings anew.
+    """Draws samples of a class, and redraws drawings.
 
     Args:
         module: any model of grey or colour images.
@@ -48,7 +48,7 @@ class SampleDrawer(Drawer):
 
     @cached_property
     def end(self) -> Endpoint:
-        """The end points of the module's trajectories, from which it draws anew."""
+        """The end points of the module's trajectories, from which it redraws."""
         return endpoint(self.module)
 
     @property
@@ -88,7 +88,7 @@ class SampleDrawer(Drawer):
         return guidance
 
     def _levels(self, sigma: float, steps: int | None) -> list[float]:
-        """The levels of drawing anew; one, from which it solves its ODE, for a module that does."""
+        """The levels of redrawing; one, from which it solves its ODE, for a module that does."""
         n = 1 if self.end.solves else steps or self.module.default_steps
         lower = [sigma * _RATIO**i for i in range(1, n)]
         levels = [sigma, *(level for level in lower if level > self.end.sigmas[0])]
@@ -106,7 +106,7 @@ class SampleDrawer(Drawer):
         }
 
     def _noise(self) -> dict[str, Any] | None:
-        """The control of the noise over a drawing; None for a module that cannot draw anew."""
+        """The control of the noise over a drawing; None for a module that cannot redraw."""
         try:
             low, high = self.end.sigmas
         except ConfigError:

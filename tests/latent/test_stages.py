@@ -80,7 +80,7 @@ def test_a_stream_of_batched_steps_repeats_frames_and_counts_passes():
     ("scheduler", "wish", "message"),
     [
         ("trailing", {}, "the steps of LCMScheduler can be batched, those of DDIMScheduler cannot: leave it out"),
-        ("lcm", {"strength": 0.3}, "x draws a frame anew in one step here, so there are none to batch"),
+        ("lcm", {"strength": 0.3}, "x redraws a frame in one step here, so there are none to batch"),
         ("lcm", {"label": 1}, "label: this model takes a prompt in its place"),
     ],
 )
