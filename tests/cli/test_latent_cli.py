@@ -335,6 +335,7 @@ def test_every_cell_of_the_shipped_sweep_is_a_command(capsys):
         ("sd21", "Adapter: 67,776,512", "base of 1.61 GiB"),
         ("sdxl", "Adapter: 196,751,360", "base of 4.78 GiB"),
         ("sd15_full", "UNet2DConditionModel: 859,602,884", "1 x target of 3.20 GiB + base of 1.60 GiB"),
+        ("sdxl_full", "UNet2DConditionModel: 2,567,545,604", " + base of 4.78 GiB"),
         ("../lightning/sdxl", "UNet2DConditionModel: 2,567,463,684", "4 x critic of 5.12 GiB + base of 4.78 GiB"),
         ("../lightning/sdxl_lora", "Adapter: 196,751,360", "1 x teacher of 0.73 GiB + 4 x critic of 5.12 GiB"),
         ("../lightning/dmd2_sdxl", "UNet2DConditionModel: 2,567,463,684", "4 x critic of 9.66 GiB + base of 4.78 GiB"),
