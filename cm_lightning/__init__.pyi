@@ -167,5 +167,6 @@ from .modules.trajectory_distillation import TrajectoryDistillation as Trajector
 from .modules.truncated import TruncatedConsistencyTraining as TruncatedConsistencyTraining
 from .modules.velocity_chords import AlphaFlow as AlphaFlow
 from .modules.velocity_chords import SoFlow as SoFlow
+from .sharding import Sharded as Sharded
 
 __version__: str

@@ -56,6 +56,9 @@ def main() -> None:
             import_module(f"cm_lightning.commands.{command.replace('-', '_')}").main(rest)
     elif command in _TRAINER or command.startswith("-"):
         with reported():
+            from cm_lightning.light import light_lightning
+
+            light_lightning()
             from cm_lightning.cli import main as run_trainer
 
             run_trainer()

@@ -1,14 +1,18 @@
-"""The memory that a training step keeps for its backward pass, counted on the meta device: nothing is computed."""
+"""The memory that tensors of a training step hold, counted on the meta device: nothing is computed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 # The functions that autocast computes in 16 bits, and those in float32; all others take their inputs unchanged.
 _SHORT = {
@@ -62,6 +66,58 @@ def kept_for_backward(
     with _default_dtype(dtype), hooks, torch.device("meta"), accelerator:
         run()
     return Kept(_bytes(kept.values()), _bytes(accelerator.copies.values()))
+
+
+def held_at_once(networks: Iterable[nn.Module], run: Callable[[], None], dtype: torch.dtype = torch.float32) -> int:
+    """The most bytes that a pass without gradients holds at once, besides the weights of its networks.
+
+    Args:
+        networks: all networks in ``run``; they are moved to the meta device, in training mode.
+        run: a pass of one image.
+        dtype: dtype of new tensors.
+    """
+    parts = [network.to("meta").train() for network in networks]
+    owned = {_storage(p) for network in parts for p in network.parameters()}
+    held = Held(owned)
+    with held, _default_dtype(dtype), torch.no_grad(), torch.device("meta"), _Accelerator(None, owned):
+        run()
+    return held.most
+
+
+class Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes that tensors hold which operations make in this context; what a kernel itself needs is not seen.
+
+    Attributes:
+        now: bytes held at present.
+        most: the most bytes held at once since it was last set.
+
+    Args:
+        owned: storages that do not count.
+    """
+
+    def __init__(self, owned: Container[int] = ()) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.most = 0
+        self.owned = owned
+        self._known = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for value in tree_leaves(out):
+            if isinstance(value, Tensor) and _storage(value) not in self.owned:
+                self._note(value.untyped_storage())
+        return out
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._known:
+            return
+        self._known[storage] = True
+        self.now += storage.nbytes()
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._freed, storage.nbytes())
+
+    def _freed(self, size: int) -> None:
+        self.now -= size
 
 
 class _Accelerator(TorchFunctionMode):

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from cm_lightning.activations import Kept, kept_for_backward
+from cm_lightning.activations import Kept, held_at_once, kept_for_backward
 from cm_lightning.callbacks.ema import EMA
 from cm_lightning.core.curriculum import Clock
 from cm_lightning.core.schedule import RateSchedule
@@ -20,14 +20,16 @@ from cm_lightning.domains import POSITIVE
 from cm_lightning.errors import ConfigError, DataError
 from cm_lightning.modules.critic import WithCritic
 from cm_lightning.modules.lpips import LPIPS
-from cm_lightning.modules.staged import StagedDistillation
 from cm_lightning.modules.trained import TrainedModule
+from cm_lightning.sharding import Sharded
 
 _GIB = 2**30
 #: GiB of common cards.
 CARDS = (16.0, 24.0, 40.0, 80.0)
 #: Usable share of a card's memory; the rest is for the context, workspaces, gradients of activations and fragmentation.
 _USABLE = 0.85
+#: What copies of the network do, where their names in a module do not tell.
+_ROLES = {"before": "teacher"}
 _TYPES = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32, "64": torch.float64}
 
 
@@ -55,6 +57,82 @@ class Epoch:
         return cls(images, max(1, limited // accumulate))
 
 
+@dataclass(frozen=True)
+class Memory:
+    """The bytes that a training step holds on a rank at its peak, just before the backward pass.
+
+    It is within 15 % of what the tensors of a step hold on a CPU, where dropout, LPIPS and gradient checkpointing do
+    not take part; LSD, whose gradient passes through a derivative, holds more. What a kernel needs for itself is not
+    counted, nor what a pass without gradients needs beside the activations of the one with them, except where that is
+    a forward-mode derivative or a pass of twice the batch. Two networks are counted as if both trained in one step.
+
+    Args:
+        weights: bytes of the trained network.
+        copies: how many tensors of its size there are, by their roles.
+        critic: bytes of the network that it is trained against, 0 if there is none.
+        frozen: bytes of the networks that are not trained, by their roles.
+        kept: bytes of activations.
+        ranks: ranks that the trained network is split over.
+    """
+
+    weights: int
+    copies: dict[str, int]
+    critic: int
+    frozen: dict[str, int]
+    kept: Kept
+    ranks: int = 1
+
+    @classmethod
+    def of(
+        cls, module: TrainedModule, callbacks: Iterable[object], precision: str = "32-true", ranks: int = 1
+    ) -> Memory:
+        """Count; the networks of the module are moved to the meta device. The arguments are those of :func:`plan`."""
+        plain, autocast = _types(precision)
+        if plain != torch.float32:
+            module.to(plain)
+        weights, frozen = _bytes(module.backbone), module.frozen_networks()
+        critic = module.critic if isinstance(module, WithCritic) else None
+        following = [follower.network for follower in module.followers]
+        copies = {
+            "weights": 1,
+            "gradients": 1,
+            "optimizer": _optimizer_copies(module),
+            "averages": sum(isinstance(callback, EMA) for callback in callbacks),
+            **{_ROLES.get(name, name): 1 for name, part in module.named_children() if part in following},
+        }
+        sizes = {
+            # a teacher that is not read yet has the size of the network that it teaches
+            name: _bytes(network) if network is module.backbone else _frozen_bytes(network)
+            for name, network in frozen.items()
+        }
+        critic_size = _bytes(critic) if critic else 0
+        networks = {module.backbone, *frozen.values(), *([critic] if critic else [])}
+        kept = kept_for_backward(networks, module.forward_one, plain, autocast)
+        beside = held_at_once(networks, module.pass_beside, plain)
+        return cls(weights, copies, critic_size, sizes, kept._replace(image=kept.image + beside), ranks)
+
+    @property
+    def constant(self) -> int:
+        """Bytes that do not depend on the batch."""
+        copies = sum(self.copies.values()) * self.weights + self._trained * self.critic
+        return copies // self.ranks + sum(self.frozen.values()) + self.kept.weights
+
+    @property
+    def _trained(self) -> int:
+        return sum(self.copies[name] for name in ("weights", "gradients", "optimizer"))
+
+    def terms(self) -> str:
+        """What the bytes are that do not depend on the batch."""
+        split = f" / {self.ranks} ranks" if self.ranks > 1 else ""
+        terms = [
+            " + ".join(f"{n} x {name}" for name, n in self.copies.items() if n) + f" of {_gib(self.weights)}{split}",
+            *([f"{self._trained} x critic of {_gib(self.critic)}"] if self.critic else []),
+            *(f"{name} of {_gib(size)}" for name, size in self.frozen.items()),
+            *([f"weights in 16 bits of {_gib(self.kept.weights)}"] if self.kept.weights else []),
+        ]
+        return " + ".join(terms)
+
+
 def plan_of(module: TrainedModule, data: Any, trainer: L.Trainer, memory: float | None = None) -> str:
     """The plan of a configured run, in lines for the user.
 
@@ -77,6 +155,7 @@ def plan_of(module: TrainedModule, data: Any, trainer: L.Trainer, memory: float 
         module, _steps(trainer, epoch, unknown), batch, trainer.world_size, trainer.accumulate_grad_batches,
         trainer.callbacks,  # type: ignore[attr-defined]
         str(trainer.precision), CARDS if memory is None else (memory,), epoch,
+        isinstance(trainer.strategy, Sharded),
     )  # fmt: skip
 
 
@@ -90,6 +169,7 @@ def plan(
     precision: str = "32-true",
     cards: Sequence[float] = CARDS,
     epoch: Epoch | None = None,
+    split: bool = False,
 ) -> str:
     """The plan of a run in lines for the user.
 
@@ -103,44 +183,18 @@ def plan(
         precision: precision of the Trainer, such as ``bf16-mixed``.
         cards: GiB of the cards to fill.
         epoch: epoch of the data, if it is known.
+        split: whether the trained network is split over the ranks.
     """
-    plain, autocast = _types(precision)
-    if plain != torch.float32:
-        module.to(plain)
-    weights, frozen = _bytes(module.backbone), module.frozen_networks()
-    sizes = {
-        # a teacher that has not been read yet has the size of its student
-        name: _bytes(network) if network is module.backbone else _frozen_bytes(network)
-        for name, network in frozen.items()
-    }
-    averages = sum(isinstance(callback, EMA) for callback in callbacks)
-    copies = {
-        "weights": 1,
-        "gradients": 1,
-        "optimizer": _optimizer_copies(module),
-        "averages": averages,
-        "target": int(getattr(module, "target", None) is not None),
-        "teacher": int(isinstance(module, StagedDistillation)),
-    }
-    kept = kept_for_backward({module.backbone, *frozen.values()}, module.forward_one, plain, autocast)
-    beside = _bytes(module.critic) if isinstance(module, WithCritic) else 0
-    trained = copies["weights"] + copies["gradients"] + copies["optimizer"]
-    total = sum(copies.values()) * weights + trained * beside + sum(sizes.values()) + kept.weights
-    share = batch_size // ranks
+    memory, share = Memory.of(module, callbacks, precision, ranks if split else 1), batch_size // ranks
     lines = [
         f"{type(module).__name__}, {type(module.backbone).__name__}: "
         f"{sum(p.numel() for p in module.backbone.parameters()):,} parameters",
         _images(steps, batch_size, accumulate) + f"; {share:,} per rank on {ranks} rank(s)",
         *([f"{epoch.images:,} training images: {steps / epoch.steps:.1f} epochs"] if epoch else []),
-        f"memory per rank: {total / _GIB:.2f} GiB = "
-        + " + ".join(f"{n} x {name}" for name, n in copies.items() if n)
-        + f" of {weights / _GIB:.2f} GiB"
-        + (f" + {trained} x critic of {beside / _GIB:.2f} GiB" if beside else "")
-        + "".join(f" + {name} of {size / _GIB:.2f} GiB" for name, size in sizes.items())
-        + (f" + weights in 16 bits of {kept.weights / _GIB:.2f} GiB" if kept.weights else ""),
-        f"and activations in {precision}{_left_out(module)}: {kept.image / 2**20:.1f} MiB per image, "
-        f"{kept.image * share / _GIB:.1f} GiB for the batch of a rank",
-        *_card_lines(cards, total, kept, batch_size * accumulate, ranks),
+        f"memory per rank: {memory.constant / _GIB:.2f} GiB = {memory.terms()}",
+        f"and activations in {precision}{_left_out(module)}: {memory.kept.image / 2**20:.1f} MiB per image, "
+        f"{memory.kept.image * share / _GIB:.1f} GiB for the batch of a rank",
+        *_card_lines(cards, memory.constant, memory.kept, batch_size * accumulate, ranks),
         "step        schedule",
     ]
     lines += [f"{step:<12,}{_schedule(module, step, steps)}" for step in (steps * i // 4 for i in range(5))]
@@ -200,6 +254,10 @@ def _card_lines(cards: Sequence[float], constant: int, kept: Kept, images: int, 
         says = f"{most:,} image(s); {options} take {images:,} per step" if part else "not even one image fits"
         lines.append(f"{card:6g} GiB: {says}")
     return lines
+
+
+def _gib(size: int) -> str:
+    return f"{size / _GIB:.2f} GiB"
 
 
 def _bytes(network: nn.Module) -> int:

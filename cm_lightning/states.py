@@ -34,13 +34,19 @@ def difference(found: Mapping[str, Tensor], due: Mapping[str, Tensor]) -> str:
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether all values in these tensors are finite; the device is read once."""
-    numbers = [tensor.detach() for tensor in tensors if tensor.is_floating_point()]
+    """Whether all values in these tensors are finite, read from the device once; of sharded ones this rank's part."""
+    numbers = [_own(tensor.detach()) for tensor in tensors if tensor.is_floating_point()]
     short, wide = [t for t in numbers if t.element_size() < 4], [t for t in numbers if t.element_size() >= 4]
     norms = [*torch._foreach_norm(wide)] if wide else []
     if short:  # a norm in 16 bits could overflow
         norms += torch._foreach_norm(short, 2, dtype=torch.float32)
     return not norms or bool(torch.stack([norm.isfinite() for norm in norms]).all())
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this rank holds; the class of sharded tensors takes long to import."""
+    own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return own
 
 
 def _count(names: list[str]) -> str:

@@ -12,7 +12,8 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -21,6 +22,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from torch import distributed
 
 ROOT = Path(__file__).parents[1]
 CONF = Path(__file__).parent / "conf"
@@ -58,6 +60,19 @@ def forked(*arguments: str, cwd: Any, said: list[Path], env: Mapping[str, str] |
     process = context.Process(target=_run, args=(arguments, str(cwd), {**os.environ, **_OURS, **(env or {})}, where))
     process.start()
     return process
+
+
+@contextmanager
+def two_ranks() -> Iterator[int]:
+    """This process and a fork of it as the two ranks of Trainers, which meet in a file; only the first one leaves."""
+    child = os.fork()
+    rank = int(child == 0)
+    os.environ |= {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    distributed.init_process_group("gloo", store=distributed.FileStore("meet", 2), rank=rank, world_size=2)
+    yield rank
+    if rank:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 class ForkedTrial:

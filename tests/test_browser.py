@@ -214,6 +214,9 @@ class Echo(Drawer):
         self.seen.append((wish, drawing))
         return torch.full((3, 16, 16), len(wish.prompt), dtype=torch.uint8)
 
+    def stages(self, wish, steps):
+        raise NotImplementedError
+
     def controls(self):
         noise = {"name": "strength", "range": [0.1, 1.0], "value": 0.5}
         return {

@@ -304,7 +304,7 @@ def test_too_many_at_once_are_told_to_come_again(server):
     taken = [server.places.acquire(blocking=False) for _ in range(MOST_AT_ONCE)]
     try:
         assert all(taken)
-        assert refusal(server, "{}") == (503, "too many pictures are asked for at once: try again")
+        assert refusal(server, "{}") == (503, "too many images are requested at once: try again")
     finally:
         server.places.release(MOST_AT_ONCE)
     assert ask(server, "{}")[0] == 200

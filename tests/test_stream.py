@@ -11,6 +11,10 @@ from cm_lightning.commands.stream import main as stream
 from cm_lightning.errors import CmError, ConfigError
 from cm_lightning.export.folder import write_export
 from cm_lightning.images import to_unit_range, write_gif
+from cm_lightning.modules.diffusion import DiffusionModule
+from cm_lightning.modules.distribution_matching import DistributionMatchingDistillation
+from cm_lightning.modules.mean_flow import MeanFlow
+from cm_lightning.modules.training import ConsistencyTraining
 from cm_lightning.serve.frames import redraw_frames, similarity
 from cm_lightning.serve.samples import SampleDrawer
 from cm_lightning.serve.wish import Wish
@@ -56,6 +60,77 @@ def test_a_slow_change_is_noticed(drawer):
     frames = [torch.lerp(first, other, share) for share in torch.linspace(0, 1, 9)]
     drawn = [picture.drawn for picture in pictures(drawer, frames, threshold=0.95)]
     assert 2 < sum(drawn) < 9
+
+
+def close(pixels, others):
+    """Whether bytes are the same up to the rounding of batched arithmetic."""
+    torch.testing.assert_close(pixels.int(), others.int(), rtol=0, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "steps"),
+    [
+        (ConsistencyTraining, {}, 2),
+        (ConsistencyTraining, {"num_classes": 0}, 4),
+        (MeanFlow, {}, 3),
+        (DistributionMatchingDistillation, {"teacher": "none", "levels": [80.0, 6.0, 1.5, 0.05]}, 4),
+    ],
+)
+@pytest.mark.parametrize("threshold", [1.0, 0.99])
+def test_batched_steps_draw_the_same_pictures(kind, options, steps, threshold):
+    model = SampleDrawer(make(kind, **options), "x")
+    first, second, third = to_unit_range(FRAMES)
+    frames = [first, second, second, third, third, first]
+    wish = {"steps": steps, "threshold": threshold}
+    alone, together = pictures(model, frames, **wish), pictures(model, frames, **wish, batch_steps=True)
+    for one, other in zip(alone, together, strict=True):
+        close(one.pixels, other.pixels)
+        assert one.drawn == other.drawn
+    assert not torch.equal(alone[0].pixels, alone[1].pixels)
+
+
+@pytest.fixture
+def calls(drawer):
+    """The batches that the network is called on."""
+    seen = []
+    hook = drawer.module.backbone.register_forward_hook(lambda network, inputs, output: seen.append(len(output)))
+    yield seen
+    hook.remove()
+
+
+WARM_UP = [1, 2, 3, 2, 1]
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_batched_steps_take_one_pass_for_each_frame(n, drawer, calls):
+    frames = [*to_unit_range(FRAMES), *to_unit_range(FRAMES)][:n]
+    drawn = pictures(drawer, frames, steps=3, batch_steps=True)
+    assert len(drawn) == n
+    assert len(calls) == len(WARM_UP) + n + 2
+    assert sum(calls) == sum(WARM_UP) + 3 * n
+    assert max(calls[len(WARM_UP) :]) == min(n, 3)
+
+
+def test_a_repeated_frame_lets_those_in_flight_go_on(drawer, calls):
+    first, other, _ = to_unit_range(FRAMES)
+    pictures(drawer, [first] * 4 + [other], steps=3, threshold=0.99, batch_steps=True)
+    assert calls == [*WARM_UP, 1, 1, 1, 1, 1, 1]
+
+
+def test_the_times_of_batched_steps_overlap(drawer):
+    drawn = pictures(drawer, to_unit_range(FRAMES), steps=3, batch_steps=True)
+    ends = [picture.at for picture in drawn]
+    assert ends == sorted(ends)
+    assert drawn[0].seconds == drawn[0].at
+    assert sum(picture.seconds for picture in drawn) > ends[-1]
+    alone = pictures(drawer, to_unit_range(FRAMES), steps=3)
+    assert sum(picture.seconds for picture in alone) == pytest.approx(alone[-1].at)
+
+
+@pytest.mark.parametrize(("model", "steps"), [(ConsistencyTraining, 1), (DiffusionModule, 7)])
+def test_one_step_has_nothing_to_batch(model, steps):
+    with pytest.raises(ConfigError, match="batch_steps: x redraws a frame in one step here, so there are none to"):
+        pictures(SampleDrawer(make(model), "x"), to_unit_range(FRAMES), steps=steps, batch_steps=True)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +187,16 @@ def test_the_command_draws_a_folder_and_an_animation(given, tmp_path, capsys, dr
     )
 
 
+def test_the_command_batches_steps_and_keeps_the_order_of_frames(tmp_path, capsys, drawer):
+    stream(f"{MODEL} --input=frames --sigma=2 --steps=4 --label=1 --batch-steps --output={tmp_path / 'out'}".split())
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["000000.png", "000001.png", "000002.png"]
+    for name, frame in zip(names, to_unit_range(FRAMES), strict=True):
+        expected = drawer.pixels(Wish(sigma=2.0, label=1), 4, frame)[0]
+        close(torch.from_numpy(np.array(Image.open(tmp_path / "out" / name)))[..., 0], expected)
+    assert capsys.readouterr().out.startswith("3 frames, ")
+
+
 def test_the_command_repeats_frames_and_writes_an_animation(tmp_path, capsys):
     stream(f"{MODEL} --input=still --threshold=0.99 --output={tmp_path / 'x.gif'}".split())
     assert capsys.readouterr().out.startswith("3 frames, 1 of them repeated, ")
@@ -130,6 +215,8 @@ def test_the_command_repeats_frames_and_writes_an_animation(tmp_path, capsys):
         (f"{MODEL} --input=frames --lora=a", "--lora belongs to --pipeline: leave it out"),
         ("--pipeline=x --input=frames --sigma=2", "--sigma belongs to --ckpt_path: leave it out"),
         ("--pipeline=x --input=frames --label=0", "--label belongs to --ckpt_path: leave it out"),
+        (f"{MODEL} --input=frames --batch-steps --steps=1", "--batch_steps needs several steps for each frame:"),
+        (f"{MODEL} --input=frames --batch-steps --sigma=0.004", "batch_steps: model redraws a frame in one step"),
         (f"{MODEL} --input=frames --threshold=1.5", "--threshold: must be a number in [0, 1]"),
         (f"{MODEL} --input=frames --output=a.mp4", "--output a.mp4: give a .gif, or a folder"),
         (f"{MODEL} --input=nowhere", "--input nowhere: there is no such folder or file"),

@@ -71,6 +71,15 @@ _PHRASES = (
     # Classes, files and options differ or are distinguished; nobody tells them.
     # The idiom also splits: the reader meets "apart" a line later.
     Phrase(r"\b(?:told|tells?|telling) (?:\w+ ){0,5}apart\b", "runs are told apart", "runs are distinguished"),
+    # An edited image is redrawn, and noise is redrawn between steps; "anew" is of another century.
+    # The split verb also hides what is drawn between its halves.
+    Phrase(r"\b(?:draws?|drawn|drawing) (?:\w+ ){0,4}anew\b", "the frame is drawn anew", "the frame is redrawn"),
+    # Options that exclude each other cannot be combined, as the messages of argparse's users say.
+    # "Exclude" sounds as if one of them removed the other.
+    Phrase(r"\bexcludes? each other\b", "a and b exclude each other", "a and b cannot be combined"),
+    # What began in the past and lasts is in the perfect: "has not been finite since step 5".
+    # With the present tense "since" reads as a reason.
+    Phrase(r"\bis not finite since\b", "the loss is not finite since step 5", "it has not been finite since step 5"),
 )
 
 #: A history quotes what was.

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as nnf
 from einops import rearrange
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from cm_lightning.backbones.attention import DotProduct
 from cm_lightning.backbones.embedding import labels_taken, one_hot
@@ -253,8 +254,9 @@ class EDM2(Recorded, nn.Module):
     #: Whether a caller calls :meth:`before_pass` itself, so that a compiled pass is one graph.
     prepared = False
 
-    # a graph would be recompiled for each version of the weights
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    # A graph would be recompiled for each version of the weights. torch.compiler.disable does the same, but imports the
+    # compiler, which takes two seconds, with this file.
+    @_disable_dynamo
     def before_pass(self) -> None:
         """Bring the weights back to unit norm if the pass that follows computes a gradient."""
         if self.training and torch.is_grad_enabled():

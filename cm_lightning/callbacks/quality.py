@@ -104,9 +104,7 @@ class Quality(Callback):
             rank_zero_info(f"Quality measures nothing, because weights are missing: {missing[0]}")
             return
         if few := [split for split in ("train", "val") if len(data.split(split)) < 2]:  # type: ignore[arg-type]
-            raise ConfigError(
-                f"Quality needs at least 2 images to compare with, and {few[0]} has fewer: add images, or remove it"
-            )
+            raise ConfigError(f"Quality needs at least 2 images, and {few[0]} has fewer: add images, or remove it")
         if self._scores is None:
             self._scores = Scores(self.measures)
 

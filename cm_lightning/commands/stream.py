@@ -1,4 +1,4 @@
-"""``cm-lightning stream``: draw the frames of a folder or an animation anew, one after the other."""
+"""``cm-lightning stream``: redraw the frames of a folder or an animation, one after the other."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ from cm_lightning.light import light_lightning
 if TYPE_CHECKING:
     from PIL import Image
 
+    from cm_lightning.serve.wish import Wish
+
 
 def parser() -> CommandParser:
     """The options of ``stream``."""
-    parser = CommandParser("stream", "Draw the frames of a folder or an animation anew, one after the other.")
+    parser = CommandParser("stream", "Redraw the frames of a folder or an animation, one after the other.")
     add = parser.add_argument
     add_model(parser)
     add("--input", type=Path, required=True, help="a folder of images, in the order of their names, or a .gif or .webp")
@@ -43,6 +45,12 @@ def parser() -> CommandParser:
         help="cosine similarity to the last drawn frame above which its picture is repeated, such as 0.98. default: 1, "
         "at which all are drawn",
     )
+    add(
+        "--batch_steps",
+        action="store_true",
+        help="with N steps for each frame, draw N successive frames in each pass of the network, every one at another "
+        "step: more frames per second, but a picture comes N - 1 frames after its frame",
+    )
     return parser
 
 
@@ -51,6 +59,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     options = parser()
     args = options.parse_args(argv)
     check_model(options, args, ("label", "sigma"), ("prompt", "strength"))
+    if args.batch_steps and args.steps == 1:
+        options.error("--batch_steps needs several steps for each frame: leave it out, or raise --steps")
     check_outputs(options, [args.output], (".gif",))
     return args
 
@@ -63,28 +73,36 @@ def main(argv: Sequence[str]) -> None:
     light_lightning()
     from cm_lightning.images import write_gif, write_png
     from cm_lightning.serve.frames import redraw_frames
-    from cm_lightning.serve.wish import Wish, fitted
+    from cm_lightning.serve.wish import fitted
 
     (model,) = load_drawers(args)
-    given = {field.name: getattr(args, field.name, None) for field in fields(Wish) if field.name != "steps"}
-    wish = Wish(**{name: value for name, value in given.items() if value is not None})
     images = (fitted(read(), model.shape) for read in frames)
-    costs, shown = [], []
-    for i, picture in enumerate(redraw_frames(model, images, wish, args.steps, args.threshold)):
+    pictures = redraw_frames(model, images, wish(args), args.steps, args.threshold, args.batch_steps)
+    costs, shown, whole = [], [], 0.0
+    for i, picture in enumerate(pictures):
         costs.append((picture.drawn, picture.seconds))
+        whole = picture.at
         if args.output.suffix == ".gif":
             shown.append(picture.pixels.expand(3, -1, -1))
         else:
             write_png(args.output / f"{i:06d}.png", picture.pixels)
     if shown:
         write_gif(args.output, shown, milliseconds=40)
-    print(f"{_told(costs)}: {args.output}")
+    print(f"{_told(costs, whole)}: {args.output}")
 
 
-def _told(costs: Sequence[tuple[bool, float]]) -> str:
-    """The numbers of frames, and how fast they were, by whether each was drawn and its seconds."""
+def wish(args: argparse.Namespace) -> Wish:
+    """The values that the pictures depend on, by the options."""
+    from cm_lightning.serve.wish import Wish
+
+    given = {field.name: getattr(args, field.name, None) for field in fields(Wish) if field.name != "steps"}
+    return Wish(**{name: value for name, value in given.items() if value is not None})
+
+
+def _told(costs: Sequence[tuple[bool, float]], whole: float) -> str:
+    """The numbers of frames, and how fast they were: whether each was drawn, its seconds, and those of all together."""
     drawn = [seconds for drawn, seconds in costs if drawn]
-    rate = len(costs) / sum(seconds for _, seconds in costs)
+    rate = len(costs) / whole
     median, longest = 1e3 * statistics.median(drawn), 1e3 * max(drawn)
     repeated = f", {len(costs) - len(drawn)} of them repeated" if len(drawn) < len(costs) else ""
     return (

@@ -36,8 +36,8 @@ FlowMap: TypeAlias = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
 class Objective(Recorded, nn.Module, ABC):
     """Base of the losses. It is a module because it may hold learned weights, a teacher, or the networks of a distance.
 
-    After :meth:`loss`, ``shown`` holds further values that are worth logging, on the device: of the losses that compare
-    two ends or two velocities, ``raw``, see :meth:`show`.
+    After :meth:`loss`, ``shown`` holds further values that are worth logging, on the device. A loss that compares two
+    ends or two velocities has ``raw`` there, see :meth:`show`.
     """
 
     curriculum: Curriculum

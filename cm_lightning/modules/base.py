@@ -14,12 +14,13 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torch.func import jvp
 
 from cm_lightning.backbones.attention import set_forward_mode
 from cm_lightning.backbones.embedding import check_labels
 from cm_lightning.core.curriculum import Clock
 from cm_lightning.core.noise import Source, unit_noise
-from cm_lightning.core.objective import Objective
+from cm_lightning.core.objective import Objective, Tangent
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.domains import COUNT, FINITE, FRACTION, POSITIVE
 from cm_lightning.errors import CheckpointError, ConfigError
@@ -117,9 +118,22 @@ class GenerativeModule(TrainedModule):
     def default_sigmas(self, steps: int) -> list[float]:
         """The noise levels for a number of sampling steps."""
 
-    def forward_one(self) -> None:
+    def one_sample(self) -> tuple[Tensor, Tensor, Any]:
         labels = torch.zeros(1, dtype=torch.long) if self.num_classes else None
-        self.backbone(torch.zeros(1, *self.image_shape), torch.zeros(1), labels)
+        return torch.zeros(1, *self.image_shape), torch.zeros(1, *[2] * (self.noise_labels_given == 2)), labels
+
+    def forward_one(self) -> None:
+        self.backbone(*self.one_sample())
+
+    def pass_beside(self) -> None:
+        objective = getattr(self, "objective", None)
+        if isinstance(objective, Tangent) and objective.forward_mode:
+            self.derivative_one()
+
+    def derivative_one(self) -> None:
+        """Take the forward-mode derivative of the network at one sample of zeros, on the device of new tensors."""
+        x, t, labels = self.one_sample()
+        jvp(lambda x, t: self.backbone(x, t, labels), (x, t), (x, t))
 
     def phase(self, clock: Clock) -> str:
         objective = getattr(self, "objective", None)

@@ -83,10 +83,6 @@ class FlowMapModule(GenerativeModule):
         mu = {"mu": self.target_network.mu(clock)} if self.target_network else {}
         return self.objective.curriculum.progress(clock) | mu
 
-    def forward_one(self) -> None:
-        labels = torch.zeros(1, dtype=torch.long) if self.num_classes else None
-        self.backbone(torch.zeros(1, *self.image_shape), torch.zeros(1, self.noise_labels_given), labels)
-
     def flow_map(self, x: Tensor, t: Tensor, r: Tensor, labels: Tensor | None = None) -> Tensor:
         """X(x, t, r) with the weights that the module holds: (B, ...), (B,), (B,), (B,) or None -> (B, ...)."""
         return self.map()(x, t, r, labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -111,6 +112,9 @@ class GuidedConsistencyTraining(ConsistencyModule):
         guide = Guide(backbone, guide_decay, curriculum)
         self.guide = guide.network.eval()
         self.followers = (*self.followers, guide)
+
+    def pass_beside(self) -> None:
+        self.backbone(*(torch.cat([part, part]) for part in self.one_sample()))  # with its class, and without
 
     def estimate(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """The guide's estimates of the clean images, (B, ...)."""

@@ -64,7 +64,7 @@ class LatentModule(TrainedModule):
         """The arguments with which ``cm-lightning sample`` draws from what was exported to a folder."""
         return ["--pipeline", str(folder)]
 
-    def forward_one(self) -> None:
+    def one_sample(self) -> tuple[Tensor, Tensor, Conditioning]:
         config = self.base.unet.config
         x = torch.zeros(1, config["in_channels"], config["sample_size"], config["sample_size"])
         hidden, t = torch.zeros(1, TOKENS, config["cross_attention_dim"]), torch.zeros(1, dtype=torch.long)
@@ -72,7 +72,10 @@ class LatentModule(TrainedModule):
         if self.base.is_xl:
             pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
             c = Conditioning(hidden, torch.zeros(1, pooled), torch.zeros(1, 6))
-        self.network_output(x, t, c, torch.zeros(1))
+        return x, t, c
+
+    def forward_one(self) -> None:
+        self.network_output(*self.one_sample(), torch.zeros(1))
 
     def network_output(self, x: Tensor, t: Tensor, c: Conditioning, w: Tensor) -> Tensor:
         """The trained network's output; w (B,) is the guidance, for a network conditioned on it."""

@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
-from torchmetrics.functional.image.lpips import _NoTrainLpips
 
 from cm_lightning.core.distance import Distance
 from cm_lightning.errors import CheckpointError, ConfigError
@@ -62,6 +61,8 @@ def _load(path: str | None, pooling: str) -> nn.Module:
 
 
 def _with_weights(path: str | None) -> nn.Module:
+    from torchmetrics.functional.image.lpips import _NoTrainLpips  # imports torchvision and much else
+
     if path is None:
         try:
             return _NoTrainLpips(net="vgg")

@@ -118,6 +118,12 @@ class DistributionMatching(WithCritic):
     def features(self, x_t: Tensor, t: Tensor, c: Any) -> Tensor:
         """The coarsest features of the fake score's network."""
 
+    def forward_one(self) -> None:
+        super().forward_one()  # type: ignore[safe-super]
+        self.fake(*self.one_sample())
+        for _ in range(3 if self.gan_weight else 0):  # a sample in the generator's loss; in the critic's an image, too
+            self.features(*self.one_sample())
+
     def losses(self, x: Tensor, c: Any, generator: torch.Generator | None = None) -> Losses:
         """The losses on data x (B, ...), which only the adversarial part uses, and their conditions c."""
         turn = self._acting()

@@ -96,6 +96,14 @@ class StagedDistillation(WithCritic):
     def fresh_encoder(self) -> dict[str, Tensor]:
         """The weights with which a discriminator starts."""
 
+    def forward_one(self) -> None:
+        super().forward_one()  # type: ignore[safe-super]
+        objectives = {stage.objective for stage in self.stages.stages}
+        # the generator's loss keeps a pass for the sample, the critic's one for each of two ends and its beginning
+        passes = 5 if "conditional" in objectives else 3 * ("unconditional" in objectives)
+        for _ in range(passes):
+            self.features(*self.one_sample())
+
     def losses(self, x: Tensor, c: Any, generator: torch.Generator | None = None) -> Losses:
         """The losses on data x (B, ...) under conditions c."""
         clock, ladder = self.clock, self.ladder

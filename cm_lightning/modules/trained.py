@@ -80,10 +80,24 @@ class TrainedModule(Recorded, L.LightningModule):
     def batch_loss(self, batch: Any, batch_idx: int, generator: torch.Generator | None = None) -> Tensor:
         """The loss on a batch of the data, a scalar; a generator makes its noise reproducible."""
 
+    def one_sample(self) -> tuple[Tensor, Tensor, Any]:
+        """A noisy sample of zeros (1, ...), its level (1,) and its condition, on the device of new tensors.
+
+        Raises:
+            NotImplementedError: the method does not train on noisy samples.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def forward_one(self) -> None:
         """Run the trained network on one sample of zeros as a training step does, to measure the memory that it
         keeps.
+        """
+
+    def pass_beside(self) -> None:
+        """Run what a step evaluates without gradients beside that, on one sample, if it needs much memory; or nothing.
+
+        A plain pass does not: it keeps little, and the estimate leaves room for it.
         """
 
     def frozen_networks(self) -> dict[str, nn.Module]:
@@ -166,6 +180,17 @@ class TrainedModule(Recorded, L.LightningModule):
         if differing := difference(state, own):
             raise CheckpointError(f"start_from: the backbone in {self.start_from} is another network: {differing}")
         self.load_backbone(state)
+
+    def configure_model(self) -> None:
+        if self.device_mesh is None:  # only strategies that split networks over ranks have one
+            return
+        strategy: Any = self.trainer.strategy
+        if not hasattr(strategy, "shard"):
+            raise ConfigError(
+                f"trainer.strategy: {type(strategy).__name__} is not supported: take ddp, or "
+                "class_path: cm_lightning.Sharded"
+            )
+        strategy.shard(self)
 
     def on_fit_start(self) -> None:
         if self._start_failure and not self._resumed:
@@ -266,7 +291,8 @@ class TrainedModule(Recorded, L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._stop_if_failed()
-        if not are_finite(_tensors(self)):
+        failed = torch.tensor(int(not are_finite(_tensors(self))), device=self.device)
+        if int(self.trainer.strategy.reduce(failed, reduce_op="max")):  # of sharded weights a rank sees a part
             broken = (name for name, part in self.named_children() if not are_finite(_tensors(part)))
             raise NonFiniteLossError(faults.of_the_weights(self.trainer, self.trained_steps, *islice(broken, 1)))
         checkpoint[FORMAT_KEY] = FORMAT

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
@@ -97,10 +96,9 @@ class TrajectoryDistillation(Distilled, ConsistencyModule):
         self.hold_teacher(teacher, trust, start_from_teacher)
 
     def forward_one(self) -> None:
-        labels = torch.zeros(1, dtype=torch.long) if self.num_classes else None
         passes = 3 if self.objective.denoising_weight else 2  # the gradient passes through the target's jump, too
         for _ in range(passes):
-            self.backbone(torch.zeros(1, *self.image_shape), torch.zeros(1, 2), labels)
+            super().forward_one()
 
     def flow_map(self, x: Tensor, t: Tensor, r: Tensor, labels: Tensor | None = None) -> Tensor:
         """X(x, t, r) with the weights that the module holds: (B, ...), (B,), (B,), (B,) or None -> (B, ...)."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cm_lightning.core.stream_batch import Stages
 from cm_lightning.images import png_bytes
 from cm_lightning.serve.wish import Wish
 
@@ -57,13 +58,25 @@ class Drawer(ABC):
         Args:
             wish: the values of the controls, without the steps.
             steps: the number of steps; the model's own if None.
-            drawing: (C, H, W) in [-1, 1], to be drawn anew; None for an image from noise alone.
+            drawing: (C, H, W) in [-1, 1], to be redrawn; None for an image from noise alone.
 
         Returns:
             (C, H, W) uint8, on the CPU.
 
         Raises:
             ConfigError: the wish does not fit the model.
+        """
+
+    @abstractmethod
+    def stages(self, wish: Wish, steps: int | None) -> Stages:
+        """The steps by which :meth:`pixels` redraws an image, for frames that share the passes of the network.
+
+        Args:
+            wish: the values of the controls, without the steps.
+            steps: the number of steps; the model's own if None.
+
+        Raises:
+            ConfigError: the wish does not fit the model, or its steps cannot be batched.
         """
 
     @abstractmethod

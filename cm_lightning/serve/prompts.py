@@ -12,11 +12,13 @@ from torch import Tensor
 
 from cm_lightning.core.editing import noise_at
 from cm_lightning.core.noise import unit_noise
+from cm_lightning.core.stream_batch import Stages
 from cm_lightning.errors import ConfigError
 from cm_lightning.images import picture, to_pixels
 from cm_lightning.latent.draw import draw
 from cm_lightning.latent.few_step import FewStep, only_one
 from cm_lightning.latent.pipelines import few_step_pipeline, image_to_image
+from cm_lightning.latent.stages import lcm_stages
 from cm_lightning.serve.drawer import Drawer
 from cm_lightning.serve.wish import Wish
 
@@ -28,7 +30,7 @@ TEACHER_STEPS, _TEACHER_GUIDANCE = 50, 7.5
 
 
 class PromptDrawer(Drawer):
-    """Draws images from prompts, and drawings anew.
+    """Draws images from prompts, and redraws drawings.
 
     Args:
         pipe: a pipeline of Stable Diffusion's family, with its scheduler set.
@@ -63,23 +65,33 @@ class PromptDrawer(Drawer):
         return f"{width} x {height} pixels from prompts"
 
     def pixels(self, wish: Wish, steps: int | None, drawing: Tensor | None) -> Tensor:
+        prompts = [wish.prompt or ""]
+        if drawing is not None:
+            again = self._how_again(wish, steps)
+            return draw(self.redrawing, prompts, image=picture(to_pixels(drawing)), **again)[0]
+        how = self._how(wish, steps)
+        if wish.seed != how["seed"]:
+            how["latents"] = self._latents(wish.seed)
+        return draw(self.pipe, prompts, **how)[0]
+
+    def stages(self, wish: Wish, steps: int | None) -> Stages:
+        return lcm_stages(self.redrawing, wish.prompt or "", **self._how_again(wish, steps))
+
+    def _how(self, wish: Wish, steps: int | None, least: int = 1) -> dict[str, Any]:
+        """How a wish is drawn, in ``least`` steps or more: the arguments of :func:`draw`."""
         if wish.label is not None:
             raise ConfigError("label: this model takes a prompt in its place: leave it out")
         steps, guidance = steps or self.steps, 1.0 if wish.guidance is None else wish.guidance
         if self.how and self.how.departures(steps, guidance):
             raise ConfigError(f"{self.name} was distilled for {self.how}: leave out other steps and guidance")
-        prompts, seed = [wish.prompt or ""], int(wish.seed)
-        if drawing is not None:
-            steps = max(steps, math.ceil(1 / wish.strength))  # of which at least one remains
-            again = {"image": picture(to_pixels(drawing)), "strength": wish.strength, **self._timesteps(steps)}
-            return draw(self.redrawing, prompts, steps, guidance, seed, **again)[0]
-        options = self._timesteps(steps)
-        if wish.seed != seed:
-            options["latents"] = self._latents(wish.seed)
-        return draw(self.pipe, prompts, steps, guidance, seed, **options)[0]
+        steps = max(steps, least)
+        options = self.how.options(steps) if self.how else {}
+        return {"steps": steps, "guidance": guidance, "seed": int(wish.seed), **options}
 
-    def _timesteps(self, steps: int) -> dict[str, Any]:
-        return self.how.options(steps) if self.how else {}
+    def _how_again(self, wish: Wish, steps: int | None) -> dict[str, Any]:
+        """The same for a drawing."""
+        least = math.ceil(1 / wish.strength)  # of which at least one remains
+        return {"strength": wish.strength, **self._how(wish, steps, least)}
 
     def _latents(self, seed: float) -> Tensor:
         """Noise between that of two seeds; what a scheduler adds later is that of the lower one."""

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from cm_lightning.core.editing import noise_at, redraw
+from cm_lightning.core.editing import noise_at
 from cm_lightning.core.noise import unit_noise
+from cm_lightning.core.stream_batch import Stages
 from cm_lightning.editing import REDRAW_SIGMAS
 from cm_lightning.errors import ConfigError
 from cm_lightning.images import to_pixels
@@ -19,7 +20,7 @@ from cm_lightning.modules.endpoint import Endpoint, endpoint
 from cm_lightning.serve.drawer import Drawer
 from cm_lightning.serve.wish import Wish
 
-#: Ratio of successive levels of drawing anew: that of CM's two for strokes.
+#: Ratio of successive levels of redrawing: that of CM's two for strokes.
 _RATIO = REDRAW_SIGMAS[1] / REDRAW_SIGMAS[0]
 #: Numbers of steps that the page offers, and those for a diffusion model, as far as the model takes them.
 _STEPS, _STEPS_OF_DIFFUSION = (1, 2, 4, 8), (5, 9, 17)
@@ -29,7 +30,7 @@ _GUIDANCE = (0.0, 4.0)
 
 
 class SampleDrawer(Drawer):
-    """Draws samples of a class, and drawings anew.
+    """Draws samples of a class, and redraws drawings.
 
     Args:
         module: any model of grey or colour images.
@@ -47,7 +48,7 @@ class SampleDrawer(Drawer):
 
     @cached_property
     def end(self) -> Endpoint:
-        """The end points of the module's trajectories, from which it draws anew."""
+        """The end points of the module's trajectories, from which it redraws."""
         return endpoint(self.module)
 
     @property
@@ -57,26 +58,37 @@ class SampleDrawer(Drawer):
         return f"{width} x {height} pixels, {channels} channel{'s' if channels > 1 else ''}{classes}"
 
     def pixels(self, wish: Wish, steps: int | None, drawing: Tensor | None) -> Tensor:
+        if drawing is not None:
+            return self.stages(wish, steps).redraw(drawing)
+        guidance = self._guidance(wish)
+        return _picture(self.module.sample(1, steps, wish.label, [noise_at(wish.seed)], guidance=guidance))
+
+    def stages(self, wish: Wish, steps: int | None) -> Stages:
+        guidance, levels = self._guidance(wish), self._levels(wish.sigma, steps)
+        labels = self.module.sample_labels(1, wish.label)
+        like, source = next(self.module.backbone.parameters()), [noise_at(wish.seed)]
+        noise = {level: unit_noise((1, *self.shape), source, like.device, like.dtype) for level in levels}
+
+        def f(x: Tensor, t: Tensor) -> Tensor:
+            classes = None if labels is None else labels.expand(len(x))
+            with evaluated(self.module.backbone):
+                return self.end.function(classes, guidance)(x, t)
+
+        def noised(x: Tensor, level: float) -> Tensor:
+            return self.end.noised(lambda _: noise[level])(x, level)
+
+        return Stages(lambda image: noised(image[None].to(like), levels[0]), f, levels, noised, _picture)
+
+    def _guidance(self, wish: Wish) -> float:
+        """The guidance of a wish that fits the module."""
         if wish.prompt is not None:
             raise ConfigError("prompt: this model does not take one: leave it out")
         guidance = wish.guidance or 0.0
         self.module.check_guidance(guidance)
-        if drawing is None:
-            image = self.module.sample(1, steps, wish.label, [noise_at(wish.seed)], guidance=guidance)
-        else:
-            image = self._redrawn(wish, steps, drawing, guidance)
-        return to_pixels(image)[0].cpu()
-
-    def _redrawn(self, wish: Wish, steps: int | None, drawing: Tensor, guidance: float) -> Tensor:
-        noise = [noise_at(wish.seed)]
-        f = self.end.function(self.module.sample_labels(1, wish.label), guidance)
-        noised = self.end.noised(lambda x: unit_noise(x.shape, noise, x.device, x.dtype))
-        start = drawing[None].to(next(self.module.backbone.parameters()))
-        with evaluated(self.module.backbone):
-            return redraw(f, start, self._levels(wish.sigma, steps), noised).clamp(-1, 1)
+        return guidance
 
     def _levels(self, sigma: float, steps: int | None) -> list[float]:
-        """The levels of drawing anew; one, from which it solves its ODE, for a module that does."""
+        """The levels of redrawing; one, from which it solves its ODE, for a module that does."""
         n = 1 if self.end.solves else steps or self.module.default_steps
         lower = [sigma * _RATIO**i for i in range(1, n)]
         levels = [sigma, *(level for level in lower if level > self.end.sigmas[0])]
@@ -94,7 +106,7 @@ class SampleDrawer(Drawer):
         }
 
     def _noise(self) -> dict[str, Any] | None:
-        """The control of the noise over a drawing; None for a module that cannot draw anew."""
+        """The control of the noise over a drawing; None for a module that cannot redraw."""
         try:
             low, high = self.end.sigmas
         except ConfigError:
@@ -116,3 +128,8 @@ class SampleDrawer(Drawer):
         except ConfigError:
             return False
         return True
+
+
+def _picture(images: Tensor) -> Tensor:
+    """The first of images (B, C, H, W) in [-1, 1], as (C, H, W) uint8 on the CPU."""
+    return to_pixels(images)[0].cpu()

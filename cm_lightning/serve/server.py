@@ -165,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(415, "send application/json")
         wish = Wish.parse(_parsed(body))
         if not self.server.places.acquire(blocking=False):
-            raise _Refused(503, "too many pictures are asked for at once: try again")
+            raise _Refused(503, "too many images are requested at once: try again")
         try:
             picture = self.server.painter.draw(wish)
         finally:

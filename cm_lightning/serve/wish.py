@@ -36,8 +36,8 @@ class Wish:
         seed: seed of the noise; between two whole seeds the noise lies on the arc between theirs.
         steps: evaluations of the network, as of ``sample``; of a diffusion model that redraws, its own number.
         guidance: as of ``sample``; none if None.
-        image: an image file in base64, which is drawn anew; a sample is drawn if None.
-        sigma: the noise level at which drawing anew starts.
+        image: an image file in base64, which is redrawn; a sample is drawn if None.
+        sigma: the noise level at which redrawing starts.
         strength: its counterpart for a text-to-image model, the share of the steps that are taken.
         teacher: whether the teacher draws, with evaluations of its own.
     """

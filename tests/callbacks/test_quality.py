@@ -298,7 +298,9 @@ def fit_the_recipe_for_folders(monkeypatch, *options):
     """Train two steps with the recipe's callbacks, unless options change them; return the run's directory."""
     monkeypatch.setattr(sys, "argv", ["cm-lightning"])
     short = ["max_steps=2", "val_check_interval=2", "accumulate_grad_batches=1", "precision=32-true", "devices=1"]
-    tiny_model = ["--model.image_shape=[3,16,16]", "--model.backbone.channels=8", "--model.sampling_sigmas=null"]
+    tiny_model = ["--model.image_shape=[3,16,16]", "--model.backbone.channels=8", "--model.sampling_sigmas=null",
+                  "--model.backbone.multipliers=[1, 1]", "--model.backbone.attention_levels=[1]",
+                  "--model.backbone.blocks=1", "--callbacks.samples.num_samples=4"]  # fmt: skip
     data = ["--data.size=16", "--data.batch_size=8", "--data.num_workers=0", "--trainer.accelerator=cpu"]
     main(["fit", f"--config={RECIPE}", *(f"--trainer.{option}" for option in short), *tiny_model, *data, *options])
     return sorted(Path("runs/folder-ct").iterdir())[-1]
@@ -309,7 +311,7 @@ def test_the_recipe_for_folders_runs_without_weights_and_measures_with_them(tmp_
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)  # nothing is downloaded
-    write_folder(30)
+    write_folder(20)
     with caplog.at_level(logging.INFO):
         run = fit_the_recipe_for_folders(monkeypatch)
     notes = [record.getMessage() for record in caplog.records if "Quality" in record.getMessage()]

@@ -34,7 +34,9 @@ class Watch(L.Callback):
 if __name__ == "__main__":
     ranks, output, student, *more = sys.argv[1:]
     torch.set_num_threads(1)
-    few_digits(pytest.MonkeyPatch())
+    patch = pytest.MonkeyPatch()
+    few_digits(patch, 40)
+    patch.setattr("cm_lightning.callbacks.prompt_grid._SHOWN", 4)
     L.seed_everything(0)
     module = LatentConsistencyDistillation(
         TextToImageBase(tiny_sd()), {"whole": WholeUNet, "lora": LoRA}[student](8), (0.0, 2.0),

@@ -22,6 +22,7 @@ from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.modules.loading import load_module
 from cm_lightning.report.runs import read_runs
 from cm_lightning.run import claim_version, find_checkpoint, find_export, last_checkpoint
+from tests.helpers import few_digits
 
 CONF = Path(__file__).parents[1] / "conf"
 TOY = f"--config={CONF}/toy.yaml"
@@ -207,7 +208,8 @@ def test_rows_of_after_the_checkpoint_are_replaced():
 
 
 @pytest.mark.parametrize("steps", ["true", "3"])
-def test_fast_dev_run_leaves_nothing(steps):
+def test_fast_dev_run_leaves_nothing(steps, monkeypatch):
+    few_digits(monkeypatch)
     main(["fit", f"--config={CONF}/image.yaml", f"--trainer.fast_dev_run={steps}"])
     assert files() == []
 

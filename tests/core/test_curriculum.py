@@ -185,3 +185,11 @@ def test_a_grid_is_made_once_for_each_number_of_levels(monkeypatch):
         (weight * t * q).sum().backward()
     assert made == list(dict.fromkeys(asked))
     assert len(made) > 2
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 100])
+def test_a_run_may_be_too_short_for_a_schedule_to_fall(total):
+    schedule = HoldThenCosine(rise=1, hold=0.9, drop=0.5)
+    rates = [schedule(step, total) for step in range(total + 1)]
+    assert rates[0] == 1
+    assert all(rate in (0.0, 1.0) or rate <= 0.5 for rate in rates)

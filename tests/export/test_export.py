@@ -44,27 +44,36 @@ def write(monkeypatch, m, kind, folder):
     )
 
 
-@pytest.mark.parametrize("num_classes", [0, 3])
-@pytest.mark.parametrize("scale", [250.0, 0.25])
+def unshifted(n):
+    return adm(n, scale_shift=False)
+
+
+def narrow(n):
+    return adm(n, channels=32, norm_groups=32, multipliers=(2, 2))
+
+
+def fourier(n):
+    return adm(n, noise_embedding=FourierEmbedding(128, 0.001 if n else 0.02))
+
+
+def narrow_unet2d(n):
+    return DiffusersUNet({**unet2d(n).network.config, "block_out_channels": (32, 64)})
+
+
 @pytest.mark.parametrize(
-    "make",
+    ("make", "scale", "num_classes"),
     [
-        adm,
-        lambda n: adm(n, scale_shift=False),
-        lambda n: adm(n, channels=32, norm_groups=32, multipliers=(2, 2)),
-        lambda n: adm(n, noise_embedding=FourierEmbedding(128, 0.001 if n else 0.02)),
-        unet2d,
+        (adm, 250.0, 0), (adm, 250.0, 3), (adm, 0.25, 0), (adm, 0.25, 3),
+        (unshifted, 250.0, 0), (unshifted, 0.25, 3),
+        (narrow, 250.0, 3), (narrow, 0.25, 0),
+        (fourier, 0.25, 0), (fourier, 0.25, 3),  # Fourier features of 250 ln sigma are not diffusers'
+        (unet2d, 250.0, 3), (narrow_unet2d, 0.25, 0),
     ],
-)
+)  # fmt: skip
 def test_diffusers_samples_are_ours(make, scale, num_classes, tmp_path, monkeypatch, capsys):
     from diffusers import ConsistencyModelPipeline
 
-    backbone = make(num_classes)
-    if isinstance(backbone, DiffusersUNet) and scale != 250:
-        backbone = DiffusersUNet({**backbone.network.config, "block_out_channels": (32, 64)})
-    if scale == 250 and isinstance(backbone, ADM) and isinstance(backbone.conditioning.noise, FourierEmbedding):
-        pytest.skip("Fourier features of 250 ln sigma are not diffusers'")
-    m = module(backbone, scale)
+    m = module(make(num_classes), scale)
     write(monkeypatch, m, "diffusers", tmp_path)
     pipeline = ConsistencyModelPipeline.from_pretrained(tmp_path)
     pipeline.set_progress_bar_config(disable=True)

@@ -200,7 +200,7 @@ def test_the_export_of_weights_draws_what_the_checkpoint_draws(of, tmp_path):
     export.main([f"--ckpt_path={tmp_path / 'out'}", "--format=safetensors", f"--output={tmp_path / 'two'}"])
     assert "| weights | averaged |" in (tmp_path / "two/README.md").read_text()
     (tmp_path / "out/config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no config\.json that describes its network"):
+    with pytest.raises(CheckpointError, match=r"no config\.json beside it that describes its network"):
         load_module(of(tmp_path / "out"))
 
 

@@ -133,7 +133,7 @@ def test_options_that_differ_are_refused_unless_the_scheduler_is_chosen_too(
     how = "x was distilled for 4 steps of EulerDiscreteScheduler with trailing timesteps, without guidance"
     with pytest.raises(ConfigError) as error:
         compare("x", FewStep(4), steps, guidance, None)
-    assert str(error.value) == f"{how}: leave out {given}, or add --scheduler euler to draw it so all the same"
+    assert str(error.value) == f"{how}: leave out {given}, or add --scheduler euler to draw it that way anyway"
     differ = "differ" if " and " in given else "differs"
     assert compare("x", FewStep(4), steps, guidance, "euler") == f"{how}, from which {given} {differ}"
 

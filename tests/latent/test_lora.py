@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,10 @@ def trained(kind: str, **options: Any) -> Any:
     for parameter in add_lora(pipe.unet, **{"rank": 4, **options}).values():
         nn.init.normal_(parameter, std=0.2)
     return pipe
+
+
+#: The same pipeline for all tests that do not change it: to put an adapter into each layer takes long.
+tuned_once = cache(trained)
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -206,13 +211,11 @@ warnings.simplefilter("error", RuntimeWarning)
 torch.set_num_threads(1)
 made = {}
 for kind, given in torch.load("inputs.pt", weights_only=True).items():
-    for name, file in {"own": None, "kohya": "lcm_kohya.safetensors"}.items():
+    for name, file in {"kohya": "lcm_kohya.safetensors", "own": None}.items():  # the picture is that of our own file
         pipe = DiffusionPipeline.from_pretrained(f"{kind}/base")
         pipe.load_lora_weights(f"{kind}/lora", weight_name=file)
         with torch.no_grad():
             made[f"{kind} {name}"] = pipe.unet(**given).sample
-    pipe = DiffusionPipeline.from_pretrained(f"{kind}/base")
-    pipe.load_lora_weights(f"{kind}/lora")
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
     made[f"{kind} picture"] = pipe(
         "a cat", num_inference_steps=4, guidance_scale=1.5, height=16, width=16, output_type="pt",
@@ -261,7 +264,7 @@ def test_the_four_lines_of_the_tutorial_give_our_picture(plain: dict[str, tuple[
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = trained("sd15")
+    pipe = tuned_once("sd15")
 
     def full(tensors: Any, path: Path) -> None:
         path.write_bytes(b"half")
@@ -295,13 +298,13 @@ def test_stability_names(layer: str, path: str) -> None:
 
 def test_only_a_unet_of_sdxls_blocks_gets_stabilitys_names(tmp_path: Path) -> None:
     for kind, path in {"sd15": "down_blocks", "sdxl": "input_blocks"}.items():
-        file = save_kohya(trained(kind).unet, tmp_path / kind)
+        file = save_kohya(tuned_once(kind).unet, tmp_path / kind)
         assert any(f"_{path}_" in key for key in load_file(file))
 
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_we_load_our_own_files(kind: str, tmp_path: Path) -> None:
-    tuned = trained(kind, alpha=6)
+    tuned = tuned_once(kind, alpha=6)
     for file in (save_lora(tuned.unet, type(tuned), tmp_path), save_kohya(tuned.unet, tmp_path)):
         pipe = make(kind)
         load_lora(pipe, file)
@@ -333,7 +336,7 @@ def test_ranks_and_alphas_may_differ_between_layers(tmp_path: Path) -> None:
 
 
 def test_the_scale_of_rank_stabilised_files_is_kept(tmp_path: Path) -> None:
-    tuned = trained("sd15")
+    tuned = tuned_once("sd15")
     described(save_lora(tuned.unet, type(tuned), tmp_path).parent, '{"unet.lora_alpha": 6, "unet.use_rslora": true}')
     pipe = make("sd15")
     load_lora(pipe, tmp_path)
@@ -344,7 +347,7 @@ def test_the_scale_of_rank_stabilised_files_is_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_we_load_the_official_export_of_which_diffusers_drops_a_part(kind: str, tmp_path: Path) -> None:
-    tuned = trained(kind)
+    tuned = tuned_once(kind)
     exported = convert_state_dict_to_diffusers(get_peft_model_state_dict(tuned.unet, adapter_name="lcm"))
     type(tuned).save_lora_weights(tmp_path, unet_lora_layers=exported)
     pipe = make(kind)
@@ -440,7 +443,7 @@ UNFIT: list[tuple[str, Callable[[Path], Path]]] = [
 def test_what_cannot_be_loaded_whole_leaves_the_pipeline_as_it_was(
     message: str, spoil: Callable[[Path], Path], first: bool, tmp_path: Path
 ) -> None:
-    tuned = trained("sd15")
+    tuned = tuned_once("sd15")
     save_lora(tuned.unet, type(tuned), tmp_path)
     pipe = trained("sd15", name="style", targets=ATTENTION) if first else make("sd15")
     before, state = output(pipe), set(pipe.unet.state_dict())
@@ -458,7 +461,7 @@ def test_what_cannot_be_loaded_whole_leaves_the_pipeline_as_it_was(
 @pytest.mark.parametrize(("kind", "other"), [("sd15", "sdxl"), ("sdxl", "sd15"), ("sd15", "sd21")])
 @pytest.mark.parametrize("file", FILES)
 def test_an_adapter_of_another_family_is_refused(kind: str, other: str, file: str, tmp_path: Path) -> None:
-    tuned = trained(kind)
+    tuned = tuned_once(kind)
     save_lora(tuned.unet, type(tuned), tmp_path)
     save_kohya(tuned.unet, tmp_path)
     pipe = make(other)
@@ -470,7 +473,7 @@ def test_an_adapter_of_another_family_is_refused(kind: str, other: str, file: st
 @pytest.fixture
 def both(tmp_path: Path) -> tuple[Any, Path, Path]:
     """A pipeline with LCM-LoRA and a style LoRA of alpha unequal to its rank, and their files."""
-    tuned = trained("sd15")
+    tuned = tuned_once("sd15")
     lcm = save_kohya(tuned.unet, tmp_path)
     style = write(tmp_path / "style.safetensors", dict.fromkeys(ATTENTION, (3, 1.0)), "sd15")
     pipe = make("sd15")

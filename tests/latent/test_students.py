@@ -35,7 +35,7 @@ from cm_lightning.latent.lora_files import load_lora
 from cm_lightning.latent.pipelines import few_step_pipeline, split_parts
 from cm_lightning.latent.schedulers import few_step_scheduler
 from cm_lightning.latent.unet_files import is_unet, load_unet
-from tests.latent.test_lora import make, output, same, trained
+from tests.latent.test_lora import make, output, same, trained, tuned_once
 
 pytestmark = [
     pytest.mark.filterwarnings("error::RuntimeWarning"),
@@ -83,7 +83,7 @@ def student() -> Any:
 
 @pytest.fixture(scope="module")
 def adapted() -> Any:
-    return trained("sdxl", rank=4)
+    return tuned_once("sdxl", rank=4)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def image(pipe: Any, steps: int, **options: Any) -> Tensor:
 
 @pytest.mark.parametrize(("style", "alpha"), [*((style, 4) for style in STYLES), ("kohya", 2)])
 def test_a_published_lora_gives_the_same_network_to_the_bit(style: str, alpha: int, tmp_path: Path) -> None:
-    original, pipe = trained("sdxl", rank=4, alpha=alpha), make("sdxl")
+    original, pipe = tuned_once("sdxl", rank=4, alpha=alpha), make("sdxl")
     save_file(lora_tensors(original, style), tmp_path / LIGHTNING)
     before = output(pipe)
     load_lora(pipe, tmp_path / LIGHTNING)
@@ -452,9 +452,16 @@ def test_evaluate_measures_other_models_as_before(capsys: Any) -> None:
 # export
 
 
-@pytest.mark.parametrize("part", ["pipeline", "unet", "lora"])
 @pytest.mark.parametrize(
-    "how", [FewStep(4), FewStep(1, "euler", "sample"), FewStep(1, "lcm", timesteps=(399,))], ids=str
+    ("part", "how"),
+    [
+        ("pipeline", FewStep(4)),
+        ("pipeline", FewStep(1, "euler", "sample")),
+        ("pipeline", FewStep(1, "lcm", timesteps=(399,))),
+        ("unet", FewStep(1, "euler", "sample")),
+        ("lora", FewStep(1, "lcm", timesteps=(399,))),
+    ],
+    ids=str,
 )
 def test_the_cards_own_lines_draw_the_students_images(part: Any, how: FewStep, base: str, tmp_path: Path) -> None:
     """The Python of the card, as it stands but for the folders and a seed, against the pipeline before the export."""

@@ -56,16 +56,19 @@ def test_the_features_are_what_the_last_layer_sees(small):
     torch.testing.assert_close(found, seen[0])
 
 
+def zeros_of(model):
+    """A state dict of a network that is too large to be initialised for its shapes alone."""
+    with torch.device("meta"):
+        options = {"init_weights": False} if model == "inception_v3" else {}
+        state = torchvision.models.get_model(model, **options).state_dict()
+    return {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in state.items()}
+
+
 @pytest.mark.parametrize(
     "model", ["resnet18", "densenet121", "alexnet", "vit_b_32", "mobilenet_v3_small", "inception_v3", "squeezenet1_0"]
 )
 def test_classifiers_of_every_kind_have_features(model, tmp_path):
-    with torch.device("meta"):
-        options = {"init_weights": False} if model == "inception_v3" else {}
-        state = torchvision.models.get_model(model, **options).state_dict()
-    torch.manual_seed(0)
-    state = {n: torch.rand(t.shape) * 0.01 if t.is_floating_point() else torch.tensor(0) for n, t in state.items()}
-    save_file(state, tmp_path / "weights.safetensors")
+    save_file(zeros_of(model), tmp_path / "weights.safetensors")
     scores = Scores([FeatureScores(TorchvisionFeatures(model, str(tmp_path / "weights.safetensors")))])
     (measure,) = scores.measures
     network = measure.distance.inception
@@ -77,7 +80,7 @@ def test_classifiers_of_every_kind_have_features(model, tmp_path):
     ("file", "size"), [("resnet50-0676ba61.pth", [256]), ("resnet50-11ad3fa6.pth", [232]), ("mine.pth", [232])]
 )
 def test_the_transforms_are_those_of_the_file(file, size, tmp_path):
-    torch.save(torchvision.models.resnet50().state_dict(), tmp_path / file)
+    torch.save(zeros_of("resnet50"), tmp_path / file)
     network = TorchvisionFeatures("resnet50", str(tmp_path / file)).distance().inception
     assert network.transforms.resize_size == size
 

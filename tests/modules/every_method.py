@@ -1,23 +1,20 @@
 """Every method of the suite for a few steps on two ranks.
 
-Started by test_every_method.py as ``python every_method.py OUTPUT``. One pair of forks is the two ranks of all methods,
-which meet in a file.
+Started by test_every_method.py as ``python every_method.py OUTPUT``. One pair of forks is the two ranks of all methods.
 """
 
 import json
-import os
 import runpy
 import sys
 from pathlib import Path
 
 import lightning as L
 import torch
-from torch import distributed
 from torch.utils.data import DataLoader, TensorDataset
 
 import cm_lightning as C
 from tests.helpers import images, trainer
-from tests.processes import ROOT
+from tests.processes import ROOT, two_ranks
 
 SHAPE = (1, 8, 8)
 #: The checkpoint that second stages start from, in the working directory.
@@ -108,13 +105,6 @@ def found(method):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     write_first(".")
-    child = os.fork()
-    rank = "1" if child == 0 else "0"
-    os.environ |= {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}
-    store = distributed.FileStore("meet", 2)
-    distributed.init_process_group("gloo", store=store, rank=int(rank), world_size=2)
-    names = {method: found(method) for method in METHODS}
-    if child == 0:
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
+    with two_ranks():
+        names = {method: found(method) for method in METHODS}
     Path(sys.argv[1]).write_text(json.dumps(names))

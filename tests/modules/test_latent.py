@@ -26,7 +26,8 @@ from tests.helpers import trainer
 from tests.latent.tiny import tiny_sd, tiny_sdxl
 
 MAKERS = {"sd15": tiny_sd, "sd21": lambda: tiny_sd(v_prediction=True), "sdxl": tiny_sdxl}
-STUDENTS = {"whole": lambda: WholeUNet(8), "lora": lambda: LoRA(4)}
+SOME_LAYERS = ("to_q", "conv1")  # of each kind one: to put an adapter into each layer takes long
+STUDENTS = {"whole": lambda: WholeUNet(8), "lora": lambda: LoRA(4, targets=SOME_LAYERS)}
 
 
 def distillation(make=tiny_sd, student="lora", **options):

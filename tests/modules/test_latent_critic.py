@@ -25,9 +25,9 @@ from cm_lightning.modules.latent_adversarial import LatentAdversarialDistillatio
 from cm_lightning.modules.latent_matching import LatentDistributionMatching
 from tests.helpers import InterruptAt, trainer
 from tests.latent.tiny import tiny_sd, tiny_sdxl
-from tests.modules.test_latent import MAKERS, batch, captioned, shake
+from tests.modules.test_latent import MAKERS, SOME_LAYERS, batch, captioned, shake
 
-STUDENTS = {"whole": lambda: WholeUNet(None), "lora": lambda: LoRA(4)}
+STUDENTS = {"whole": lambda: WholeUNet(None), "lora": lambda: LoRA(4, targets=SOME_LAYERS)}
 STAGES = [Stage(8, 4, guidance=1.0), Stage(4, 2, "conditional"), Stage(4, 2, "unconditional"), Stage(2, 1)]
 EACH = pytest.mark.parametrize("structure", MAKERS)
 EITHER = pytest.mark.parametrize("student", STUDENTS)

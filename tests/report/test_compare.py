@@ -88,7 +88,7 @@ def test_tests_belong_to_the_run_they_tested_and_solvers_to_the_baselines(capsys
 
 
 def test_a_real_run_resumed_and_tested_is_one_run(capsys, monkeypatch):
-    few_digits(monkeypatch)
+    few_digits(monkeypatch, 20)
     saving = "{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {save_last: true, save_top_k: 0}}"
     callbacks = "{ema: null, throughput: {}, quality: {num_samples: 20}, samples: {num_samples: 4, nfe: [1]}"
     image = [

@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 from cm_lightning import MNIST, ConsistencyTraining, UNet
+from cm_lightning.export.folder import write_export
 from tests.helpers import trainer
 from tests.processes import ROOT, fork
+from tests.test_serve import make
 
 FOLDER = ROOT / "experiments/benchmarks"
 
@@ -59,6 +61,18 @@ def test_the_frames_move_and_rest(options, size, mode, tmp_path, monkeypatch):
     assert {(frame.size, frame.mode) for frame in frames} == {(size, mode)}
     equal = [a.tobytes() == b.tobytes() for a, b in pairwise(frames)]
     assert equal == ([False] * 10 + [True] * 9 + [False]) * 2 + [False] * 10 + [True] * 9
+
+
+def test_batched_steps_are_timed(tmp_path, monkeypatch, capsys):
+    for name in ("model", "frames"):
+        (tmp_path / name).mkdir()
+    write_export(make(), tmp_path / "model", 0, "raw")
+    for i in range(3):
+        Image.new("L", (8, 8), 80 * i).save(tmp_path / f"frames/{i}.png")
+    options = f"--ckpt_path={tmp_path}/model --input={tmp_path}/frames --sigma=2 --steps=3 --device=cpu"
+    monkeypatch.setattr(sys, "argv", ["batched.py", *options.split()])
+    runpy.run_path(str(ROOT / "experiments/use/batched.py"), run_name="__main__")
+    assert re.match(r"3 steps: [\d.]+ ms for a frame alone .*, [\d.]+ ms batched .*, ratio \d", capsys.readouterr().out)
 
 
 def test_the_check_of_a_gpu_names_scripts_and_options_that_exist():

@@ -1,15 +1,31 @@
-"""What ``sample`` and ``edit`` import before they draw; the rest is there for code that uses it."""
+"""What ``fit``, ``sample`` and ``edit`` import before they work; the rest is there for code that uses it."""
 
 import json
 
-from cm_lightning.cli import main
 from tests.processes import CONF, start
 
 HEAVY = [
-    "torchmetrics.functional", "torchvision", "scipy", "sympy", "torch._dynamo.eval_frame",
+    "torchmetrics.functional.text", "torchvision", "scipy", "sympy", "torch._dynamo.eval_frame",
     "transformers", "diffusers", "wandb", "mlxtend",
     "cm_lightning.cli", "cm_lightning.data.base", "cm_lightning.callbacks.progress",
 ]  # fmt: skip
+FIT = f"""
+import json, sys
+from cm_lightning.__main__ import main
+sys.argv = [
+    "cm-lightning", "fit", "--config={CONF}/toy.yaml", "--trainer.max_steps=2", "--trainer.logger.init_args.save_dir=.",
+]
+main()
+heavy = ["torchmetrics.text", "scipy.signal", "transformers", "diffusers", "sympy", "torch._dynamo.eval_frame"]
+found = [name for name in heavy if name in sys.modules]
+import torch._dynamo.config as config  # a file of the compiler, which imports all of it
+import torch
+compiled = torch.compile(torch.nn.Linear(2, 2), backend="eager")
+same = config is torch._dynamo.config and "_dynamo" in type(compiled).__module__
+from torchmetrics.functional.text import bleu_score
+from torchmetrics.image import FrechetInceptionDistance
+print(json.dumps([found, same]))
+"""
 CODE = f"""
 import json, os, sys
 from cm_lightning.__main__ import main
@@ -37,10 +53,9 @@ print(json.dumps([found, absent, issubclass(Accuracy, Metric), kinds]))
 """
 
 
-def test_drawing_imports_nothing_heavy_that_it_need_not_and_the_rest_is_there_for_other_code(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["cm-lightning"])
-    main(["fit", f"--config={CONF}/toy.yaml", "--trainer.max_steps=2", "--trainer.logger.init_args.save_dir=."])
+def test_nothing_heavy_is_imported_that_is_not_needed_and_the_rest_is_there_for_other_code(tmp_path):
+    trained = start("-c", FIT, cwd=tmp_path)
+    assert json.loads(trained.stdout.splitlines()[-1]) == [[], True]
     done = start("-c", CODE, cwd=tmp_path)
     found, absent, accuracy, kinds = json.loads(done.stdout.splitlines()[-1])
     assert found == []

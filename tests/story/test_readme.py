@@ -199,7 +199,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     with pytest.MonkeyPatch.context() as patches:
         patches.chdir(folder)
         patches.setenv("XDG_CACHE_HOME", str(folder / "cache"))  # the statistics of few digits are not those of all
-        few_digits(patches)
+        few_digits(patches, 20)
+        patches.setattr("cm_lightning.callbacks.prompt_grid._SHOWN", 10)
         processes = SimpleNamespace(Popen=Trial, TimeoutExpired=subprocess.TimeoutExpired)
         patches.setattr("cm_lightning.sweep.trials.subprocess", processes)
         yield Story()

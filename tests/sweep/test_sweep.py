@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from wandb.sdk.launch.sweeps import utils as wandb_sweeps
 
 from cm_lightning import cli
 from cm_lightning.commands.evaluate import make_parser as evaluate_parser
@@ -47,6 +46,8 @@ def results(name="fake"):
 
 def agent_s_command(raw, values):
     """The command of a trial as wandb's agent builds it (wandb_agent.py), by wandb's own functions."""
+    from wandb.sdk.launch.sweeps import utils as wandb_sweeps  # its import takes a second
+
     args = {"args": {name: {"value": value} for name, value in values.items()}}
     macros = wandb_sweeps.create_sweep_command_args(args)
     macros.update(interpreter=["python"], program=[raw.get("program")], env=["/usr/bin/env"])
