@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -53,8 +53,13 @@ class Parts(Callback):
         print(f"| the whole step | {1000 * whole:.2f} | |")
 
 
+def _epochs(loader: Iterable[Any]) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
 def _parts(trainer: L.Trainer, m: ConsistencyTraining) -> dict[str, Callable[[], Any]]:
-    batches = iter(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+    batches = _epochs(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
     ema = next(callback for callback in trainer.callbacks if isinstance(callback, EMA))  # type: ignore[attr-defined]
     x, labels = next(batches)
     clock, f = Clock(9, 10), m.map()
