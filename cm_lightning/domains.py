@@ -1,6 +1,4 @@
-"""The values that an option may take. Constructors check their arguments where they store them, before time is
-spent.
-"""
+"""The values that an option may take. Constructors check arguments where they store them, before time is spent."""
 
 from __future__ import annotations
 

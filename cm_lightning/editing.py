@@ -39,12 +39,15 @@ class Editor:
 
     Args:
         module: any model on images. A one-step generator can only :meth:`interpolate` and :meth:`vary`: nothing of an
-        image is left at the noise level at which it was trained. n: number of results. labels: classes, repeated in
-        turn. If None, a network with classes draws without a class if it was trained with ``label_dropout``, and
-        otherwise draws all classes in turn. steps: number of noise levels; each method has its own default. sigmas:
-        noise levels, descending, in place of ``steps``; for a flow map, its times. guidance: as in
-        :meth:`GenerativeModule.sample`. seed: seed of the noise; a result depends only on it and on the result's
-        number. batch_size: number of images drawn at a time.
+            image is left at the noise level at which it was trained.
+        n: number of results.
+        labels: classes, repeated in turn. If None, a network with classes draws without a class if it was trained with
+            ``label_dropout``, and otherwise draws all classes in turn.
+        steps: number of noise levels; each method has its own default.
+        sigmas: noise levels, descending, in place of ``steps``; for a flow map, its times.
+        guidance: as in :meth:`GenerativeModule.sample`.
+        seed: seed of the noise; a result depends only on it and on the result's number.
+        batch_size: number of images drawn at a time.
 
     Raises:
         ConfigError: a value is out of range, or does not fit the module.
@@ -140,7 +143,7 @@ class Editor:
 
         Args:
             seeds: at least two; in one step the first and the last result are the first samples that ``sample`` draws
-            with these.
+                with these.
 
         Returns:
             (n, C, H, W) in [-1, 1].

@@ -16,8 +16,9 @@ from cm_lightning.errors import ConfigError
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` (same suffix), which is renamed to it if the block succeeds; missing folders are
-    made.
+    """A temporary path beside ``path``, with its suffix, that is renamed to it if the block succeeds.
+
+    Missing folders are made.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,4 @@
-"""Runs of Weights & Biases: whether the server can be reached, which is checked before a run begins, and how they
-end.
-"""
+"""Runs of Weights & Biases: how they end, and whether the server can be reached, which is checked before they begin."""
 
 from __future__ import annotations
 

@@ -111,9 +111,7 @@ def _known_arguments(value: Any) -> dict[str, Any] | None:
 
 
 def foreign_packages(described: Any) -> list[str]:
-    """The third-party packages whose classes sampling needs, by a description, without those that only training
-    needs.
-    """
+    """The third-party packages that sampling needs, by a description, without those that only training needs."""
     found: set[str] = set()
     if isinstance(described, Mapping):
         name = str(described.get("class_path", "torch.nn."))

@@ -43,7 +43,7 @@ def make_known(text: str | None = None) -> None:
 
     Args:
         text: its words are looked up; with one slow name, all slow names, its alternatives, are imported too unless the
-        extra is missing. If None, all names but the slow ones are imported.
+            extra is missing. If None, all names but the slow ones are imported.
     """
     names = HOMES.keys() - SLOW if text is None else HOMES.keys() & set(re.findall(r"\w+", text))
     for name in names | SLOW if names & SLOW else names:

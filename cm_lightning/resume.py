@@ -57,9 +57,7 @@ class Change:
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """The options that have different values in both configurations; arguments are compared if the class is the
-    same.
-    """
+    """The options whose values differ between the configurations; arguments are compared if the class is the same."""
     return [change for change in _compare("", _plain(old), _plain(new)) if not _is_aside(change.option)]
 
 

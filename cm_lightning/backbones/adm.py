@@ -61,9 +61,9 @@ class ADM(PyramidNet):
             CM's networks of LSUN.
         noise_embedding: (B,) -> (B, channels); positional if None.
         forward_mode: whether ``torch.func.jvp`` can differentiate the attention; see
-        :mod:`cm_lightning.backbones.attention`. norm_groups: groups of every norm, a divisor of all widths; if None,
-        32, or fewer so that each has at least four channels, as in EDM. The networks of OpenAI and diffusers have 32 at
-        every width.
+            :mod:`cm_lightning.backbones.attention`.
+        norm_groups: groups of every norm, a divisor of all widths; if None, 32, or fewer so that each has at least four
+            channels, as in EDM. The networks of OpenAI and diffusers have 32 at every width.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ class DotProduct(nn.Module):
 
     Args:
         forward_mode: False uses torch's fused kernel, which does not have a forward-mode derivative. True uses the
-        formula itself with the softmax in float32 or better, which ``torch.func.jvp`` can differentiate.
+            formula itself with the softmax in float32 or better, which ``torch.func.jvp`` can differentiate.
             Continuous-time methods need it; it keeps all scores in memory.
     """
 

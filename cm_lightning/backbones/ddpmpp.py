@@ -53,7 +53,7 @@ class DDPMpp(PyramidNet):
         dropout: probability, inside the residual blocks.
         noise_embedding: (B,) -> (B, channels); positional if None.
         forward_mode: whether ``torch.func.jvp`` can differentiate the attention; see
-        :mod:`cm_lightning.backbones.attention`.
+            :mod:`cm_lightning.backbones.attention`.
     """
 
     def __init__(

@@ -96,7 +96,7 @@ class DiT(Recorded, nn.Module):
         dropout: probability, inside the blocks.
         noise_embedding: (B,) -> (B, 256); positional if None.
         forward_mode: whether ``torch.func.jvp`` can differentiate the attention; see
-        :mod:`cm_lightning.backbones.attention`.
+            :mod:`cm_lightning.backbones.attention`.
     """
 
     def __init__(

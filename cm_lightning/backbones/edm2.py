@@ -201,7 +201,7 @@ class EDM2(Recorded, nn.Module):
         head_width: channels of an attention head.
         noise_embedding: (B,) -> (B, width of the finest level), of unit magnitude; random Fourier features if None.
         forward_mode: whether ``torch.func.jvp`` can differentiate the attention; see
-        :mod:`cm_lightning.backbones.attention`.
+            :mod:`cm_lightning.backbones.attention`.
     """
 
     def __init__(

@@ -205,8 +205,9 @@ _EMBEDDINGS = {
 
 
 def labels_taken(noise_embedding: nn.Module, width: int) -> list[int]:
-    """The numbers of noise labels that an embedding takes, of 1, 2 and 5, found by trial, because the embedding may be
-    the user's own.
+    """The numbers of noise labels that an embedding takes, of 1, 2 and 5.
+
+    They are found by trial, because the embedding may be the user's own.
 
     Args:
         noise_embedding: maps (B,), (B, 2) or (B, 5) to (B, width).

@@ -57,8 +57,10 @@ def _halves(block: nn.Module) -> bool:
 
 
 class NCSNpp(PyramidNet):
-    """EDM's second network for CIFAR-10, due to Song et al.: DDPM++ with Fourier features of the noise level,
-    triangle filters, and the image itself added at every level on the way down.
+    """EDM's second network for CIFAR-10, due to Song et al., which differs from DDPM++ in three points.
+
+    It has Fourier features of the noise level, triangle filters, and the image itself added at every level on the way
+    down.
 
     Args:
         image_channels, channels, multipliers, blocks, attention_levels, num_classes, dropout, forward_mode: see

@@ -22,6 +22,6 @@ class Backbone(Protocol):
             x: (B, C, H, W), of unit variance.
             noise_label: (B,), c_noise of the parameterization, 0.25 ln sigma by default.
             class_label: (B,) int64 in [0, num_classes], where num_classes itself is the null class; None means the null
-            class for all.
+                class for all.
         """
         ...

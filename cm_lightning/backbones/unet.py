@@ -74,7 +74,7 @@ class UNet(Recorded, nn.Module):
         head_width: channels of an attention head.
         noise_embedding: (B,) -> (B, channels); positional if None.
         forward_mode: whether ``torch.func.jvp`` can differentiate the attention; see
-        :mod:`cm_lightning.backbones.attention`.
+            :mod:`cm_lightning.backbones.attention`.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ class DiffusersUNet(Recorded, nn.Module):
         config: the arguments of ``diffusers.UNet2DModel``, as in its ``config.json``. Keys that begin with an
             underscore are ignored.
         forward_mode: whether ``torch.func.jvp`` can differentiate the attention; see
-        :mod:`cm_lightning.backbones.attention`.
+            :mod:`cm_lightning.backbones.attention`.
 
     Raises:
         ConfigError: diffusers is not installed, or cannot build such a network.

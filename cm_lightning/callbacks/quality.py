@@ -54,7 +54,7 @@ class Quality(Callback):
 
     Raises:
         ConfigError: a number is out of range, an extractor is given with measures, there are no measures, or two have
-        the same name; at the start of a run, the measures do not fit the data.
+            the same name; at the start of a run, the measures do not fit the data.
     """
 
     def __init__(

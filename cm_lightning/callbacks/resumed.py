@@ -64,9 +64,7 @@ class Resumed(Callback):
 
 
 def _begin_an_epoch(progress: dict[str, Any], batches: int) -> None:
-    """Make the next batch the first of an epoch, because Lightning's counts refer to the old sizes of batches and
-    epochs.
-    """
+    """Make the next batch the first of an epoch: Lightning's counts refer to the old sizes of batches and epochs."""
     progress["total"] = dict.fromkeys(progress["total"], batches)
     progress["current"] = dict.fromkeys(progress["current"], 0)
     progress["is_last_batch"] = False

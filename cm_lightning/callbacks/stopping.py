@@ -108,8 +108,6 @@ class Agreement:
 
 
 def exit_status(trainer: L.Trainer, status: int) -> int:
-    """The exit status of a rank that was interrupted; 0 if Lightning started it, because Lightning kills all ranks
-    after another status.
-    """
+    """The exit status of an interrupted rank; 0 if Lightning started it, as it kills all ranks after another status."""
     launched = isinstance(trainer._accelerator_connector.cluster_environment, LightningEnvironment)
     return 0 if launched and trainer.local_rank > 0 else status

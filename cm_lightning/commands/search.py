@@ -215,9 +215,7 @@ def _shown(levels: Sequence[float]) -> str:
 
 
 def _draw(path: Path, score: _Score, found: Mapping[int, Curve], before: Mapping[int, _Before]) -> None:
-    """Plot the scores against the last level, a curve for each number of steps, and the scores of the earlier
-    levels.
-    """
+    """Plot the scores against the last level, a curve for each number of steps, and those of the earlier levels."""
     from matplotlib.figure import Figure
 
     from cm_lightning.report.figures import save_figure

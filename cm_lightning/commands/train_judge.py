@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Train on the embedded digits or on Fashion-MNIST, print the accuracy on held-out images, and write the
-    weights.
-    """
+    """Train on the embedded digits or on Fashion-MNIST, print the accuracy on held-out images, and save the weights."""
     parser = CommandParser(prog="train-judge", description="Train a classifier of images that measures samples.")
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
     which = ("first", "second", "fashion")

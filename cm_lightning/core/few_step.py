@@ -1,5 +1,4 @@
-"""Sampling from a student that was distilled for a few steps, as in SDXL-Lightning (Lin et al. 2024): DDIM without
-noise.
+"""Sampling from a student that was distilled for few steps: DDIM without noise (SDXL-Lightning, Lin et al. 2024).
 
 At the first timestep the latent is ``sigma_t z``: noise alone, without a trace of an image.
 """

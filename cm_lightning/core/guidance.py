@@ -16,9 +16,7 @@ from cm_lightning.recording import Recorded
 
 
 class Guidance(NamedTuple):
-    """Classes and the guidance that a network is conditioned on: the condition of a flow map, in place of classes
-    alone.
-    """
+    """Classes and the guidance that a network is conditioned on: the condition of a flow map in place of classes."""
 
     #: (B,)
     labels: Tensor
@@ -104,9 +102,7 @@ def guided(conditional: Tensor, unconditional: Tensor, w: Tensor) -> Tensor:
 def estimates(
     f: Callable[[Tensor, Tensor, Any], Tensor], x: Tensor, t: Tensor, labels: Tensor | Guidance, null: int
 ) -> tuple[Tensor, Tensor]:
-    """The values f(x, t, labels) and f(x, t, null), each (B, ...), evaluated in one batch; the labels may be
-    :class:`Guidance`.
-    """
+    """Evaluate f(x, t, labels) and f(x, t, null), each (B, ...), in one batch; labels may be :class:`Guidance`."""
     classes: Any
     if isinstance(labels, Guidance):
         classes = labels.with_null(null)

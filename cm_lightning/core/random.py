@@ -1,6 +1,4 @@
-"""Random states: for equal dropout masks in two passes, and for resumed runs that draw what uninterrupted ones
-would.
-"""
+"""Random states, for equal dropout masks in two passes and for resumed runs that draw as uninterrupted ones do."""
 
 from __future__ import annotations
 

@@ -53,8 +53,7 @@ class Adaptive(Residual):
 
 
 class Learned(Residual):
-    """e^w(t) ||Delta||^2 / D - w(t) with a small network w, which learns the best weight at every t (sCM, section 4.2;
-    EDM2).
+    """e^w(t) ||Delta||^2 / D - w(t) with a small network w, which learns the best weight at every t (EDM2; sCM, 4.2).
 
     Args:
         width: number of Fourier features of t, and of hidden units.

@@ -31,8 +31,7 @@ _SMALLEST_NORM, _LARGEST_WEIGHT = 1e-4, 1e4
 
 
 class JumpTimes(GridCurriculum):
-    """Levels t > q >= r of a Karras grid: the teacher leads from t to q in whole steps of it, the same number for all
-    samples.
+    """Levels t > q >= r of a Karras grid; from t to q the teacher takes the same number of whole steps in all samples.
 
     The number k of steps is drawn with a probability that is proportional to k, then t and r uniformly. It is a
     function of the training step: ranks that took different numbers of steps would wait for each other.

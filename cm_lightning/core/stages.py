@@ -33,8 +33,7 @@ class Stage:
         teacher_steps: steps of the teacher from noise to image.
         student_steps: steps of the student, a divisor of the teacher's.
         objective: ``mse`` compares the end of a student's step with that of the teacher's steps over the same interval;
-        with
-            ``conditional`` a discriminator sees the start of the step and its end, with ``unconditional`` the end
+            with ``conditional`` a discriminator sees the start of the step and its end, with ``unconditional`` the end
             alone (SDXL-Lightning, Lin et al. 2024, section 3.3).
         length: length relative to the other stages; optimizer steps if they add up to those of the run.
         rate: factor on the learning rate, above 0.
@@ -77,7 +76,7 @@ class Stages:
 
     Args:
         stages: at least one, or their fields, as in checkpoints. Each learns from the teacher of the previous stage, or
-        from its student.
+            from its student.
 
     Raises:
         ConfigError: a stage's teacher takes another number of steps than both, or guidance is requested of a student.
@@ -167,9 +166,7 @@ class Ladder:
         return self.path.point(torch.where(expand(i == 0, x), 0, x), z, self.level(i))
 
     def end(self, x_t: Tensor, clean: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        """The point at j (B,) > i of a DDIM step from x_t at i, for an estimate of the clean image; at T, the estimate
-        itself.
-        """
+        """The point at j (B,) > i of a DDIM step from x_t at i, by an estimate of the clean image, which it is at T."""
         t, q = self.level(i), self.level(j)
         on_the_way = self.path.step(x_t, self.path.noise(x_t, clean, t), t, q)
         return torch.where(expand(j >= len(self), clean), clean, on_the_way)

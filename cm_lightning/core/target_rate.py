@@ -16,9 +16,7 @@ class TargetRate(Recorded, ABC):
 
     @abstractmethod
     def __call__(self, curriculum: Curriculum, clock: Clock) -> float:
-        """The rate mu in [0, 1) at a step of a run under this curriculum; the rate may depend on the curriculum's
-        N(k).
-        """
+        """The rate mu in [0, 1) at a step of a run under this curriculum, on whose N(k) it may depend."""
 
     def check(self, curriculum: Curriculum) -> None:
         """Raise ConfigError unless the rate is defined under this curriculum."""

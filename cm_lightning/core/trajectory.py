@@ -44,9 +44,7 @@ class Trajectory(Recorded, ABC):
         """dx_t/dt at x_t."""
 
     def average_velocity(self, x: Tensor, z: Tensor, x_t: Tensor, t: Tensor, q: Tensor, c: Any = None) -> Tensor:
-        """The average velocity between t and q <= t, approximated by the velocity at t: exact where trajectories are
-        straight.
-        """
+        """The average velocity between t and q <= t, taken as that at t, which is exact on straight trajectories."""
         return self.velocity(x, z, x_t, t, c)
 
 
@@ -150,8 +148,8 @@ class Teacher(Trajectory):
         solver: ``heun``, or ``euler``, which is DDIM.
         lowest: the level at which the ODE ends; a lower q is raised to it.
         steps: the solver's steps from t to q; with 2, a student halves the number of steps (progressive distillation,
-        Algorithm 2). rho: the levels between t and q are evenly spaced in t^(1/rho): 1 is even in t, and 7 as on EDM's
-        grid.
+            Algorithm 2).
+        rho: the levels between t and q are evenly spaced in t^(1/rho): 1 is even in t, and 7 as on EDM's grid.
             Timesteps are rounded to whole ones.
     """
 

@@ -21,7 +21,7 @@ class Turns(Recorded):
     Args:
         every: steps from one of the generator to the next; 5 in DMD2.
         together: whether the critic trains in the generator's steps, too. If not, each step holds the activations of
-        only one network, and ``every`` must be at least 2.
+            only one network, and ``every`` must be at least 2.
 
     Raises:
         ConfigError: the critic would never train.

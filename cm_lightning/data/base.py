@@ -201,9 +201,7 @@ class GenerativeDataModule(L.LightningDataModule):
         return [image for stream in streams for image in islice(stream, accumulate * share)]
 
     def _require_whole_steps(self, trainer: L.Trainer) -> None:
-        """Refuse epochs that end within a step: Lightning steps after an epoch's last batch regardless of
-        accumulation.
-        """
+        """Refuse epochs that end within a step: Lightning steps after an epoch's last batch in any case."""
         for option in ("overfit_batches", "limit_train_batches"):
             limit, accumulate = getattr(trainer, option), trainer.accumulate_grad_batches
             whole = limit % accumulate == 0 if isinstance(limit, int) else limit in (0.0, 1.0)

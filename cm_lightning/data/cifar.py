@@ -16,8 +16,10 @@ class CIFAR10(GenerativeDataModule):
 
     Args:
         root: folder that holds (or gets) ``cifar-10-batches-py``; its files are checked against their published
-        checksums. download: whether to download them if missing. flip: whether to train on the images and their mirror
-        images. batch_size, num_workers, seed: see :class:`GenerativeDataModule`.
+            checksums.
+        download: whether to download them if missing.
+        flip: whether to train on the images and their mirror images.
+        batch_size, num_workers, seed: see :class:`GenerativeDataModule`.
     """
 
     image_shape = (3, 32, 32)

@@ -41,9 +41,7 @@ class Stream(DistributedSampler[int]):
         self.multiple, self.offset = multiple, offset
 
     def __len__(self) -> int:
-        """The number of images of one rank in an epoch: about one pass, in whole batches and steps, at least one
-        step.
-        """
+        """The number of images of one rank in an epoch: about one pass, in whole batches and steps, at least one."""
         batches = max(1, self.size // (self.batch_size * self.world_size))
         return -(-batches // self.multiple) * self.multiple * self.batch_size
 

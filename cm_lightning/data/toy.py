@@ -15,9 +15,7 @@ Shape = Literal["moons", "rings", "spiral", "gaussians", "checkerboard"]
 
 
 def draw(shape: Shape, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw n points (n, 2) in about [-1, 1]^2 with standard deviation near 0.5, and the part of the shape that each
-    belongs to.
-    """
+    """Draw n points (n, 2) in about [-1, 1]^2, with standard deviation near 0.5, and the part of the shape of each."""
     u, v = torch.rand(2, n, generator=generator)
     noise = torch.randn(n, 2, generator=generator)
     if shape == "gaussians":

@@ -33,7 +33,7 @@ def write_page(module: ConsistencyModule | FlowMapModule, folder: Path, runtime:
         module: draws grey or colour images in one step.
         folder: the folder to write to.
         runtime: the npm package ``onnxruntime-web``, packed or unpacked; the few files of it that the page loads are
-        copied to ``runtime``. Nothing is copied if None.
+            copied to ``runtime``. Nothing is copied if None.
 
     Raises:
         ConfigError: the module does not draw such images, onnx is not installed, or the package lacks the files.

@@ -137,8 +137,7 @@ class TextToImageBase(Recorded):
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """Encode (B, 3, H, W) in [-1, 1] to latents (B, C, h, w) of about unit variance, the means of their
-        distribution.
+        """Encode (B, 3, H, W) in [-1, 1] to latents (B, C, h, w) of about unit variance, their distribution's means.
 
         This uses the autoencoder's own precision even under autocast: SDXL's autoencoder and the solver need more than
         16 bits.

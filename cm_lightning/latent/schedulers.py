@@ -26,7 +26,8 @@ def few_step_scheduler(how: FewStep, config: Mapping[str, Any]) -> Any:
 
     Args:
         how: how the student is sampled. If it has timesteps, every call of the pipeline needs them:
-        ``timesteps=[399]``. config: the configuration of the base's scheduler, ``pipe.scheduler.config``.
+            ``timesteps=[399]``.
+        config: the configuration of the base's scheduler, ``pipe.scheduler.config``.
     """
     if how.scheduler == "lcm" and not how.timesteps:  # this grid holds only the trailing timesteps
         return make_scheduler("lcm", config, how.prediction, original_inference_steps=how.steps)

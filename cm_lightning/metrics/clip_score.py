@@ -55,9 +55,7 @@ class ClipScore:
         return float(100 * nnf.cosine_similarity(output.image_embeds, output.text_embeds).clamp(min=0).mean())
 
     def _prepared(self, images: Tensor) -> Tensor:
-        """Images resized to the model's size on the shorter side, cropped if it takes only squares, and
-        standardised.
-        """
+        """Resize images to the model's size on the shorter side, crop them if it takes squares, standardise them."""
         side = self.model.config.vision_config.image_size
         x = v2.functional.resize(images, [side], v2.InterpolationMode.BICUBIC, antialias=True)
         if self.preparation.do_center_crop:

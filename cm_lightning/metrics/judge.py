@@ -121,9 +121,7 @@ def load_judge(path: Path = WEIGHTS, network: type[DigitClassifier] = Judge) -> 
 
 
 def train_judge(images: Tensor, labels: Tensor, epochs: int, seed: int, training: Training = FIRST) -> DigitClassifier:
-    """Train a classifier on images (N, 1, 28, 28) in [-1, 1] and labels (N,), with small shifts, rotations and
-    scalings.
-    """
+    """Train a classifier on images (N, 1, 28, 28) in [-1, 1], slightly shifted, rotated and scaled, and labels (N,)."""
     torch.manual_seed(seed)
     judge = training.network()
     steps_per_epoch = len(images) // training.batch

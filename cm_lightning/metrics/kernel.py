@@ -8,9 +8,7 @@ from cm_lightning.metrics.comparison import AgainstReal, Comparison
 
 
 class KernelDistance(Comparison):
-    """The unbiased squared maximum mean discrepancy, ``kid``: about 0 for equal distributions, so sometimes
-    negative.
-    """
+    """The unbiased squared maximum mean discrepancy, ``kid``: near 0 for equal distributions, sometimes below it."""
 
     def against(self, real: Tensor) -> AgainstReal:
         within_real = mean_kernel(real)

@@ -71,9 +71,7 @@ class Measure(ABC):
 
 
 def shared_mean(across_ranks: bool) -> MeanMetric:
-    """A mean over the ranks or over one; it is NaN if nothing is added. Every rank must call it, even without
-    values.
-    """
+    """A mean over one rank or all, NaN if nothing is added. Every rank must call it, even without values."""
     mean = MeanMetric()
     if not across_ranks:
         mean.distributed_available_fn = lambda: False

@@ -69,9 +69,7 @@ def usual_measures(extractor: Extractor | None = None, kernel: bool = True) -> l
 
 
 def save_reference(measure: Measure, path: Path, write: bool) -> None:
-    """Write the reference of the real images of all ranks, if the path can be written; all ranks must call it, and one
-    writes.
-    """
+    """Write the reference of all ranks' real images, if the path can be written; all ranks must call it, one writes."""
     state = measure.reference()
     if write:
         keep(path, lambda temporary: save_tensors(state, temporary))

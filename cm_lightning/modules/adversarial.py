@@ -35,12 +35,14 @@ class AdversarialDistillation(StagedDistillation, Distilled):
 
     Args:
         stages: the stages, in order; see :class:`Stage`. The first teacher's steps are T, the levels of the Karras
-        grid. teacher, start_from_teacher, trust: see
-        :class:`~cm_lightning.modules.distillation.ConsistencyDistillation`. discriminator_levels: noise levels under
-        which the discriminator sees clean images. critic_lr: learning rate of the discriminator; that of the student if
-        None. turns: which network trains at a step; both at every step if None. parameterization: makes the denoiser
-        from the network. sigma_max: the level at which sampling starts. backbone, image_shape: see
-        :class:`~cm_lightning.modules.base.GenerativeModule`; label_dropout, optimizer,
+            grid.
+        teacher, start_from_teacher, trust: see :class:`~cm_lightning.modules.distillation.ConsistencyDistillation`.
+        discriminator_levels: noise levels under which the discriminator sees clean images.
+        critic_lr: learning rate of the discriminator; that of the student if None.
+        turns: which network trains at a step; both at every step if None.
+        parameterization: makes the denoiser from the network.
+        sigma_max: the level at which sampling starts.
+        backbone, image_shape: see :class:`~cm_lightning.modules.base.GenerativeModule`; label_dropout, optimizer,
             lr_scheduler, start_from: see its bases. The learning rate's schedule restarts in each stage.
     """
 

@@ -209,9 +209,7 @@ class GenerativeModule(TrainedModule):
         return self.finished(x, len(levels))
 
     def finished(self, x: Tensor, steps: int) -> Tensor:
-        """Samples x (B, ...) of a number of steps as they are returned: images with their contrast, clipped to [-1,
-        1].
-        """
+        """Samples x (B, ...) of a number of steps as they are returned: images with contrast, clipped to [-1, 1]."""
         return (self.contrast.get(steps, 1.0) * x).clamp(-1, 1) if len(self.image_shape) == 3 else x
 
     def check_guidance(self, guidance: float) -> None:

@@ -38,7 +38,7 @@ class ConsistencyModule(GenerativeModule):
         sigma_max: the level at which sampling starts.
         sampling_sigmas: noise levels for a number of steps, ``{2: [80, 0.821]}``; for others the Karras grid is used.
         contrast: factors on the images for a number of steps, ``{1: 1.5}``. One step draws a mean of similar images,
-        which is greyer than each of them.
+            which is greyer than each of them.
     """
 
     objective: Chord | Tangent | SoftConsistency
@@ -135,9 +135,7 @@ def checked_levels(table: Mapping[Any, Sequence[float]]) -> dict[int, list[float
 
 
 def by_steps(table: Mapping[Any, T], option: str) -> dict[int, T]:
-    """A table with integer numbers of steps as keys, from keys that may be text. Raises ConfigError unless they are >=
-    1.
-    """
+    """A table by numbers of steps, which may be given as text. Raises ConfigError unless they are integers >= 1."""
     numbered = {int(key) if isinstance(key, str) and key.isdecimal() else key: value for key, value in table.items()}
     for steps in numbered:
         COUNT.check(**{f"a number of steps in {option}": steps})

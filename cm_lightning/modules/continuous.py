@@ -35,8 +35,8 @@ class ContinuousConsistencyTraining(ConsistencyModule):
         normalize, c, derivative: see :class:`~cm_lightning.core.objective.Tangent`.
         parameterization: with a ``noise_scale`` of None the network takes t itself.
         backbone, image_shape, sigma_max, sampling_sigmas: see :class:`ConsistencyModule`; noise levels are sigma, as
-            everywhere: t = arctan(sigma / sigma_data). label_dropout, optimizer, lr_scheduler, start_from: see its
-            bases.
+            everywhere: t = arctan(sigma / sigma_data).
+        label_dropout, optimizer, lr_scheduler, start_from: see its bases.
     """
 
     def __init__(

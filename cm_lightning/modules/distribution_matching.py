@@ -34,12 +34,14 @@ class DistributionMatchingDistillation(DistributionMatching, Distilled):
         levels: noise levels of the generator's steps, descending.
         guidance: w of the teacher, c + w (c - u).
         gan_weight, critic_gan_weight: weights of the adversarial losses; with ``gan_weight`` 0 there are none, and the
-        data are not used. divergence: the divergence between samples and data. ``reverse_kl`` is DMD's; the others are
-        f-distill (Xu et al. 2025) and need a ``gan_weight`` above 0. critic_lr: learning rate of the fake score; that
-        of the generator if None. turns: which network trains at a step; the generator at every fifth if None. teacher,
-        start_from_teacher, trust: see :class:`~cm_lightning.modules.distillation.ConsistencyDistillation`.
-        parameterization: makes generator and denoisers from the networks. backbone, image_shape: see
-        :class:`~cm_lightning.modules.base.GenerativeModule`; label_dropout, optimizer,
+            data are not used.
+        divergence: the divergence between samples and data. ``reverse_kl`` is DMD's; the others are f-distill (Xu et
+            al. 2025) and need a ``gan_weight`` above 0.
+        critic_lr: learning rate of the fake score; that of the generator if None.
+        turns: which network trains at a step; the generator at every fifth if None.
+        teacher, start_from_teacher, trust: see :class:`~cm_lightning.modules.distillation.ConsistencyDistillation`.
+        parameterization: makes generator and denoisers from the networks.
+        backbone, image_shape: see :class:`~cm_lightning.modules.base.GenerativeModule`; label_dropout, optimizer,
             lr_scheduler, start_from: see its bases. The published networks do not have dropout.
     """
 

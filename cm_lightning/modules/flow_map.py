@@ -36,7 +36,7 @@ class FlowMapModule(GenerativeModule):
         parameterization: makes the flow map from the network.
         sampling_sigmas: levels for a number of steps, ``{2: [1.0, 0.5]}``; for other numbers they are evenly spaced.
         target_rate: mu(k) of a target network, a running average of the student that supplies the loss's targets; if
-        None, the student itself does.
+            None, the student itself does.
     """
 
     objective: Objective

@@ -35,8 +35,8 @@ class GuidedMeanFlow(ImprovedMeanFlow):
         curriculum, residual, warm_up, derivative: see :class:`ImprovedMeanFlow`.
         backbone, image_shape, parameterization, sampling_sigmas: see :class:`FlowMapModule`; the network takes five
             noise labels (B, 5): its ``noise_embedding`` is a
-            :class:`~cm_lightning.backbones.embedding.GuidedTimesEmbedding`. optimizer, lr_scheduler, start_from: see
-            its bases.
+            :class:`~cm_lightning.backbones.embedding.GuidedTimesEmbedding`.
+        optimizer, lr_scheduler, start_from: see its bases.
 
     Raises:
         ConfigError: the network has no classes, or no labels are dropped.

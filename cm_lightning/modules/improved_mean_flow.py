@@ -23,8 +23,7 @@ from cm_lightning.modules.flow_map import FlowMapModule
 
 
 class ImprovedMeanFlow(FlowMapModule):
-    """iMF (Geng et al. 2025, arXiv 2512.02012): u + (t - r) sg du/dt learns v, with du/dt along the network's own
-    velocity.
+    """iMF (Geng et al. 2025, arXiv 2512.02012): u + (t - r) sg du/dt learns v; du/dt is along the network's velocity.
 
     That velocity is u(x_t, t, t). So the target of the regression does not depend on the network, and the variance of
     MeanFlow, which comes from the velocity of single samples in the derivative, disappears. With ``omega`` above 1 the

@@ -34,12 +34,13 @@ class LatentAdversarialDistillation(StagedDistillation, FewStepModule):
     Args:
         stages: the stages, in order; see :class:`Stage`. Guidance w is guidance_scale - 1 of the pipelines.
         clean_in_one_step: whether a student of one step predicts the clean latent itself, as published, regardless of
-        what the base predicts. It must first learn to, so a stage by squared error should come first.
-        discriminator_levels: timesteps under whose noise the discriminator sees clean latents. critic_lr: learning rate
-        of the discriminator; that of the student if None. turns: which network trains at a step; both at every step if
-        None. base, student, gradient_checkpointing: see :class:`~cm_lightning.modules.latent_student.StudentModule`;
-            cache, offload_encoders, optimizer, lr_scheduler, start_from: see its bases. The learning rate's schedule
-            restarts in each stage.
+            what the base predicts. It must first learn to, so a stage by squared error should come first.
+        discriminator_levels: timesteps under whose noise the discriminator sees clean latents.
+        critic_lr: learning rate of the discriminator; that of the student if None.
+        turns: which network trains at a step; both at every step if None.
+        base, student, gradient_checkpointing: see :class:`~cm_lightning.modules.latent_student.StudentModule`; cache,
+            offload_encoders, optimizer, lr_scheduler, start_from: see its bases. The learning rate's schedule restarts
+            in each stage.
     """
 
     method = "SDXL-Lightning"

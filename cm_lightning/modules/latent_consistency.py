@@ -45,8 +45,8 @@ class LatentConsistencyDistillation(StudentModule):
             guidance.
         timesteps: number of timesteps of the teacher's DDIM grid; each step of it is a training pair.
         huber_c: constant c of the loss.
-        target_rate: rate mu of a target network, a running average of the student; if None, the student itself is
-            the target.
+        target_rate: rate mu of a target network, a running average of the student; if None, the student itself is the
+            target.
         scaling: factor on the timesteps in the boundary condition.
         gradient_checkpointing: whether to trade time for memory.
         cache, offload_encoders: see :class:`LatentModule`; optimizer, lr_scheduler, start_from: see

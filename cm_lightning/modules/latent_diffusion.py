@@ -20,8 +20,7 @@ from cm_lightning.quiet import quiet
 
 
 class LatentDiffusionModule(LatentModule):
-    """Trains the network of a base on captioned images (Rombach et al. 2022, Eq. 3), from scratch or from its present
-    weights.
+    """Trains the network of a base on captioned images, from scratch or its weights (Rombach et al. 2022, Eq. 3).
 
     Args:
         base: the model whose network is trained; its autoencoder and text encoders stay as they are.

@@ -33,12 +33,14 @@ class LatentDistributionMatching(DistributionMatching, FewStepModule):
         timesteps: timesteps of the generator's steps, descending; 399 in one step of SDXL as published.
         guidance: w = guidance_scale - 1 of the teacher; as published, 7 for SDXL and 0.75 for SD 1.5.
         gan_weight, critic_gan_weight: weights of the adversarial losses; with ``gan_weight`` 0 there are none, and only
-        the captions of the data are used. divergence: the divergence between samples and data. ``reverse_kl`` is DMD's;
-        the others are f-distill (Xu et al. 2025) and need a ``gan_weight`` above 0. critic_lr: learning rate of the
-        fake score; that of the generator if None. turns: which network trains at a step; the generator at every fifth
-        if None; as published, at every tenth for SD 1.5. base, student, gradient_checkpointing: see
-        :class:`~cm_lightning.modules.latent_student.StudentModule`;
-            cache, offload_encoders, optimizer, lr_scheduler, start_from: see its bases.
+            the captions of the data are used.
+        divergence: the divergence between samples and data. ``reverse_kl`` is DMD's; the others are f-distill (Xu et
+            al. 2025) and need a ``gan_weight`` above 0.
+        critic_lr: learning rate of the fake score; that of the generator if None.
+        turns: which network trains at a step; the generator at every fifth if None; as published, at every tenth for SD
+            1.5.
+        base, student, gradient_checkpointing: see :class:`~cm_lightning.modules.latent_student.StudentModule`; cache,
+            offload_encoders, optimizer, lr_scheduler, start_from: see its bases.
     """
 
     method = "DMD2"

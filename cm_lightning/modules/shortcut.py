@@ -30,7 +30,8 @@ class ShortcutModel(FlowMapModule):
         finest: number of steps of the finest grid, a power of 2; more steps than that do not sample well.
         share: the part of a batch for flow matching, in (0, 1).
         backbone, image_shape, parameterization, sampling_sigmas, target_rate: see :class:`FlowMapModule`; the paper's
-            target network has the rate 0.999. label_dropout, optimizer, lr_scheduler, start_from: see its bases.
+            target network has the rate 0.999.
+        label_dropout, optimizer, lr_scheduler, start_from: see its bases.
     """
 
     def __init__(

@@ -90,9 +90,7 @@ class TrainedModule(Recorded, L.LightningModule):
 
     @abstractmethod
     def forward_one(self) -> None:
-        """Run the trained network on one sample of zeros as a training step does, to measure the memory that it
-        keeps.
-        """
+        """Run the trained network on one sample of zeros as a training step does, to measure the memory it keeps."""
 
     def pass_beside(self) -> None:
         """Run what a step evaluates without gradients beside that, on one sample, if it needs much memory; or nothing.
@@ -257,9 +255,7 @@ class TrainedModule(Recorded, L.LightningModule):
             )
 
     def _note_failure(self, loss: Tensor) -> None:
-        """Keep the step of the first loss that is not finite on the device, so that no step waits for the
-        accelerator.
-        """
+        """Keep the step of the first loss that is not finite on the device, so that no step waits for it."""
         if self._failed_step is None:
             self._failed_step = torch.full((), -1, device=loss.device)
         first = (self._failed_step < 0) & ~torch.isfinite(loss)

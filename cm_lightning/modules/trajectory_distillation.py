@@ -44,10 +44,11 @@ class TrajectoryDistillation(Distilled, ConsistencyModule):
         weighting: weight of a jump; uniform if None.
         density: density of the levels at which the network learns to denoise.
         denoising_weight, balanced: see :class:`~cm_lightning.core.soft_consistency.SoftConsistency`; as published, the
-        denoising loss is scaled to the gradient of the other loss. target_rate: mu(k) of the target network, which this
-        method always has; 0.999, as published, if None. backbone, image_shape, parameterization, sigma_max,
-        sampling_sigmas: see :class:`ConsistencyModule`; the network
-            takes two noise labels (B, 2). label_dropout, optimizer, lr_scheduler, start_from: see its bases.
+            denoising loss is scaled to the gradient of the other loss.
+        target_rate: mu(k) of the target network, which this method always has; 0.999, as published, if None.
+        backbone, image_shape, parameterization, sigma_max, sampling_sigmas: see :class:`ConsistencyModule`; the network
+            takes two noise labels (B, 2).
+        label_dropout, optimizer, lr_scheduler, start_from: see its bases.
     """
 
     objective: SoftConsistency

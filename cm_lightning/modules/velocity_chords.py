@@ -58,8 +58,7 @@ class AlphaFlow(FlowMapModule):
 
 
 class SoFlow(FlowMapModule):
-    """SoFlow (Luo et al. 2025): the ends of both ways must agree; their difference is divided by the length of the
-    first step.
+    """SoFlow (Luo et al. 2025): both ways must end alike; their difference is divided by the length of the first step.
 
     With the same points it differs from :class:`AlphaFlow` in the weights, and in the schedule of q.
 

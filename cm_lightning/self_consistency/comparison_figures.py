@@ -23,9 +23,7 @@ STEPS = 128
 
 
 def draw_regions(path: Path, comparisons: Sequence[Comparison], side: int) -> None:
-    """Draw where each point of the plane ends, exactly and as learned, and the distance, in a row for each noise
-    level.
-    """
+    """Draw where each point of the plane ends, exactly and as learned, and the distance: a row for each noise level."""
     oracle, levels = mixture(steps=STEPS), (SIGMA_MAX, 1.0, 0.3)
     columns = 1 + 2 * len(comparisons)
     figure, axes = plt.subplots(3, columns, figsize=(2.35 * columns, 6.3), layout="constrained")

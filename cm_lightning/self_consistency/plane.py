@@ -16,9 +16,7 @@ STD = 0.1
 
 
 def mixture(std: float = STD, dtype: torch.dtype = torch.float64, steps: int = 1024) -> MixtureOracle:
-    """Four Gaussians in the plane with an overall standard deviation near 0.5; std 0 leaves the four points
-    themselves.
-    """
+    """Four Gaussians in the plane with an overall standard deviation near 0.5; std 0 leaves the four points."""
     means = torch.tensor(MEANS, dtype=dtype)
     stds = torch.full((len(means),), std, dtype=dtype)
     return MixtureOracle(means, stds, torch.tensor(WEIGHTS, dtype=dtype), steps=steps)

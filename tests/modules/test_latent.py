@@ -201,8 +201,10 @@ class ExactStudent(WholeUNet):
 
 @pytest.mark.parametrize("guidance", [(0.0, 0.0), (0.0, 5.0)])
 def test_with_the_exact_teacher_the_loss_of_the_exact_map_vanishes(guidance):
-    """One DDIM step misses the trajectory by O(k^2), so the loss falls with the length of the step; the guidance does
-    not matter to a teacher without text."""
+    """One DDIM step misses the trajectory by O(k^2), so the loss falls with the length of the step.
+
+    The guidance does not matter to a teacher without text.
+    """
     losses = {}
     for steps in (50, 100, 500):
         m = LatentConsistencyDistillation(ExactBase(0.5), ExactStudent(), guidance, timesteps=steps)
