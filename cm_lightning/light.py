@@ -11,13 +11,14 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Mapping, MutableSequence
+from functools import wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.metadata import version
 from importlib.util import find_spec, module_from_spec, spec_from_loader
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 _COMPILER = "torch._dynamo"
@@ -45,6 +46,7 @@ class _StandIn(ModuleType):
 
     def __init__(self, name: str, **given: Any) -> None:
         super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None, is_package=True)  # for code that asks whether there is a compiler
         vars(self).update(given)
 
     def __getattr__(self, name: str) -> Any:
@@ -77,11 +79,11 @@ class _Imported(Loader):
         """Do nothing."""
 
 
-def _import_compiler() -> None:
+def _import_compiler() -> Any:
     for name, module in list(sys.modules.items()):
         if isinstance(module, _StandIn):
             del sys.modules[name]
-    import_module(_COMPILER)
+    return import_module(_COMPILER)
 
 
 class _OfCompiler(type):
@@ -94,12 +96,29 @@ class _Compiled(metaclass=_OfCompiler):
     """Stands for the class of compiled modules, which Lightning uses only to test whether a module is one."""
 
 
-def _uncompiled(function: Any = None, *_: Any, **__: Any) -> Any:
-    """Stands for the decorator of a function that must not be compiled."""
-    return _uncompiled if function is None else function
+def _uncompiled(function: Any = None, *given: Any, **options: Any) -> Any:
+    """Stands for the decorator of a function that must not be compiled, and applies it once there is a compiler."""
+    if function is None:
+        return lambda function: _uncompiled(function, *given, **options)
+    if not isinstance(function, FunctionType | MethodType):  # a module, or a class of one
+        return _import_compiler().disable(function, *given, **options)
+    marked = None
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal marked
+        if marked is None:
+            compiler = sys.modules.get(_COMPILER)
+            if compiler is None or isinstance(compiler, _StandIn):
+                return function(*args, **kwargs)
+            marked = compiler.disable(function, *given, **options)
+        return marked(*args, **kwargs)
+
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]  # or the compiler would trace through it
+    return call
 
 
-def _no_break() -> None:
+def _no_break(*_: Any, **__: Any) -> None:
     """Stands for the end of a graph, which optimizers ask for around each step."""
 
 

@@ -16,15 +16,30 @@ sys.argv = [
     "cm-lightning", "fit", "--config={CONF}/toy.yaml", "--trainer.max_steps=2", "--trainer.logger.init_args.save_dir=.",
 ]
 main()
+import importlib.util, torch
+assert importlib.util.find_spec("torch._dynamo") is not None
+@torch.compiler.disable
+def apart(x): return x.sin()
+class Net(torch.nn.Module):
+    def forward(self, x): return apart(x.cos()) + 1
 heavy = ["torchmetrics.text", "scipy.signal", "transformers", "diffusers", "sympy", "torch._dynamo.eval_frame"]
 found = [name for name in heavy if name in sys.modules]
 import torch._dynamo.config as config  # a file of the compiler, which imports all of it
 import torch
 compiled = torch.compile(torch.nn.Linear(2, 2), backend="eager")
 same = config is torch._dynamo.config and "_dynamo" in type(compiled).__module__
+graphs = []
+def backend(graph, example):
+    graphs.append([node.target.__name__ for node in graph.graph.nodes if node.op == "call_function"] + [
+        node.target for node in graph.graph.nodes if node.op == "call_method"
+    ])
+    return graph.forward
+x = torch.ones(2)
+equal = torch.equal(torch.compile(Net(), backend=backend)(x), x.cos().sin() + 1)
+held = torch.compiler.disable(torch.nn.Linear(2, 2))
 from torchmetrics.functional.text import bleu_score
 from torchmetrics.image import FrechetInceptionDistance
-print(json.dumps([found, same]))
+print(json.dumps([found, same, equal, "sin" in str(graphs), len(graphs), len(list(held.parameters()))]))
 """
 CODE = f"""
 import json, os, sys
@@ -55,7 +70,7 @@ print(json.dumps([found, absent, issubclass(Accuracy, Metric), kinds]))
 
 def test_nothing_heavy_is_imported_that_is_not_needed_and_the_rest_is_there_for_other_code(tmp_path):
     trained = start("-c", FIT, cwd=tmp_path)
-    assert json.loads(trained.stdout.splitlines()[-1]) == [[], True]
+    assert json.loads(trained.stdout.splitlines()[-1]) == [[], True, True, False, 2, 2]
     done = start("-c", CODE, cwd=tmp_path)
     found, absent, accuracy, kinds = json.loads(done.stdout.splitlines()[-1])
     assert found == []
