@@ -25,8 +25,7 @@ NAMES = {
     "bad_steps": "SkipBadSteps",
     "progress": "RunProgress",
 }
-_HELP = """Callbacks by name: {} is one with its defaults, null leaves one out; a callback of your own has a new name
-and a class_path
+_HELP = """Callbacks by name: {} is one with its defaults, null leaves one out; your own have new names and a class_path
 
 Args:
     compile: compiles the networks for training steps.

@@ -18,7 +18,7 @@ from cm_lightning.data.toy import Toy
 from cm_lightning.errors import ConfigError
 from cm_lightning.plan import Epoch, Memory, plan, plan_of
 from tests.helpers import images, module, trainer
-from tests.modules.every_method import METHODS
+from tests.modules.every_method import OF_THE_BENCHMARK
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(p for p in (ROOT / "experiments").glob("[ci]*/*.yaml") if p.stem != "base")
@@ -159,7 +159,7 @@ def test_memory_is_that_of_a_step_s_tensors_within_15_percent(method, kind, tmp_
     """
 
     def made():
-        return METHODS[method](lambda two_times: network(kind, two_times), SHAPE)
+        return OF_THE_BENCHMARK[method](lambda two_times: network(kind, two_times), SHAPE)
 
     with Held() as held:
         steps = 6 if method == "DMD2" else 2  # its generator trains in every fifth step

@@ -19,7 +19,7 @@ from cm_lightning.steps import steps_taken
 
 
 class SkipBadSteps(Callback):
-    """Leaves out steps with gradients that are not finite, logs their number as ``train/skipped_steps``, and may end.
+    """Leaves out steps with gradients that are not finite, logs their number as ``train/skipped_steps``.
 
     A step that is left out changes neither the weights nor the moments of the optimizer, on all ranks; schedules and
     data continue. The run ends if too many are left out in a row. To check its gradients, each step waits for the

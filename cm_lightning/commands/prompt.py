@@ -80,7 +80,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         options.error("--strength needs --image: give one, or leave it out")
     if args.image and (args.height is None) != (args.width is None):
         options.error(
-            "--height and --width must be given together with --image, which they would stretch: give both or neither"
+            "--height and --width must be given together, or one of them would stretch the image: give both or neither"
         )
     if args.image and args.strength is None:
         args.strength = _STRENGTH

@@ -36,7 +36,7 @@ def parser() -> CommandParser:
     )
     add("--extractor_weights", help="weights of the measuring network; default: its usual ones")
     add("--data", help="a folder or .zip of real images, or MNIST; default: the data of the checkpoint's run")
-    add("--num_samples", type=at_least(2).parse, default=1000, help="number for each score; for fid use 10000 or more")
+    add("--num_samples", type=at_least(2).parse, default=1000, help="samples for each score; for fid use 10000 or more")
     add("--labels", type=NATURAL.parse_list, help="classes, repeated in turn: 0,1,2; default: all in turn")
     add("--guidance", type=FINITE.parse, default=0.0, help="as in sample. default: 0")
     add("--seed", type=SEED.parse, default=0, help="seed of the noise, the same for all levels")

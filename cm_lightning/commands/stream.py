@@ -68,7 +68,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Load, read, draw, write."""
     args = _parse(argv)
-    frames = _frames(args.input)
+    frames = read_frames(args.input)
 
     light_lightning()
     from cm_lightning.images import write_gif, write_png
@@ -100,7 +100,7 @@ def wish(args: argparse.Namespace) -> Wish:
 
 
 def _told(costs: Sequence[tuple[bool, float]], whole: float) -> str:
-    """The numbers of frames, and how fast they were: whether each was drawn, its seconds, and those of all together."""
+    """The line on all frames, from whether each was drawn, its seconds, and those of all together."""
     drawn = [seconds for drawn, seconds in costs if drawn]
     rate = len(costs) / whole
     median, longest = 1e3 * statistics.median(drawn), 1e3 * max(drawn)
@@ -111,7 +111,7 @@ def _told(costs: Sequence[tuple[bool, float]], whole: float) -> str:
     )
 
 
-def _frames(path: Path) -> list[Callable[[], Image.Image]]:
+def read_frames(path: Path) -> list[Callable[[], Image.Image]]:
     """A function for each frame, which reads it.
 
     Raises:

@@ -66,7 +66,7 @@ class SameNoise(Trajectory):
 
 
 class GuidedNoise(SameNoise):
-    """Same noise under classifier-free guidance: the image is moved by w (D(x_t, c) - D(x_t, null)).
+    """Keeps the noise the same under classifier-free guidance: the image is moved by w (D(x_t, c) - D(x_t, null)).
 
     In the mean over images the trajectory is that of a guided denoiser (CM, Theorem 2; Ho & Salimans 2022). The model
     still learns from the data, because only a difference of the given denoiser's estimates is used, in which a common

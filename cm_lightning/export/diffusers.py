@@ -145,7 +145,8 @@ def _config(network: ADM, side: int, levels: int, blocks: int) -> dict[str, Any]
     heads = {m.qkv.in_channels // m.heads for m in network.modules() if isinstance(m, SelfAttention)}
     if len(groups) > 1:
         raise ConfigError(
-            "--format diffusers: all its norms have equally many groups: set norm_groups, or channels of at least 128"
+            "--format diffusers: all its norms have the same number of groups: set norm_groups, or channels of "
+            "at least 128"
         )
     if len(heads) > 1:
         raise ConfigError(

@@ -21,6 +21,7 @@ from cm_lightning.latent.base import TextToImageBase
 from cm_lightning.latent.draw import draw
 
 
+@torch.no_grad()
 def lcm_stages(pipe: Any, prompt: str, steps: int, guidance: float, seed: int, **options: Any) -> Stages:
     """The steps of an image-to-image pipeline, whose pictures are those of :func:`draw` up to rounding.
 

@@ -30,7 +30,7 @@ from cm_lightning.modules.flow_map import FlowMapModule
 
 
 class _ByDerivative(FlowMapModule):
-    """Base of LSD and ESD: a loss of a derivative of the map is beside flow matching.
+    """Base of LSD and ESD: flow matching, and a loss of a derivative of the map beside it.
 
     Args:
         curriculum: draws t and r; uniform on r < t if None.

@@ -67,7 +67,8 @@ def losses(runs: Sequence[Run], path: Path) -> bool:
         axis.grid(alpha=0.3)
         negative = any(value < 0 for run in shown for _, value in run.losses_by_images(name))
         axis.set_yscale("symlog" if negative else "log")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    entries = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(entries.values(), entries.keys(), loc="outside right center", fontsize=8)
     save_figure(figure, path)
     return True
 

@@ -192,7 +192,7 @@ def _joined(known: dict[Path, Run]) -> list[Run]:
             first = run.progress[0][0]
             run.progress = [entry for entry in parent.progress if entry[0] < first] + run.progress
             run.losses = {
-                name: [entry for entry in parent.losses[name] if entry[0] < first] + entries
+                name: [entry for entry in parent.losses[name] if not entries or entry[0] < entries[0][0]] + entries
                 for name, entries in run.losses.items()
             }
             run.scores = [score for score in parent.scores if score.step < first] + run.scores

@@ -64,7 +64,7 @@ def _parts(trainer: L.Trainer, m: ConsistencyTraining) -> dict[str, Callable[[],
     x, labels = next(batches)
     clock, f = Clock(9, 10), m.map()
     optimizer = torch.optim.Adam(m.backbone.parameters(), lr=0.0)
-    (t, r, *_), _, x_t = m.objective.draw(x, labels, clock, None)
+    (t, q, *_), _, x_t = m.objective.draw(x, labels, clock, None)
 
     def step() -> None:
         x, labels = next(batches)
@@ -78,16 +78,16 @@ def _parts(trainer: L.Trainer, m: ConsistencyTraining) -> dict[str, Callable[[],
         f(x_t, t, labels).sum().backward()
 
     with torch.no_grad():
-        here, there = f(x_t, t, labels), f(x_t, r, labels)
+        here, there = f(x_t, t, labels), f(x_t, q, labels)
 
     def distance() -> None:
-        (m.objective.weighting(t, r) * m.objective.distance(here, there)).mean()
+        (m.objective.weighting(t, q) * m.objective.distance(here, there)).mean()
 
     return {
         "the next batch": lambda: next(batches),
         "times, noise and the noisy images": lambda: m.objective.draw(x, labels, clock, None),
         "of these, the noise": lambda: unit_noise(x.shape),
-        "a pass without gradients": torch.no_grad()(lambda: f(x_t, r, labels)),
+        "a pass without gradients": torch.no_grad()(lambda: f(x_t, q, labels)),
         "a pass and its gradients": backward,
         "distance and weights": distance,
         "clipping": lambda: torch.nn.utils.clip_grad_norm_(m.backbone.parameters(), 1.0),

@@ -7,8 +7,8 @@
 A step is loss, gradients and Adam. The first ratio is that to EDM's step, which is the cheapest: one pass of the
 network and its gradients. The second is that to the method's own floor: EDM's step for each pass that is
 differentiated, and a pass without gradients for each other one, as counted in one step. A derivative in forward mode
-counts as one pass. Rounds of all methods are interleaved, so that changes in the speed of the machine affect all
-equally.
+counts as one pass; the passes of discriminators through half of the network are not counted. Rounds of all methods
+are interleaved, so that changes in the speed of the machine affect all equally.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -108,8 +108,7 @@ class Stepper:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
         start = time.perf_counter()
-        low = self.precision != torch.float32
-        with torch.autocast(self.device.type, self.precision) if low else nullcontext():
+        with self.autocast():
             loss = self.module.loss(self.x, self.labels)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -120,6 +119,11 @@ class Stepper:
             self.peak = torch.cuda.max_memory_allocated(self.device) / 2**30
         if count:
             self.seconds.append(time.perf_counter() - start)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of the passes."""
+        low = self.precision != torch.float32
+        return torch.autocast(self.device.type, self.precision) if low else nullcontext()
 
     def passes(self) -> Passes:
         """Count the passes in a step."""
@@ -139,7 +143,8 @@ class Stepper:
         """Time a pass of the network without gradients."""
         levels = torch.zeros(len(self.x), device=self.device)
         start = time.perf_counter()
-        float(self.module.backbone(self.x, levels, self.labels).sum())  # this waits for the device
+        with self.autocast():
+            float(self.module.backbone(self.x, levels, self.labels).sum())  # this waits for the device
         self.forward_seconds.append(time.perf_counter() - start)
 
 

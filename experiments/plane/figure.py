@@ -160,6 +160,8 @@ def main() -> None:
         if run.data != f"Toy {args.shape}":
             continue
         methods.setdefault(run.name.removeprefix("plane-"), []).append(run)
+    if not methods:
+        raise SystemExit(f"none of these runs learned {args.shape}: give another --shape, or other runs")
     in_order = sorted(methods.items(), key=lambda entry: mean(energies(entry[1], 1)))
     exact, rows = Exact(unit_noise((2000, 2), torch.Generator().manual_seed(0)), ORACLES[args.shape]()), []
     print("| method | " + " | ".join(f"energy, {steps}" for steps in STEPS) + " | error of one step |")

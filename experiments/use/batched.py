@@ -17,9 +17,8 @@ from functools import partial
 import torch
 
 from cm_lightning.commands.drawers import load_drawers
-from cm_lightning.commands.stream import parser, wish
+from cm_lightning.commands.stream import parser, read_frames, wish
 from cm_lightning.core.stream_batch import StreamBatch
-from cm_lightning.data.decode import read_image
 from cm_lightning.light import light_lightning
 from cm_lightning.serve.wish import fitted
 
@@ -31,7 +30,7 @@ def main() -> None:
     (model,) = load_drawers(args)
     asked = wish(args)
     batch = StreamBatch(model.stages(asked, args.steps))
-    frames = [fitted(read_image(file, str(file)), model.shape) for file in sorted(args.input.iterdir())]
+    frames = [fitted(read(), model.shape) for read in read_frames(args.input)]
     for frame in frames:
         batch.push(frame)  # fills it, and warms up
     alone, together = [], []

@@ -417,9 +417,9 @@ Q = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 UNFIT: list[tuple[str, Callable[[Path], Path]]] = [
     ("no LoRA at", missing),
     ("choose one of a.safetensors, b.safetensors", two_files),
-    ("damaged, or no", truncated),
-    ("damaged, or no", no_safetensors),
-    ("damaged, or no", lambda folder: described(folder, "{")),
+    ("damaged, or does not hold", truncated),
+    ("damaged, or does not hold", no_safetensors),
+    ("damaged, or does not hold", lambda folder: described(folder, "{")),
     ("holds no LoRA", lambda folder: changed(folder, lambda t: t.clear())),
     ("holds no LoRA", lambda folder: described(folder, "[]")),
     ("shapes (4, 5) and", lambda folder: changed(

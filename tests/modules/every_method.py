@@ -33,10 +33,9 @@ def of_the_benchmark(make):
     return lambda: make(lambda two_times: network(C.TwoTimesEmbedding(8) if two_times else None), SHAPE)
 
 
-METHODS = {
-    name: of_the_benchmark(make)
-    for name, make in runpy.run_path(str(ROOT / "experiments/benchmarks/steps.py"))["METHODS"].items()
-} | {
+#: The methods of the benchmark: a function of two times -> a network, and a shape, -> a module.
+OF_THE_BENCHMARK = runpy.run_path(str(ROOT / "experiments/benchmarks/steps.py"))["METHODS"]
+METHODS = {name: of_the_benchmark(make) for name, make in OF_THE_BENCHMARK.items()} | {
     "TCM": lambda: C.TruncatedConsistencyTraining(network(), SHAPE, FIRST),
     "progressive": lambda: C.ProgressiveDistillation(network(), SHAPE, FIRST, steps=4, stages=2),
     "iMF, guidance as an input": lambda: C.GuidedMeanFlow(network(C.GuidedTimesEmbedding(8)), SHAPE),

@@ -42,7 +42,7 @@ def drawn(text: str, count: int = 400) -> list:
         ("{distribution: q_log_uniform_values, min: 0, max: 1}", "min must be a finite number above 0, got 0"),
         ("{distribution: inv_log_uniform_values, min: 0, max: 1}", "min must be a finite number above 0, got 0"),
         ("{distribution: log_uniform, min: 1e-5, max: 1e-2}", "for 1e-05 to 0.01 use log_uniform_values"),
-        ("{distribution: q_log_uniform, min: 1e-5, max: 1e-2}", "give q_log_uniform_values"),
+        ("{distribution: q_log_uniform, min: 1e-5, max: 1e-2}", "use q_log_uniform_values"),
         ("{distribution: log_uniform, min: 0, max: 1000}", "max must be an exponent from -700 to 700, got 1000"),
         ("{distribution: q_uniform, min: 0, max: 9, q: 0}", "q must be a finite number above 0, got 0"),
         ("{distribution: q_uniform, min: 0, max: 9, q: -2}", "q must be a finite number above 0, got -2"),

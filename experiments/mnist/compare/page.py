@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from statistics import mean
 
@@ -126,7 +127,7 @@ def main() -> None:
         if run.method != "DiffusionModule":
             found.setdefault(method(run), []).append(run)
     methods = dict(
-        sorted(found.items(), key=lambda entry: mean(value(run, "frechet_mnist2", 1) or 0 for run in entry[1]))
+        sorted(found.items(), key=lambda entry: mean(value(run, "frechet_mnist2", 1) or inf for run in entry[1]))
     )
     for table in (main_table(methods), *(other_table(methods, steps) for steps in DRAWN)):
         print(table.markdown())
