@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
@@ -44,12 +45,16 @@ class Sharded(ModelParallelStrategy):
         """Split the trained network of a module over the ranks.
 
         Raises:
-            ConfigError: the method or a callback needs whole weights.
+            ConfigError: the method or a callback needs whole weights, or torch is too old for a CPU.
         """
         from torch.distributed.fsdp import fully_shard  # which takes long to import
 
         if why := "; ".join(_hindrances(module)):
             raise ConfigError(f"trainer.strategy: Sharded does not work here: {why}; or take ddp")
+        if self.root_device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+            raise ConfigError(
+                f"trainer.strategy: torch {torch.__version__} cannot split a network on a CPU: update torch"
+            )
         for block in [*_blocks(module.backbone), module.backbone]:
             fully_shard(block, mesh=self.device_mesh["data_parallel"])
 

@@ -23,6 +23,8 @@ from tests.latent.tiny import tiny_sd
 from tests.modules.every_method import made
 from tests.processes import fork
 
+ON_CPU = pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="torch splits nothing on a CPU yet")
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
@@ -32,6 +34,7 @@ def runs(tmp_path_factory):
     return found, {path.parts[-3]: read_checkpoint(path) for path in folder.rglob("last.ckpt")}
 
 
+@ON_CPU
 def test_a_rank_holds_half_of_the_network_and_gets_the_losses_and_gradients_of_a_whole_one(runs):
     copied, split = (runs[0][name] for name in ("copied", "split"))
     assert (copied["part"], split["part"]) == (1, pytest.approx(0.5, abs=0.02))
@@ -40,6 +43,7 @@ def test_a_rank_holds_half_of_the_network_and_gets_the_losses_and_gradients_of_a
     assert split["norms"] == pytest.approx(copied["norms"], rel=1e-5)
 
 
+@ON_CPU
 def test_checkpoints_are_whole_and_each_kind_of_run_resumes_the_other(runs):
     files = runs[1]
     for one, other in (("split", "copied"), ("split_on", "copied_on")):
@@ -47,6 +51,14 @@ def test_checkpoints_are_whole_and_each_kind_of_run_resumes_the_other(runs):
         torch.testing.assert_close(files[one]["optimizer_states"][0]["state"],
                                    files[other]["optimizer_states"][0]["state"], rtol=1e-4, atol=1e-6)  # fmt: skip
     assert files["split_on"]["global_step"] == files["copied_on"]["global_step"] == 2
+
+
+def test_a_torch_that_cannot_split_on_a_cpu_gets_a_line(monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.cpu.Stream", object)
+    own = module()
+    own.trainer = trainer(tmp_path, strategy=Sharded())
+    with pytest.raises(ConfigError, match="cannot split a network on a CPU: update torch"):
+        own.trainer.strategy.shard(own)
 
 
 @pytest.mark.parametrize(
