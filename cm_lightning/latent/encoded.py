@@ -83,7 +83,7 @@ def _encode(dataset: Any, base: TextToImageBase, num_workers: int) -> dict[str, 
 
 
 def fingerprint(base: TextToImageBase) -> str:
-    """A digest of the encoders' weights and the autoencoder's scale, which tells apart the latents of models."""
+    """A digest of the encoders' weights and the autoencoder's scale, which distinguishes the latents of models."""
     pipe = base.pipe
     digest = hashlib.sha256(str(pipe.vae.config.scaling_factor).encode())
     for part in (pipe.vae, pipe.text_encoder, getattr(pipe, "text_encoder_2", None)):
