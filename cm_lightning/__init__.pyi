@@ -42,7 +42,6 @@ from .core.distance import ElementwiseHuber as ElementwiseHuber
 from .core.distance import PseudoHuber as PseudoHuber
 from .core.dyadic_times import DyadicTimes as DyadicTimes
 from .core.dyadic_times import EvenSteps as EvenSteps
-from .core.eulerian import Eulerian as Eulerian
 from .core.flow_matching import Diagonal as Diagonal
 from .core.flow_matching import FlowMatching as FlowMatching
 from .core.flow_matching import Split as Split
@@ -67,9 +66,10 @@ from .core.noise import LogNormalAndHigh as LogNormalAndHigh
 from .core.noise import LogNormalIntervals as LogNormalIntervals
 from .core.noise import UniformIntervals as UniformIntervals
 from .core.noise import UniformTime as UniformTime
-from .core.objective import Chord as Chord
-from .core.objective import Lagrangian as Lagrangian
-from .core.objective import Tangent as Tangent
+from .core.objective.chord import Chord as Chord
+from .core.objective.self_distillation import Eulerian as Eulerian
+from .core.objective.self_distillation import Lagrangian as Lagrangian
+from .core.objective.tangent import Tangent as Tangent
 from .core.ode_sampler import DDIM as DDIM
 from .core.ode_sampler import Euler as Euler
 from .core.ode_sampler import Heun as Heun

@@ -12,12 +12,11 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 
 from cm_lightning.core.curriculum import Curriculum
-from cm_lightning.core.eulerian import Eulerian
 from cm_lightning.core.flow_matching import FlowMatching, Split
 from cm_lightning.core.gap import ConstantGap, Gap, Through
 from cm_lightning.core.limit_times import TwoTimes
 from cm_lightning.core.noise import UniformTime
-from cm_lightning.core.objective import Lagrangian, SelfDistillation
+from cm_lightning.core.objective import Eulerian, Lagrangian, SelfDistillation
 from cm_lightning.core.parameterization import AverageVelocity
 from cm_lightning.core.path import Linear
 from cm_lightning.core.residual import Residual

@@ -10,12 +10,11 @@ from cm_lightning.backbones.embedding import TwoTimesEmbedding
 from cm_lightning.backbones.mlp import ResidualMLP
 from cm_lightning.core.curriculum import Clock, Curriculum, Times
 from cm_lightning.core.dyadic_times import DyadicTimes, EvenSteps
-from cm_lightning.core.eulerian import Eulerian
 from cm_lightning.core.flow_matching import Diagonal, FlowMatching, Split
 from cm_lightning.core.gap import ConstantGap, ExponentialGap, SigmoidGap, Through, UniformGap
 from cm_lightning.core.limit_times import TwoTimes
 from cm_lightning.core.noise import UniformTime
-from cm_lightning.core.objective import Lagrangian, Objective, Tangent
+from cm_lightning.core.objective import Eulerian, Lagrangian, Objective, Tangent
 from cm_lightning.core.oracle import GaussianOracle
 from cm_lightning.core.parameterization import AverageVelocity, Map
 from cm_lightning.core.path import Linear
