@@ -6,13 +6,32 @@ If the hub does not answer, a cached model is read from the cache.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 
+import torch
 from huggingface_hub import constants, get_session
+
+from cm_lightning.quiet import quiet
 
 #: How long to wait for the hub's first answer; the hub's own variable changes it on a slow network.
 SECONDS = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or 2)
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Suppress what transformers and diffusers report while they load a model within the block.
+
+    torch lists the functions that take a default device at the first use of one, and keeps the list. transformers
+    replaces ``torch.linspace`` while it loads a model. If that were the first use, the function itself would not take a
+    default device for the rest of the process, and ``--dry_run`` would mix devices. So the list is made before.
+    """
+    with torch.device("meta"):
+        torch.empty(0)
+    with quiet():
+        yield
 
 
 def on_hub(path: str) -> bool:

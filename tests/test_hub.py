@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -22,7 +23,9 @@ pytest.importorskip("transformers")
 from huggingface_hub import close_session, constants
 
 from cm_lightning import hub
+from cm_lightning.backbones.embedding import JumpEmbedding
 from cm_lightning.commands import prompt
+from cm_lightning.core.truncated import TruncatedStudent
 from cm_lightning.errors import CheckpointError
 from cm_lightning.latent.base import PretrainedBase, load_pipeline
 from cm_lightning.latent.lora_files import save_lora
@@ -252,3 +255,53 @@ def test_loading_warns_of_nothing(dtype: str, closed: str, tmp_path: Path, capfd
         getattr(torch, dtype)
     }
     assert capfd.readouterr() == ("", "")
+
+
+def takes_the_default_device() -> bool:
+    with torch.device("meta"):
+        made = torch.linspace(0, 1, 3), torch.arange(3), torch.zeros(1), torch.tensor(1.0)
+    return all(tensor.is_meta for tensor in made)
+
+
+def as_transformers_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use a default device while a function is replaced."""
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "linspace", partial(torch.linspace))
+        with torch.device("meta"):
+            torch.empty(0)
+
+
+@pytest.fixture
+def first_use() -> Iterator[None]:
+    """Act as if no default device had been used in this process."""
+    torch.utils._device._device_constructors.cache_clear()
+    yield
+    torch.utils._device._device_constructors.cache_clear()
+
+
+def test_torch_would_forget_a_function_that_is_replaced_at_the_first_use(first_use, monkeypatch):
+    as_transformers_loads(monkeypatch)
+    assert not takes_the_default_device()
+
+
+def test_a_model_that_is_loaded_first_leaves_the_default_device_alone(first_use, monkeypatch):
+    with hub.loading():
+        as_transformers_loads(monkeypatch)
+    assert takes_the_default_device()
+
+
+@pytest.mark.parametrize("make", [tiny_sd, tiny_sdxl])
+def test_so_does_a_pipeline(make, first_use, tmp_path):
+    make().save_pretrained(tmp_path)
+    torch.utils._device._device_constructors.cache_clear()
+    load_pipeline(str(tmp_path))
+    assert takes_the_default_device()
+
+
+def test_a_dry_run_after_a_text_encoder_was_loaded_mixes_no_devices(first_use, tmp_path, monkeypatch):
+    tiny_sd().save_pretrained(tmp_path)
+    torch.utils._device._device_constructors.cache_clear()
+    load_pipeline(str(tmp_path))
+    with torch.device("meta"):
+        TruncatedStudent()
+        JumpEmbedding(8)

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from cm_lightning.core.latent import LatentSchedule
 from cm_lightning.errors import CheckpointError, ConfigError
-from cm_lightning.hub import on_hub, out_of_reach, silence
+from cm_lightning.hub import loading, on_hub, out_of_reach, silence
 from cm_lightning.latent.structures import HUB, NOISE, UNETS
-from cm_lightning.quiet import quiet
 from cm_lightning.recording import Recorded
 from cm_lightning.run import find_export
 
@@ -258,7 +257,7 @@ def load_pipeline(
     cached_only = out_of_reach(path)
     options: dict[str, Any] = {_DTYPE: getattr(torch, dtype), "variant": variant, "local_files_only": cached_only}
     try:
-        with quiet():
+        with loading():
             if "safety_checker" in DiffusionPipeline.load_config(path, local_files_only=cached_only):
                 options |= {"safety_checker": None, "requires_safety_checker": False}
             pipe = DiffusionPipeline.from_pretrained(path, **options)

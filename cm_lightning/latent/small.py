@@ -21,9 +21,9 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from cm_lightning.domains import COUNT, at_least, multiple_of
 from cm_lightning.errors import CheckpointError
+from cm_lightning.hub import loading
 from cm_lightning.latent.base import TextToImageBase
 from cm_lightning.latent.structures import NOISE, PREDICTIONS, Structure, small_unet
-from cm_lightning.quiet import quiet
 from cm_lightning.run import find_export
 
 
@@ -98,7 +98,7 @@ def _clip(folder: Path, kind: Any) -> Any:
     try:
         if not folder.is_dir():
             raise FileNotFoundError(folder)
-        with quiet():
+        with loading():
             return kind.from_pretrained(folder)
     except Exception as error:
         raise CheckpointError(f"{folder} holds no CLIP: train one, and set --model.base.text_encoder") from error

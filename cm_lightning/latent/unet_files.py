@@ -11,9 +11,9 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from cm_lightning.errors import CheckpointError
+from cm_lightning.hub import loading
 from cm_lightning.latent.lora_keys import bare, split
 from cm_lightning.latent.lora_source import contents, find, keys
-from cm_lightning.quiet import quiet
 
 # options that must fit the rest of the pipeline
 _SHARED = (
@@ -75,7 +75,7 @@ def _folder(path: Path) -> Path | None:
 
 def _load_folder(pipe: Any, folder: Path) -> None:
     try:
-        with quiet():
+        with loading():
             unet: Any = UNet2DConditionModel.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # diffusers raises many kinds of errors for damaged files
         raise CheckpointError(f"{folder} cannot be loaded as a UNet: {str(error).strip().splitlines()[0]}") from error

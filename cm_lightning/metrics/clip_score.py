@@ -11,8 +11,7 @@ from torchvision.transforms import v2
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from cm_lightning.errors import CheckpointError
-from cm_lightning.hub import out_of_reach, silence
-from cm_lightning.quiet import quiet
+from cm_lightning.hub import loading, out_of_reach, silence
 
 
 class ClipScore:
@@ -32,7 +31,7 @@ class ClipScore:
     def __init__(self, path: str, device: torch.device | str = "cpu") -> None:
         cached_only = out_of_reach(path)
         try:
-            with quiet():
+            with loading():
                 self.model = CLIPModel.from_pretrained(path, local_files_only=cached_only).eval().to(device)
             self.tokenizer = CLIPTokenizer.from_pretrained(path, local_files_only=cached_only)
             self.preparation = CLIPImageProcessor.from_pretrained(path, local_files_only=cached_only)

@@ -18,7 +18,6 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from cm_lightning.errors import CheckpointError, ConfigError, advice
 from cm_lightning.metrics.extractor import Extractor, color_pixels, digest
-from cm_lightning.quiet import quiet
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Networks that torchvision initialises slowly, and whose trained versions take another range of inputs.
@@ -110,13 +109,15 @@ class DINOv2(Extractor):
     def _load(self) -> Any:
         try:
             from transformers import AutoModel
+
+            from cm_lightning.hub import loading
         except ModuleNotFoundError as error:
             raise ConfigError(f"DINOv2: {advice(error) or error}") from error
         remedy = "set the weights of DINOv2 to a folder with config.json and model.safetensors of facebook/dinov2-*"
         try:
             # a folder, because for a name transformers sends many requests to the hub in spite of local_files_only
             folder = self.weights if Path(self.weights).is_dir() else self._from_hub()
-            with quiet():
+            with loading():
                 network, report = AutoModel.from_pretrained(
                     folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
                 )
