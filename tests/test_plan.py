@@ -16,10 +16,10 @@ from cm_lightning.cli import main
 from cm_lightning.core.target_rate import ConstantRate
 from cm_lightning.data.toy import Toy
 from cm_lightning.errors import ConfigError
-from cm_lightning.plan import Epoch, Memory, plan, plan_of
+from cm_lightning.memory import Memory
+from cm_lightning.plan import Epoch, plan, plan_of
 from tests.helpers import images, module, trainer
 from tests.modules.every_method import OF_THE_BENCHMARK
-from tests.processes import fork
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(p for p in (ROOT / "experiments").glob("[ci]*/*.yaml") if p.stem != "base")
@@ -52,11 +52,16 @@ def test_memory_is_counted_by_what_the_parts_keep(optimizer, copies):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: "/".join(path.parts[-2:]))
-def test_every_published_recipe_says_what_it_would_be(path, tmp_path):
+def test_every_published_recipe_says_what_it_would_be(path, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # without data, teacher, or extractor
+    monkeypatch.setattr(sys, "argv", ["cm-lightning"])
     options = ["--dry_run", "--trainer.accelerator=cpu", "--trainer.precision=32-true"]
-    done = fork("-m", "cm_lightning", "fit", f"--config={path}", *options, cwd=tmp_path)  # no data, teacher, extractor
-    assert ("55,732,739" if "cifar10" in path.parts else "295,899,267") in done.stdout
-    assert done.stdout.splitlines()[-5].startswith("0  ")
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", f"--config={path}", *options])
+    assert stop.value.code == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert ("55,732,739" if "cifar10" in path.parts else "295,899,267") in said
+    assert said.splitlines()[-5].startswith("0  ")
     assert not any(tmp_path.iterdir())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import lightning as L
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
@@ -107,3 +108,17 @@ def _class_numbers(labels: Tensor, n: int, num_classes: int, first: bool) -> Ten
     if labels.is_floating_point() and first and not bool((labels == labels.floor()).all()):
         raise ConfigError("the data has labels that are not whole numbers: give class indices, int64")
     return labels.reshape(n).long()
+
+
+def division_of_a_step(trainer: L.Trainer) -> str:
+    """The line on the division of a step's images among ranks and batches; empty if there is nothing to divide."""
+    batch = getattr(trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
+    ranks, accumulate = trainer.world_size, trainer.accumulate_grad_batches
+    if not batch or ranks * accumulate == 1:
+        return ""
+    group = trainer.optimizers[0].param_groups[0]
+    rate = group.get("initial_lr", group["lr"])  # before the schedule
+    return (
+        f"a step takes {accumulate * batch} images: {ranks} rank(s) x {accumulate} batch(es) of {batch // ranks}; the "
+        f"learning rate stays as given, {rate:g}, because it applies to the whole batch"
+    )

@@ -25,7 +25,8 @@ from cm_lightning.core.random import gather_states, set_state
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
 from cm_lightning.modules import faults
-from cm_lightning.modules.batch import number_of_samples
+from cm_lightning.modules.batch import division_of_a_step, number_of_samples
+from cm_lightning.modules.first_failure import FirstFailure
 from cm_lightning.modules.frozen import Frozen
 from cm_lightning.modules.starting import first_weights
 from cm_lightning.modules.target import Follower
@@ -72,9 +73,8 @@ class TrainedModule(Recorded, L.LightningModule):
         self._resumed = False
         self._random_states: list[dict[str, Tensor]] | None = None
         self._start_failure: CheckpointError | None = None
-        self._failed_step: Tensor | None = None
-        self._failed_batch: Tensor | None = None
-        self._batch_samples = 1
+        self._failed_step, self._failed_batch = FirstFailure(), FirstFailure()
+        self._batch_samples = 0
 
     @abstractmethod
     def batch_loss(self, batch: Any, batch_idx: int, generator: torch.Generator | None = None) -> Tensor:
@@ -148,10 +148,13 @@ class TrainedModule(Recorded, L.LightningModule):
         """The trained parameters, or groups of them, for the optimizer."""
         return [p for p in self.parameters() if p.requires_grad]
 
+    def optimizer_of(self, parameters: list[Any]) -> torch.optim.Optimizer:
+        """The configured optimizer for some parameters, or groups of them."""
+        return self.optimizer(parameters) if self.optimizer else torch.optim.RAdam(parameters, lr=1e-4)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        parameters = self.trained_parameters()
         try:
-            optimizer = self.optimizer(parameters) if self.optimizer else torch.optim.RAdam(parameters, lr=1e-4)
+            optimizer = self.optimizer_of(self.trained_parameters())
         except (TypeError, ValueError) as error:
             raise ConfigError(f"model.optimizer: {error}") from error
         if self.lr_scheduler is None:
@@ -193,7 +196,8 @@ class TrainedModule(Recorded, L.LightningModule):
     def on_fit_start(self) -> None:
         if self._start_failure and not self._resumed:
             raise self._start_failure
-        self._say_what_a_rank_does()
+        if line := division_of_a_step(self.trainer):
+            rank_zero_info(line)
 
     def load_backbone(self, state: Mapping[str, Tensor]) -> None:
         """Start the backbone and its averages from these weights."""
@@ -204,7 +208,7 @@ class TrainedModule(Recorded, L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.batch_loss(batch, batch_idx)
         if not self.skips_bad_steps:
-            self._note_failure(loss.detach())
+            self._failed_step.note(self.trained_steps, loss)
         # Lightning's loggers record only these steps; logging at the others would waste time
         n = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if n and (self.trained_steps + 1) % n == 0:
@@ -224,17 +228,15 @@ class TrainedModule(Recorded, L.LightningModule):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         generator = torch.Generator(self.device).manual_seed(self._number(batch_idx))
         loss = self.batch_loss(batch, batch_idx, generator)
-        self._note_failure_of(batch_idx, loss, number_of_samples(batch))
+        self._failed_batch.note(batch_idx, loss)
+        self._batch_samples = self._batch_samples or number_of_samples(batch)
         self.log("val/loss", loss, batch_size=number_of_samples(batch), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
-        if (
-            self._failed_batch is not None
-            and (batch := int(self._failed_batch)) >= 0
-            and not self.trainer.sanity_checking
-        ):
+        batch = int(self._failed_batch.number)
+        if batch >= 0 and not self.trainer.sanity_checking:
             warnings.warn(faults.of_a_validation(self.trainer, batch, self._batch_samples), stacklevel=1)
-        self._failed_batch = None
+        self._failed_batch, self._batch_samples = FirstFailure(), 0
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Do nothing, because callbacks measure samples."""
@@ -243,36 +245,9 @@ class TrainedModule(Recorded, L.LightningModule):
         """The number of a batch among those of all ranks."""
         return batch_idx * self.trainer.world_size + self.global_rank
 
-    def _say_what_a_rank_does(self) -> None:
-        batch = getattr(self.trainer.datamodule, "batch_size", None)  # type: ignore[attr-defined]
-        ranks, accumulate = self.trainer.world_size, self.trainer.accumulate_grad_batches
-        if batch and ranks * accumulate > 1:
-            group = self.trainer.optimizers[0].param_groups[0]
-            rate = group.get("initial_lr", group["lr"])  # before the schedule
-            rank_zero_info(
-                f"a step takes {accumulate * batch} images: {ranks} rank(s) x {accumulate} batch(es) of "
-                f"{batch // ranks}; the learning rate stays as given, {rate:g}, because it applies to the whole batch"
-            )
-
-    def _note_failure(self, loss: Tensor) -> None:
-        """Keep the step of the first loss that is not finite on the device, so that no step waits for it."""
-        if self._failed_step is None:
-            self._failed_step = torch.full((), -1, device=loss.device)
-        first = (self._failed_step < 0) & ~torch.isfinite(loss)
-        self._failed_step = torch.where(first, self.trained_steps, self._failed_step)
-
-    def _note_failure_of(self, number: int, loss: Tensor, samples: int) -> None:
-        """Do the same for the batches of a validation."""
-        if self._failed_batch is None:
-            self._failed_batch, self._batch_samples = torch.full((), -1, device=loss.device), samples
-        first = (self._failed_batch < 0) & ~torch.isfinite(loss.detach())
-        self._failed_batch = torch.where(first, number, self._failed_batch)
-
     def _stop_if_failed(self) -> None:
         """Raise on all ranks if the loss is not finite on any."""
-        if self._failed_step is None:
-            return
-        step = int(self.trainer.strategy.reduce(self._failed_step, reduce_op="max"))
+        step = int(self.trainer.strategy.reduce(self._failed_step.number.to(self.device), reduce_op="max"))
         if step >= 0:
             raise NonFiniteLossError(faults.of_the_loss(self.trainer, step))
 
@@ -302,7 +277,7 @@ class TrainedModule(Recorded, L.LightningModule):
         self._resumed = True
 
     def on_train_start(self) -> None:
-        self._failed_step = None
+        self._failed_step = FirstFailure()
         if self._random_states is not None and len(self._random_states) != self.trainer.world_size:
             self._random_states = None  # a resumed run with another number of ranks cannot draw the same noise
             torch.manual_seed(derived_seed(torch.initial_seed(), self.trained_steps))

@@ -26,6 +26,7 @@ from cm_lightning.core.schedule import HoldThenCosine
 from cm_lightning.core.target_rate import ConstantRate
 from cm_lightning.core.weighting import Uniform
 from cm_lightning.errors import CheckpointError, ConfigError, NonFiniteLossError
+from cm_lightning.modules.first_failure import FirstFailure
 from tests.helpers import Dropout, module, points, trainer
 
 
@@ -214,10 +215,10 @@ def test_no_checkpoint_of_a_failed_run_is_written(tmp_path):
     m = module()
     t = trainer(tmp_path, max_steps=2)
     t.fit(m, points())
-    m._failed_step = torch.tensor(1)
+    m._failed_step.note(1, torch.tensor(float("inf")))
     with pytest.raises(NonFiniteLossError, match="since step 1"):
         t.save_checkpoint(tmp_path / "bad.ckpt")
-    m._failed_step = None
+    m._failed_step = FirstFailure()
     m.backbone.head.bias.data.fill_(float("nan"))
     with pytest.raises(NonFiniteLossError, match="weights are not finite at step 2"):
         t.save_checkpoint(tmp_path / "bad.ckpt")
