@@ -9,7 +9,6 @@ the values of all seeds. The figure shows the ten classes in one step and in fou
 from __future__ import annotations
 
 import argparse
-import io
 from collections.abc import Sequence
 from math import inf
 from pathlib import Path
@@ -110,10 +109,8 @@ def picture(methods: dict[str, list[Run]], path: Path) -> None:
                 axis.imshow(sheet(images).permute(1, 2, 0))
         line[0].set_ylabel(name, fontsize=10, rotation=0, ha="right", va="center")
     figure.subplots_adjust(left=0.13, right=0.995, bottom=0.005, top=0.97, wspace=0.03, hspace=0.06)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=90)
+    figure.savefig(path, dpi=90)
     plt.close(figure)
-    path.write_bytes(drawn.getvalue())
 
 
 def main() -> None:
