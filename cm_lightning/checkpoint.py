@@ -39,7 +39,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} cannot be read as a checkpoint of plain tensors: is it complete?{_hint(path)}"
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise CheckpointError(f"{path} is not a Lightning checkpoint: it has no state_dict{_hint(path)}")
+        raise CheckpointError(f"{path} is not a Lightning checkpoint: it does not hold a state_dict{_hint(path)}")
     require_known_format(checkpoint, path)
     return checkpoint
 
@@ -80,16 +80,16 @@ def weights(checkpoint: dict[str, Any], which: str = "ema", attribute: str = "ba
         attribute: name of the submodule.
 
     Raises:
-        CheckpointError: the checkpoint has no such weights.
+        CheckpointError: the checkpoint does not hold such weights.
     """
     if which == "ema":
         found = averages(checkpoint, attribute)
         if not found:
-            raise CheckpointError(f"the checkpoint has no averaged weights of {attribute}: choose the raw ones")
+            raise CheckpointError(f"the checkpoint does not hold averaged weights of {attribute}: choose the raw ones")
         return {plain_name(name): tensor for name, tensor in found[0]["average"].items()}
     prefix = f"{attribute}."
     state = checkpoint["state_dict"].items()
     raw = {plain_name(name.removeprefix(prefix)): tensor for name, tensor in state if name.startswith(prefix)}
     if not raw:
-        raise CheckpointError(f"the checkpoint has no weights of {attribute}")
+        raise CheckpointError(f"the checkpoint does not hold weights of {attribute}")
     return raw

@@ -72,7 +72,7 @@ class Start:
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
-        ConfigError: a test has no weights, or the version already holds another run.
+        ConfigError: a test is not given weights, or the version already holds another run.
     """
 
     def __init__(self, subcommand: str, trainer: L.Trainer, run: RunDirectory, ckpt_path: str | None) -> None:

@@ -73,7 +73,9 @@ class EMA(Callback):
         """Find the average even if its decay differs in the checkpoint: the nearest decay for the same use."""
         found = averages(checkpoint, self.attribute)
         if not any(state["average"] for state in found) and trainer.state.fn == TrainerFn.FITTING:
-            rank_zero_info(f"EMA: the checkpoint has no average of {self.attribute}: it starts again from the weights")
+            rank_zero_info(
+                f"EMA: the checkpoint does not hold an average of {self.attribute}: it starts again from the weights"
+            )
         if found and self.state_key not in checkpoint["callbacks"]:
             self.load_state_dict(
                 min(
@@ -83,7 +85,7 @@ class EMA(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not isinstance(getattr(pl_module, self.attribute, None), nn.Module):
-            raise ConfigError(f"EMA: {type(pl_module).__name__} has no submodule {self.attribute!r}")
+            raise ConfigError(f"EMA: {type(pl_module).__name__} does not have a submodule {self.attribute!r}")
         mine = [c for c in trainer.callbacks if isinstance(c, EMA) and c.attribute == self.attribute]  # type: ignore[attr-defined]
         if sum(c.evaluate for c in mine) > 1:
             raise ConfigError(

@@ -193,7 +193,7 @@ def _folder(trainer: L.Trainer) -> Path:
 
 
 def _require_space(root: Path, needed: int) -> None:
-    """Raise ConfigError if the disk has no room for a checkpoint, which is at least as large as the weights."""
+    """Raise ConfigError if a checkpoint, which is at least as large as the weights, does not fit on the disk."""
     free = shutil.disk_usage(_existing(root)).free
     if free < needed:
         raise ConfigError(

@@ -123,7 +123,7 @@ def read_frames(path: Path) -> list[Callable[[], Image.Image]]:
         return _of_animation(path)
     files = sorted((file for file in path.iterdir() if file.suffix.lower() in ENDINGS), key=_by_number)
     if not files:
-        raise DataError(f"--input {path} has no images: give a folder of frames, such as 000000.png, 000001.png")
+        raise DataError(f"--input {path} does not hold images: give a folder of frames, such as 000000.png, 000001.png")
     return [partial(read_image, file, f"--input {file}") for file in files]
 
 

@@ -1,4 +1,4 @@
-"""Levels for the limit q -> t, in which a step has no length: one time for consistency functions, two for flow maps."""
+"""Levels for the limit q -> t, in which steps vanish: one time for consistency functions, two for flow maps."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def mmd(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
     """
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
-        # between a sample and itself the distance has no derivative; the floor makes that 0
+        # between a sample and itself the distance is not differentiable; the floor makes that 0
         distance = (a[:, :, None] - b[:, None]).square().sum(3).clamp(min=1e-16).sqrt()
         return (-scale[:, None, None] * distance / a.shape[2]).exp().mean((1, 2))
 

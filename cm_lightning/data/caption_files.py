@@ -35,8 +35,8 @@ def _read_table(path: Path, column: str) -> Iterator[tuple[Path, str]]:
     for number, row in enumerate(_rows(path), 1):
         if missing := [name for name in ("file_name", column) if not isinstance(row.get(name), str)]:
             raise DataError(
-                f"row {number} of {path} has no text {missing[0]!r}: add it, or set --data.caption_column to another "
-                f"of its columns ({', '.join(map(str, row))})"
+                f"row {number} of {path} lacks the text {missing[0]!r}: add it, or set --data.caption_column to "
+                f"another of its columns ({', '.join(map(str, row))})"
             )
         yield path.parent / row["file_name"], row[column].strip()
 
@@ -62,7 +62,9 @@ def _read_beside(image: Path) -> str:
     for path in (image.with_suffix(".txt"), image.with_suffix(".caption")):
         if path.is_file():
             return _read_text(path).strip().partition("\n")[0].strip()
-    raise DataError(f"{image} has no caption: write {image.stem}.txt beside it, or add a row to metadata.jsonl")
+    raise DataError(
+        f"{image} does not have a caption: write {image.stem}.txt beside it, or add a row to metadata.jsonl"
+    )
 
 
 def _read_text(path: Path) -> str:

@@ -176,7 +176,7 @@ def _listed_labels(tree: Tree) -> dict[str, int] | None:
 def _by_list(tree: Tree, names: list[Name], listed: dict[str, int]) -> tuple[Tensor, list[str]]:
     missing = [name for name in names if str(name) not in listed]
     if missing:
-        raise DataError(f"dataset.json has no label of {tree.shown(missing[0])} ({len(missing)} such image(s))")
+        raise DataError(f"dataset.json lacks a label for {tree.shown(missing[0])} ({len(missing)} such image(s))")
     return torch.tensor([listed[str(name)] for name in names]), [str(i) for i in range(max(listed.values()) + 1)]
 
 

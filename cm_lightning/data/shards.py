@@ -25,7 +25,7 @@ def find_shards(names: str) -> list[Path]:
     """The shards of a folder, a glob, or names with ranges in braces; the matches of each pattern are sorted.
 
     Raises:
-        DataError: a folder or glob has no shards, or a shard of a range is missing.
+        DataError: a folder or glob does not hold shards, or a shard of a range is missing.
     """
     patterns = [f"{glob.escape(names)}/*.tar"] if Path(names).is_dir() else _expand(names)
     paths = [Path(name) for pattern in patterns for name in sorted(glob.glob(pattern, recursive=True)) or [pattern]]
@@ -80,7 +80,7 @@ def _row(path: Path, key: str, files: dict[str, tarfile.TarInfo]) -> tuple[int, 
     image = next(files[ending] for ending in _IMAGES if ending in files)
     caption = files.get("txt") or files.get("json")
     if caption is None:
-        raise DataError(f"sample {key} of {path} has no caption: add {key}.txt or {key}.json, or remove it")
+        raise DataError(f"sample {key} of {path} does not have a caption: add {key}.txt or {key}.json, or remove it")
     return image.offset_data, image.size, caption.offset_data, caption.size, caption is not files.get("txt")
 
 

@@ -34,7 +34,7 @@ def draw(
         prompts: the B prompts.
         steps: steps of the scheduler. Each takes one evaluation of the network, or two under guidance that is not baked
             in.
-        guidance: guidance_scale of the pipeline; 1 is no guidance.
+        guidance: guidance_scale of the pipeline; 1 draws without guidance.
         seed: seed of the noise.
         first: the number of the first image; image number i has the same noise in every batch.
         size: (height, width) in pixels; the default of the model if None.

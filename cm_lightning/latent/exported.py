@@ -57,7 +57,7 @@ def export_student(
         adapter: name of the adapter in the UNet.
 
     Raises:
-        ConfigError: the UNet has no such adapter.
+        ConfigError: the UNet does not have such an adapter.
     """
     pipe.scheduler = few_step_scheduler(how, pipe.scheduler.config)
     with quiet():

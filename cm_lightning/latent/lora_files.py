@@ -51,7 +51,7 @@ def save_lora(unet: Any, pipeline_class: type[Any], directory: str | Path, name:
         The file, ``pytorch_lora_weights.safetensors``: peft's keys, with rank and alpha in the metadata.
 
     Raises:
-        ConfigError: the UNet has no such adapter.
+        ConfigError: the UNet does not have such an adapter.
     """
     tensors = _tensors(unet, name)
     config = unet.peft_config[name]
@@ -77,7 +77,7 @@ def save_kohya(unet: Any, directory: str | Path, name: str = "lcm") -> Path:
         The file, ``<name>_kohya.safetensors``; it may lie beside that of :func:`save_lora`, which diffusers prefers.
 
     Raises:
-        ConfigError: the UNet has no such adapter.
+        ConfigError: the UNet does not have such an adapter.
     """
     key_of = kohya.stability_key if kohya.is_sdxl(unet.config) else kohya.diffusers_key
     tensors: dict[str, Tensor] = {}
@@ -130,7 +130,9 @@ def load_lora(pipe: Any, path: str | Path, name: str = "lcm") -> None:
 
 def _tensors(unet: Any, name: str) -> dict[str, Tensor]:
     if name not in adapter_names(unet):
-        raise ConfigError(f"the UNet has no adapter {name!r}: it has {', '.join(adapter_names(unet)) or 'none'}")
+        raise ConfigError(
+            f"the UNet does not have an adapter {name!r}: it has {', '.join(adapter_names(unet)) or 'none'}"
+        )
     tensors: dict[str, Tensor] = get_peft_model_state_dict(unet, adapter_name=name)
     return tensors
 

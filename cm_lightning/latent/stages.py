@@ -31,7 +31,7 @@ def lcm_stages(pipe: Any, prompt: str, steps: int, guidance: float, seed: int, *
         pipe: the pipeline, with LCM's scheduler.
         prompt: the prompt of all images.
         steps: steps of the scheduler, before the strength is applied.
-        guidance: guidance_scale of the pipeline; 1 is no guidance.
+        guidance: guidance_scale of the pipeline; 1 draws without guidance.
         seed: seed of the noise, which is that of the first image under it.
         options: more arguments of the pipeline, among them ``strength``.
 

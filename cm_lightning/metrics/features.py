@@ -39,7 +39,9 @@ class TorchvisionFeatures(Extractor):
         models = torchvision.models.list_models(module=torchvision.models)
         if model not in models:
             near = ", ".join(difflib.get_close_matches(model, models)) or "resnet50"
-            raise ConfigError(f"TorchvisionFeatures: torchvision has no classifier {model!r}: set model to {near}")
+            raise ConfigError(
+                f"TorchvisionFeatures: torchvision does not have a classifier {model!r}: set model to {near}"
+            )
         self.model, self.name, self.weights = model, f"frechet_{model}", weights
 
     @property

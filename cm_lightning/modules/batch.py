@@ -41,7 +41,9 @@ def images_and_labels(
     if not num_classes:
         return x, None
     if not isinstance(labels, Tensor):  # none, or captions
-        raise ConfigError("the backbone has classes, but the data has no labels: set --model.backbone.num_classes=0")
+        raise ConfigError(
+            "the backbone has classes, but the data does not have labels: set --model.backbone.num_classes=0"
+        )
     labels = _class_numbers(labels, len(x), num_classes, first)
     if (first or labels.device.type == "cpu") and not 0 <= labels.min() <= labels.max() < num_classes:
         low, high = int(labels.min()), int(labels.max())

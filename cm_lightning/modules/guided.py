@@ -65,7 +65,7 @@ class GuidedConsistencyTraining(ConsistencyModule):
             :class:`ConsistencyModule`; label_dropout, optimizer, lr_scheduler, start_from: see its bases.
 
     Raises:
-        ConfigError: the network has no classes, no labels are dropped, or nothing trains a guide.
+        ConfigError: the network does not have classes, no labels are dropped, or nothing trains a guide.
     """
 
     def __init__(

@@ -39,7 +39,7 @@ class GuidedMeanFlow(ImprovedMeanFlow):
         optimizer, lr_scheduler, start_from: see its bases.
 
     Raises:
-        ConfigError: the network has no classes, or no labels are dropped.
+        ConfigError: the network does not have classes, or no labels are dropped.
     """
 
     noise_labels_given = 5

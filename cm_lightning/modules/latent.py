@@ -120,7 +120,7 @@ class LatentModule(TrainedModule):
         if isinstance(texts, Conditioning):
             return x, texts
         if not isinstance(x, Tensor) or isinstance(texts, Tensor) or not all(isinstance(text, str) for text in texts):
-            raise ConfigError("the data has no captions: use a captioned data module, such as CaptionedFolder")
+            raise ConfigError("the data does not have captions: use a captioned data module, such as CaptionedFolder")
         conditions = self.base.encode_prompts(texts, (x.shape[-2], x.shape[-1]))
         return self.base.encode_images(x).to(x.device), conditions.to(x.device)
 

@@ -50,7 +50,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{path} cannot be read: it is missing or is not text") from error
     if not isinstance(inner(config, "model"), dict):
-        lack = "is empty" if config is None else "has no model"
+        lack = "is empty" if config is None else "does not name a model"
         raise DataError(f"{path} {lack}: it is not the configuration of a run")
     return dict(config)
 

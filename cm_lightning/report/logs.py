@@ -111,7 +111,7 @@ def read_log(path: Path, sampler: str, note: Note) -> Log:
 
 def _log(path: Path, reader: csv.DictReader[str], sampler: str, note: Note) -> Log:
     if "step" not in (reader.fieldnames or ()):
-        raise DataError(f"{path} has no column step: a CSVLogger did not write it")
+        raise DataError(f"{path} lacks the column step: a CSVLogger did not write it")
     log = Log()
     wrong = [f"line {reader.line_num}: {lack}" for row in reader if (lack := _lack(log, row, sampler))]
     if wrong:

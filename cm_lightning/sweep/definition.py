@@ -123,7 +123,7 @@ def _metric(raw: Any) -> Mapping[str, Any]:
         raise ConfigError(f"metric must have a name, got {raw!r}: write metric: {{name: {name}, goal: minimize}}")
     require_keys("metric.", raw, _METRIC_KEYS)
     if _text(raw, "name") is None:
-        raise ConfigError("metric has no name: write metric: {name: val/loss, goal: minimize}")
+        raise ConfigError("metric lacks a name: write metric: {name: val/loss, goal: minimize}")
     if "goal" in raw:
         require_choice("metric.goal", raw["goal"], _GOALS)
     if "target" in raw:

@@ -127,7 +127,7 @@ def test_buffers_are_copied_not_averaged():
 def test_unsuitable_options_and_checkpoints(tmp_path):
     with pytest.raises(ConfigError, match="decay"):
         EMA(1.0)
-    with pytest.raises(ConfigError, match="no submodule 'bakbone'"):
+    with pytest.raises(ConfigError, match="does not have a submodule 'bakbone'"):
         trainer(tmp_path, callbacks=[EMA(attribute="bakbone")]).fit(module(), points())
     ema = EMA()
     ema.load_state_dict({"average": {"other": torch.zeros(1)}})

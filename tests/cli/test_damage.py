@@ -184,7 +184,7 @@ def test_a_resumed_run_says_what_its_checkpoint_does_not_have(caplog):
     main(["fit", TOY, "--ckpt_path=last", "--trainer.max_steps=4"])
     lines = [record.getMessage() for record in caplog.records]
     assert f"{path} does not hold all of a run, so these are reset: noise and dropout" in lines
-    assert "EMA: the checkpoint has no average of backbone: it starts again from the weights" in lines
+    assert "EMA: the checkpoint does not hold an average of backbone: it starts again from the weights" in lines
 
 
 def test_an_average_that_is_not_finite_is_not_saved(tmp_path):

@@ -61,21 +61,21 @@ def test_folder_errors_name_file_and_remedy(tmp_path):
             CaptionedFolder(str(tmp_path)).split("train")
         assert "\n" not in str(error.value)
 
-    refused(r"row 1 of .*metadata.jsonl has no text 'text'.*caption_column.*\(file_name, prompt, more\)")
+    refused(r"row 1 of .*metadata.jsonl lacks the text 'text'.*caption_column.*\(file_name, prompt, more\)")
     table.write_text(rows.replace("prompt", "text").replace("\n", "\n{cut", 1))
     refused(r"line 2 of .*metadata.jsonl is not a JSON object")
     table.write_text("[1]")
     refused(r"line 1 of .*metadata.jsonl is not a JSON object")
     table.write_text('{"file_name": "000.jpg", "text": null}')
-    refused("has no text 'text'")
+    refused("lacks the text 'text'")
     table.unlink()
-    refused(r"000.jpg has no caption: write 000.txt beside it")
+    refused(r"000.jpg does not have a caption: write 000.txt beside it")
     (tmp_path / "000.txt").write_bytes(b"\xff\xfe")
     refused(r"000.txt is not UTF-8 text")
     (tmp_path / "metadata.csv").write_text('file_name,text\n000.jpg,"' + "never closed" * 20_000)
     refused(r"metadata.csv is not a CSV table")
     (tmp_path / "metadata.csv").write_text("file_name,text\n000.jpg\n")
-    refused(r"row 1 of .*metadata.csv has no text 'text'")
+    refused(r"row 1 of .*metadata.csv lacks the text 'text'")
 
 
 def loader(data, **state):
@@ -102,5 +102,5 @@ def test_resumes_exactly_and_ranks_share_the_images(tmp_path, kind, write):
 def test_a_network_with_classes_says_that_captions_are_no_labels():
     batch = [torch.zeros(2, 1, 8, 8), ("a", "b")]
     assert images_and_labels(batch, (1, 8, 8), 0, first=True)[1] is None
-    with pytest.raises(ConfigError, match="no labels"):
+    with pytest.raises(ConfigError, match="does not have labels"):
         images_and_labels(batch, (1, 8, 8), 10, first=True)

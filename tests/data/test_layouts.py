@@ -146,7 +146,7 @@ def test_a_zip_follows_the_rules_of_folders(tmp_path):
         ('{"labels": []}', {"": EDM_NAMES}),
         ('{"of another": "program"}', {"00000": EDM_NAMES[:2], "00001": EDM_NAMES[2:]}),
         ("not json", "dataset.json is not JSON"),
-        ('{"labels": [["00000/img0.png", 1]]}', "has no label of"),
+        ('{"labels": [["00000/img0.png", 1]]}', "lacks a label for"),
         ('{"labels": [["00000/img0.png", -1]]}', "labels must be whole numbers from 0 up"),
         ('{"labels": [["00000/img0.png", "cat"]]}', "labels must be whole numbers from 0 up"),
         ('{"labels": [3]}', "labels must be pairs"),

@@ -89,7 +89,7 @@ def test_samples_without_caption_are_named(tmp_path):
         with tarfile.open(tmp_path / name, "w") as tar:
             for member, data in {"6.png": encoded(6), "6.txt": b"six", "7.png": encoded(7), **captions}.items():
                 add(tar, member, data)
-    with pytest.raises(DataError, match=r"sample 7 of .*none.tar has no caption: add 7.txt or 7.json"):
+    with pytest.raises(DataError, match=r"sample 7 of .*none.tar does not have a caption: add 7.txt or 7.json"):
         CaptionedShards(str(tmp_path / "none.tar")).prepare_data()
     for name in ("null", "no"):
         with pytest.raises(DataError, match=rf"7.png in .*{name}.tar does not have a caption that is text"):

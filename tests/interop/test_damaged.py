@@ -163,7 +163,7 @@ def test_odd_averages_are_no_averages(tmp_path, callbacks):
     state = {f"backbone.{name}": tensor for name, tensor in ResidualMLP(2).state_dict().items()}
     torch.save({"state_dict": state, CONFIG_KEY: config, "callbacks": callbacks}, tmp_path / "x.ckpt")
     assert load_module(tmp_path / "x.ckpt").sample(2).shape == (2, 2)
-    with pytest.raises(CheckpointError, match="no averaged weights of backbone: choose the raw ones"):
+    with pytest.raises(CheckpointError, match="does not hold averaged weights of backbone: choose the raw ones"):
         load_module(tmp_path / "x.ckpt", "ema")
 
 

@@ -275,7 +275,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OSError, match="no space"):
         save_kohya(pipe.unet, tmp_path)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ConfigError, match="no adapter 'style': it has lcm"):
+    with pytest.raises(ConfigError, match="does not have an adapter 'style': it has lcm"):
         save_lora(pipe.unet, type(pipe), tmp_path, name="style")
 
 

@@ -49,5 +49,5 @@ def test_there_is_no_other(name):
 
 
 def test_a_network_that_is_not_there_is_named():
-    with pytest.raises(ConfigError, match="torchvision has no classifier 'resnet5'"):
+    with pytest.raises(ConfigError, match="torchvision does not have a classifier 'resnet5'"):
         measure_named("frechet_resnet5")

@@ -146,7 +146,9 @@ def test_wrong_weights_get_a_line(file, broken):
 
 @pytest.mark.parametrize("model", ["resnet_50", "resnet5", "fcn_resnet50", "", "no such"])
 def test_a_model_that_torchvision_lacks_gets_a_line(model):
-    with pytest.raises(ConfigError, match=r"TorchvisionFeatures: torchvision has no classifier .*: set model to \w+"):
+    with pytest.raises(
+        ConfigError, match=r"TorchvisionFeatures: torchvision does not have a classifier .*: set model to \w+"
+    ):
         TorchvisionFeatures(model)
 
 

@@ -53,8 +53,8 @@ def test_labels_of_any_clear_kind_become_whole_numbers(labels):
         (LABELS[:3], "labels of shape (3,): give class indices, (4,)"),
         (torch.zeros(4, 5), "labels of shape (4, 5)"),
         (torch.tensor(1), "labels of shape ()"),
-        (["a cat"] * 4, "the data has no labels: set --model.backbone.num_classes=0"),
-        (None, "the data has no labels"),
+        (["a cat"] * 4, "the data does not have labels: set --model.backbone.num_classes=0"),
+        (None, "the data does not have labels"),
     ],
 )
 def test_labels_that_mean_nothing_are_refused(labels, expected):

@@ -325,7 +325,7 @@ def test_labels_of_the_data_are_checked(tmp_path):
 
     with pytest.raises(ConfigError, match=r"labels from 3 to 3.*num_classes"):
         fit([torch.full((8,), 3)], classes=3)
-    with pytest.raises(ConfigError, match="no labels"):
+    with pytest.raises(ConfigError, match="does not have labels"):
         fit([], classes=3)
     fit([], classes=0)
     fit([torch.full((8,), 7)], classes=0)

@@ -359,7 +359,7 @@ def test_encoded_batches_train_as_images_and_captions_do(tmp_path):
 def test_what_does_not_fit_is_said_in_a_line(tmp_path):
     m = distillation()
     for wrong in (torch.zeros(2, 3, 16, 16), (torch.zeros(2, 3, 16, 16), torch.zeros(2))):
-        with pytest.raises(ConfigError, match="the data has no captions"):
+        with pytest.raises(ConfigError, match="the data does not have captions"):
             m.latents_and_conditions(wrong)
     with pytest.raises(ConfigError, match=r"--model.guidance must be two numbers"):
         LatentConsistencyDistillation(TextToImageBase(tiny_sd()), LoRA(4), (3.0, 1.0))

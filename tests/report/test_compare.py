@@ -250,13 +250,13 @@ def test_errors_name_the_folder_and_the_metric(capsys):
     ("name", "text", "line"),
     [
         ("config.yaml", "", "config.yaml is empty: it is not the configuration of a run"),
-        ("config.yaml", "- a\n", "config.yaml has no model"),
-        ("config.yaml", "trainer: {}\n", "config.yaml has no model"),
-        ("config.yaml", "model: text\n", "config.yaml has no model"),
+        ("config.yaml", "- a\n", "config.yaml does not name a model"),
+        ("config.yaml", "trainer: {}\n", "config.yaml does not name a model"),
+        ("config.yaml", "model: text\n", "config.yaml does not name a model"),
         ("config.yaml", "a: [1\nb: 2\n", "config.yaml, line 2: "),
         ("metrics.csv", "", "metrics.csv is empty: the run has logged nothing yet"),
         ("metrics.csv", "epoch,st", "metrics.csv holds no whole line"),
-        ("metrics.csv", "epoch,val/accuracy_nfe1\n0,1\n", "metrics.csv has no column step"),
+        ("metrics.csv", "epoch,val/accuracy_nfe1\n0,1\n", "metrics.csv lacks the column step"),
     ],
 )
 def test_a_broken_run_is_passed_over_with_the_name_of_its_file(name, text, line, capsys):

@@ -56,7 +56,7 @@ def refusal(content: str | bytes) -> str:
         ({"metric": "val/loss"}, "got 'val/loss': write metric: {name: val/loss, goal: minimize}"),
         ({"metric": ["val/loss"]}, "metric must have a name, got ['val/loss']: write metric: {name"),
         ({"metric": 3}, "metric must have a name, got 3"),
-        ({"metric": {"goal": "minimize"}}, "metric has no name: write metric: {name"),
+        ({"metric": {"goal": "minimize"}}, "metric lacks a name: write metric: {name"),
         ({"metric": {"name": 3}}, "name must be non-empty text, got 3: put it in quotes"),
         ({"run_cap": "1"}, "run_cap must be a whole number of at least 1, got '1'"),
         ({"run_cap": 0}, "run_cap must be a whole number of at least 1, got 0"),
