@@ -15,8 +15,8 @@ from torch import distributed
 from cm_lightning.backbones.unet import UNet
 from cm_lightning.callbacks.ema import EMA
 from cm_lightning.callbacks.quality import Quality
-from cm_lightning.core import objective
 from cm_lightning.core.curriculum import Curriculum, GridCurriculum, ProgressiveLevels, Times
+from cm_lightning.core.objective import base
 from cm_lightning.core.schedule import HoldThenCosine
 from cm_lightning.core.target_rate import ConstantRate
 from cm_lightning.data.mnist import MNIST
@@ -100,7 +100,8 @@ class Keep(L.Callback):
 if __name__ == "__main__":
     ranks, output = int(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
-    objective.unit_noise = noise_of_the_whole_batch
+    patch = pytest.MonkeyPatch()
+    patch.setattr(base, "unit_noise", noise_of_the_whole_batch)
     teacher = DiffusionModule(network(2), (1, 28, 28))
     module = ConsistencyDistillation(
         network(1), (1, 28, 28), teacher, start_from_teacher=False, curriculum=OfTheWholeBatch(),
@@ -108,7 +109,7 @@ if __name__ == "__main__":
         lr_scheduler=HoldThenCosine(rise=2),
     )  # fmt: skip
     quality = Quality(nfe=[1], num_samples=31, batch_size=10, cache=f"cache{ranks}")  # 31: uneven shares
-    few_digits(pytest.MonkeyPatch())
+    few_digits(patch)
     L.seed_everything(0)
     run = trainer(
         ".", max_steps=3, max_epochs=-1, val_check_interval=3, check_val_every_n_epoch=None, limit_val_batches=1,

@@ -11,8 +11,8 @@ import torch
 
 from cm_lightning.backbones.embedding import TwoTimesEmbedding
 from cm_lightning.backbones.unet import UNet
-from cm_lightning.core import objective
 from cm_lightning.core.limit_times import OneTime, TwoTimes
+from cm_lightning.core.objective import base
 from cm_lightning.core.stages import Stage
 from cm_lightning.core.turns import Turns
 from cm_lightning.data.mnist import MNIST
@@ -69,8 +69,8 @@ def randint_of_the_whole_batch(low, high, size=None, **options):
 if __name__ == "__main__":
     number, folder = int(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
-    for place in (objective, staged, matching, distribution_matching):
-        place.unit_noise = ranks.noise_of_the_whole_batch
+    for place in (base, staged, matching, distribution_matching):
+        pytest.MonkeyPatch().setattr(place, "unit_noise", ranks.noise_of_the_whole_batch)
     randint = torch.randint
     for name, module in modules():
         keep = ranks.Keep(folder / f"{name}{number}.ckpt")
