@@ -13,7 +13,7 @@ from torch import nn
 from cm_lightning.activations import Kept
 from cm_lightning.core.curriculum import Clock
 from cm_lightning.core.schedule import RateSchedule
-from cm_lightning.data.base import GenerativeDataModule
+from cm_lightning.data.base import GenerativeDataModule, share_of_rank
 from cm_lightning.data.stream import Stream
 from cm_lightning.domains import POSITIVE
 from cm_lightning.errors import ConfigError, DataError
@@ -62,7 +62,8 @@ def plan_of(module: TrainedModule, data: Any, trainer: L.Trainer, memory: float 
         memory: GiB of a card; common cards if None.
 
     Raises:
-        ConfigError: the length of the run or the batch is not known, or memory is not positive.
+        ConfigError: the length of the run or the batch is not known, the batch cannot be divided among the ranks, or
+            memory is not positive.
     """
     if memory is not None:
         POSITIVE.check(**{"--memory": memory})
@@ -103,8 +104,11 @@ def plan(
         cards: GiB of the cards to fill.
         epoch: epoch of the data, if it is known.
         split: whether the trained network is split over the ranks.
+
+    Raises:
+        ConfigError: the batch cannot be divided among the ranks.
     """
-    memory, share = Memory.of(module, callbacks, precision, ranks if split else 1), batch_size // ranks
+    memory, share = Memory.of(module, callbacks, precision, ranks if split else 1), share_of_rank(batch_size, ranks)
     lines = [
         f"{type(module).__name__}, {type(module.backbone).__name__}: "
         f"{sum(p.numel() for p in module.backbone.parameters()):,} parameters",

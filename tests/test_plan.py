@@ -202,6 +202,12 @@ def test_cards_are_filled_and_the_images_of_a_step_kept():
     ]
 
 
+def test_a_batch_that_ranks_cannot_share_evenly_is_refused_as_in_the_run():
+    line = "data.batch_size 41 is that of all ranks together: make it a multiple of 2"
+    with pytest.raises(ConfigError, match=line):
+        plan(module(backbone=Wide()), 10, 41, 2, 1, [])
+
+
 EPOCHS = [
     # points, batch, accumulate, steps of an epoch
     (64, 8, 1, 8),

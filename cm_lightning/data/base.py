@@ -150,11 +150,7 @@ class GenerativeDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         trainer = self.trainer
         ranks, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-        if self.batch_size % ranks:
-            raise ConfigError(
-                f"data.batch_size {self.batch_size} is that of all ranks together: make it a multiple of {ranks}"
-            )
-
+        share = share_of_rank(self.batch_size, ranks)
         accumulate = trainer.accumulate_grad_batches if trainer else 1
         if trainer:
             self._require_whole_steps(trainer)
@@ -162,7 +158,7 @@ class GenerativeDataModule(L.LightningDataModule):
         dataset: Any = self.encoded.get("train") or self.training_set()
         stream = Stream(
             dataset,
-            self.batch_size // ranks,
+            share,
             self.seed,
             rank,
             ranks,
@@ -170,7 +166,7 @@ class GenerativeDataModule(L.LightningDataModule):
             multiple=accumulate,
             offset=images,
         )
-        return self._loader(dataset, self.batch_size // ranks, stream)
+        return self._loader(dataset, share, stream)
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self._step(), "images": self._images()}
@@ -238,6 +234,13 @@ class GenerativeDataModule(L.LightningDataModule):
             # a separate generator: if starting a loader advanced the global one, a resumed run would differ
             generator=torch.Generator().manual_seed(self.seed),
         )
+
+
+def share_of_rank(batch_size: int, ranks: int) -> int:
+    """The images of a rank, of a batch of all ranks together. Raises ConfigError if ranks would differ."""
+    if batch_size % ranks:
+        raise ConfigError(f"data.batch_size {batch_size} is that of all ranks together: make it a multiple of {ranks}")
+    return batch_size // ranks
 
 
 def _comes_in_batches(dataset: Dataset[Any]) -> bool:

@@ -31,6 +31,21 @@ class Losses(NamedTuple):
     critic: Tensor | None
 
 
+class _Touching(torch.autograd.Function):
+    """The identity on a scalar; its gradient to every weight (given after it) is 0, and takes no memory."""
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, *weights: Tensor) -> Tensor:
+        ctx.shapes = [weight.shape for weight in weights]
+        return total.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        (gradient,) = gradients
+        zero = torch.zeros_like(gradient)
+        return gradient, *(zero.expand(shape) for shape in ctx.shapes)
+
+
 class WithCritic(TrainedModule):
     """Base of the methods that train a generator, ``backbone``, against a ``critic``.
 
@@ -80,8 +95,8 @@ class WithCritic(TrainedModule):
         total = torch.stack(list(named.values())).sum()
         if self._trainer is not None and self.trainer.world_size > 1 and self.training:
             # DDP waits for the gradient of every weight, even of a network whose turn it is not and of a head that the
-            # stage does not use, and otherwise does not average; one element of each weight supplies a gradient of 0
-            total = total + 0.0 * sum(p[(0,) * p.ndim] for p in self.parameters() if p.requires_grad)
+            # stage does not use, and otherwise does not average
+            total = _Touching.apply(total, *(p for p in self.parameters() if p.requires_grad))  # type: ignore[no-untyped-call]
         return total
 
     def watch(self, real: Tensor, fake: Tensor, x: Tensor, samples: Tensor) -> None:

@@ -153,7 +153,7 @@ def _parameters(raw: Any, method: str) -> dict[str, dict[str, Any]]:
         raise ConfigError(f"parameters must have names, got {raw!r}: write parameters: {{seed: {{values: [0, 1]}}}}")
     for name in raw:
         _check_option_name(name)
-    return {name: _parameter(name, raw[name], method) for name in sorted(raw)}
+    return {name: _parameter(name, raw[name], method) for name in raw}
 
 
 def _check_option_name(name: object) -> None:

@@ -46,7 +46,7 @@ def make_search(sweep: Sweep) -> Search:
 
 
 class Grid(Search):
-    """All combinations, in the order of the parameters' names."""
+    """All combinations in the order of the file; its last parameter changes from each trial to the next."""
 
     def __init__(self, sweep: Sweep) -> None:
         choices = [p["values"] if "values" in p else [p["value"]] for p in sweep.parameters.values()]
@@ -66,8 +66,8 @@ class Grid(Search):
 
 
 def _key(values: Values) -> str:
-    """Values as text, in which 1, 1.0 and true differ, and NaN equals NaN."""
-    return repr(values)
+    """Values as text, in which 1, 1.0 and true differ, and NaN equals NaN; the order of the file does not matter."""
+    return repr(sorted(values.items()))
 
 
 class Random(Search):
@@ -80,7 +80,7 @@ class Random(Search):
     def propose(self, trials: Sequence[Trial]) -> Values | None:
         drawn = max([len(trials), *(trial.number for trial in trials)])  # a record between may have been removed
         generator = random.Random(f"{self.sweep.name} {drawn}")
-        return {name: self._draw(name, generator) for name in self.sweep.parameters}
+        return {name: self._draw(name, generator) for name in sorted(self.sweep.parameters)}
 
     def _draw(self, name: str, generator: random.Random) -> Any:
         try:

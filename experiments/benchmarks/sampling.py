@@ -1,6 +1,6 @@
 """One step of a consistency model against the teacher's trajectory: the seconds for the same images, in one run.
 
-python experiments/benchmarks/sampling.py STUDENT.ckpt TEACHER.ckpt [--nfe 79] [--images 250] [--rounds 5]
+python experiments/benchmarks/sampling.py STUDENT.ckpt TEACHER.ckpt [--nfe 79] [--images 1 16 256] [--rounds 5]
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ from cm_lightning.device import keep_freed_memory
 from cm_lightning.modules.base import GenerativeModule
 
 
-def seconds(module: GenerativeModule, images: int, nfe: int) -> tuple[float, int]:
-    """The seconds for drawing images, and the calls of the network."""
+def seconds(module: GenerativeModule, images: int, nfe: int) -> float:
+    """The seconds for drawing images, of which the networks must take all evaluations.
+
+    Raises:
+        SystemExit: the number of evaluations was another.
+    """
     calls = []
     hook = module.backbone.register_forward_hook(lambda *_: calls.append(1))
     start = time.perf_counter()
@@ -26,28 +30,32 @@ def seconds(module: GenerativeModule, images: int, nfe: int) -> tuple[float, int
         torch.cuda.synchronize()
     elapsed = time.perf_counter() - start
     hook.remove()
-    return elapsed, len(calls)
+    if len(calls) != nfe:
+        raise SystemExit(f"a sample took {len(calls)} evaluations and not {nfe}: give another --nfe")
+    return elapsed
 
 
 def main() -> None:
-    """Interleave the two, so that changes in the machine's speed affect both equally."""
+    """Interleave the two, so that changes in the machine's speed affect both equally; print medians of the rounds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("student")
     parser.add_argument("teacher")
     parser.add_argument("--nfe", type=int, default=79)
-    parser.add_argument("--images", type=int, default=250)
+    parser.add_argument("--images", type=int, nargs="+", default=[1, 16, 256])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     keep_freed_memory()
     student, teacher = (load_module(path).to(args.device) for path in (args.student, args.teacher))
-    seconds(student, args.images, 1)  # memory and threads are ready after this
-    ratios = []
-    for _ in range(args.rounds):
-        (many, calls), (one, single) = seconds(teacher, args.images, args.nfe), seconds(student, args.images, 1)
-        ratios.append(many / one)
-        print(f"{calls} evaluations {many:.3f} s, {single} evaluation {one:.4f} s: {many / one:.1f} x")
-    print(f"median {statistics.median(ratios):.1f} x of the possible {args.nfe}")
+    print(f"| images | {args.nfe} evaluations, s | one, s | images/s in one | times as fast | least and most |")
+    print("|---|---|---|---|---|---|")
+    for images in args.images:
+        seconds(student, images, 1)  # memory and threads are ready after this
+        pairs = [(seconds(teacher, images, args.nfe), seconds(student, images, 1)) for _ in range(args.rounds)]
+        many, one = (statistics.median(found) for found in zip(*pairs, strict=True))
+        ratios = sorted(long / short for long, short in pairs)
+        spread = f"{statistics.median(ratios):.1f} | {ratios[0]:.1f}, {ratios[-1]:.1f}"
+        print(f"| {images} | {many:.3f} | {one:.4f} | {images / one:.0f} | {spread} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ def folder(tmp_path_factory):
 EQUAL_AT_FIRST = {"lightning": ("backbone", "before"), "dmd2": ("backbone", "critic.network")}
 
 
-@pytest.mark.xdist_group("tangent ranks")
 @pytest.mark.parametrize("name", EQUAL_AT_FIRST)
 def test_the_generator_of_two_ranks_was_trained(folder, name):
     state = read_checkpoint(folder / f"{name}2.ckpt")["state_dict"]
@@ -30,7 +29,6 @@ def test_the_generator_of_two_ranks_was_trained(folder, name):
     assert any(not state[f"{own}.{key}"].equal(state[f"{other}.{key}"]) for key in keys)
 
 
-@pytest.mark.xdist_group("tangent ranks")
 @pytest.mark.parametrize("name", ["scd", "meanflow", "imf", "alphaflow", "lightning", "dmd2"])
 def test_two_ranks_train_what_one_trains_with_the_whole_batch(folder, name):
     one, two = (read_checkpoint(folder / f"{name}{ranks}.ckpt") for ranks in (1, 2))

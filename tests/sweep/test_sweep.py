@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def in_a_fresh_folder(tmp_path, monkeypatch):
 
 def write(**content):
     fake = {"method": "grid", "metric": {"name": "val/loss"}, "command": ["${interpreter}", str(FAKE), "${args}"]}
-    Path("s.yaml").write_text(yaml.safe_dump({"name": "fake", **fake, **content}))
+    Path("s.yaml").write_text(yaml.safe_dump({"name": "fake", **fake, **content}, sort_keys=False))
     return "s.yaml"
 
 
@@ -168,6 +169,26 @@ def test_a_grid_goes_on_by_value_when_its_file_has_changed():
     sweep([grid(3)])
     sweep([grid(2, 3, 4), "--resume"])
     assert sorted(row["x"] for row in results()) == ["2", "3", "4"]
+
+
+def test_a_grid_is_in_the_order_of_its_file_and_goes_on_when_that_has_changed():
+    parameters = {"b": {"values": [1, 2]}, "a": {"values": [4, 3]}}
+    files = [parameters, dict(reversed(parameters.items()))]
+    orders = [Grid(read_sweep(write(parameters=file))) for file in files]
+    found = [[(values["b"], values["a"]) for values in order.combinations] for order in orders]
+    assert found == [[(1, 4), (1, 3), (2, 4), (2, 3)], [(1, 4), (2, 4), (1, 3), (2, 3)]]
+    tried = [Trial(1, orders[0].combinations[1])]
+    assert [orders[1].left(tried), orders[1].propose(tried)] == [3, {"a": 4, "b": 1}]
+
+
+def test_students_on_points_learn_from_the_teacher_of_their_own_shape():
+    """The runs of all shapes have the same names, and the last one counts."""
+    trials = Grid(read_sweep(ROOT / "sweeps/plane.yaml")).combinations
+    shapes = [shape for shape, _ in groupby(trials, lambda values: values["data.shape"])]
+    assert shapes == ["checkerboard", "gaussians", "moons"]
+    methods = [Path(name).stem for name, _ in groupby(trials, lambda values: values["config"])]
+    assert methods[0] == "teacher"
+    assert methods.index("ect") < methods.index("tcm")
 
 
 def test_random_trials_are_within_bounds_and_the_same_each_time():
