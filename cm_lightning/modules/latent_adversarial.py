@@ -19,6 +19,7 @@ from cm_lightning.errors import ConfigError
 from cm_lightning.latent.base import TextToImageBase
 from cm_lightning.latent.encoder import encoder_of, features_width
 from cm_lightning.latent.few_step import FewStep
+from cm_lightning.latent.recompute import recompute_activations
 from cm_lightning.latent.student import Student
 from cm_lightning.modules.discriminator import Discriminator
 from cm_lightning.modules.latent_student import FewStepModule
@@ -72,6 +73,8 @@ class LatentAdversarialDistillation(StagedDistillation, FewStepModule):
         super().__init__(
             base, student, gradient_checkpointing, cache, offload_encoders, optimizer, lr_scheduler, start_from
         )
+        if gradient_checkpointing:
+            recompute_activations(critic.encoder)
         self.clean_in_one_step = clean_in_one_step
         ladder = Ladder(base.schedule, torch.tensor(trailing_timesteps(in_turn.first.teacher_steps, total)))
         self.hold_stages(in_turn, ladder, 1.0, critic, discriminator_levels, turns, critic_lr)

@@ -21,6 +21,7 @@ from cm_lightning.errors import ConfigError
 from cm_lightning.latent.base import TextToImageBase
 from cm_lightning.latent.encoder import encoder_of, features_width
 from cm_lightning.latent.few_step import FewStep
+from cm_lightning.latent.recompute import recompute_activations
 from cm_lightning.latent.student import Student
 from cm_lightning.modules.latent_student import FewStepModule
 from cm_lightning.modules.matching import DistributionMatching, Divergence, FakeScore
@@ -74,6 +75,8 @@ class LatentDistributionMatching(DistributionMatching, FewStepModule):
         super().__init__(
             base, student, gradient_checkpointing, cache, offload_encoders, optimizer, lr_scheduler, start_from
         )
+        if gradient_checkpointing:
+            recompute_activations(critic.network)
         self.timesteps, self.guidance = [int(t) for t in timesteps], guidance
         self.hold_matching(
             base.schedule, torch.arange(total), 1.0, critic, gan_weight, critic_gan_weight, divergence, turns, critic_lr

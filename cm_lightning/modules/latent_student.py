@@ -16,6 +16,7 @@ from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.latent.base import Conditioning, TextToImageBase
 from cm_lightning.latent.exported import Part, export_student
 from cm_lightning.latent.few_step import FewStep
+from cm_lightning.latent.recompute import recompute_activations
 from cm_lightning.latent.schedulers import few_step_scheduler
 from cm_lightning.latent.student import LoRA, Student
 from cm_lightning.modules.frozen import Frozen
@@ -28,7 +29,7 @@ class StudentModule(LatentModule):
     Args:
         base: the teacher. The student uses its autoencoder and text encoders, too.
         student: the trained part: :class:`WholeUNet` or :class:`LoRA`.
-        gradient_checkpointing: whether to trade time for memory.
+        gradient_checkpointing: whether to trade time for memory, in all networks that are trained.
         cache, offload_encoders: see :class:`LatentModule`; optimizer, lr_scheduler, start_from: see its base.
     """
 
@@ -48,7 +49,7 @@ class StudentModule(LatentModule):
         super().__init__(base, student.weights, cache, offload_encoders, optimizer, lr_scheduler, start_from)
         self.frozen_base, self.student = frozen, student
         if gradient_checkpointing:
-            student.unet.enable_gradient_checkpointing()  # type: ignore[operator]
+            recompute_activations(student.unet)
 
     @abstractmethod
     def scheduler(self) -> Any:

@@ -88,6 +88,27 @@ def test_the_loss_of_each_network_reaches_it_alone_and_the_base_not_at_all(make,
     assert not any(p.requires_grad for p in base)
 
 
+@BOTH
+@EITHER
+def test_checkpointing_saves_memory_in_both_networks_and_keeps_the_gradients(make, student):
+    kept, found = [], []
+    for checkpointing in (False, True):
+        options = {"stages": STAGES[1:2]} if make is lightning else {}
+        m = make(student=student, gradient_checkpointing=checkpointing, **options)
+        shake(m)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):  # noqa: B023
+            generator, critic = m.losses(*batch(m), torch.Generator().manual_seed(3))
+        (generator + critic).backward()
+        kept.append(sum(sizes))
+        found.append(
+            [[p.grad for p in network.parameters() if p.grad is not None] for network in (m.backbone, m.critic)]
+        )
+    assert kept[1] < 0.8 * kept[0]
+    assert all(len(of_network) > 10 for of_network in found[0])
+    torch.testing.assert_close(found[1], found[0])
+
+
 @EACH
 def test_before_training_a_student_s_error_is_that_of_its_longer_steps(structure):
     """With as many evaluations of the teacher as of the student both would agree; the error shows the difference."""
