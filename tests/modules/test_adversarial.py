@@ -1,5 +1,6 @@
 """Methods with two networks, in pixels: whose gradients reach which, stages, turns, guards, and runs."""
 
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -94,6 +95,20 @@ def test_the_loss_of_each_network_reaches_it_alone(make):
     for network, own in ((m.backbone, generator), (m.critic, critic)):
         for together, alone in zip(gradients(joined, network), gradients(own, network), strict=True):
             torch.testing.assert_close(together, alone)
+
+
+@BOTH
+def test_on_several_ranks_every_weight_gets_a_gradient_which_is_0_where_a_loss_does_not_use_it(make):
+    m = make()
+    m.setup("fit")
+    generator, _ = m.losses(*batch())
+    m.trainer = SimpleNamespace(world_size=2)
+    trained = [p for p in m.parameters() if p.requires_grad]
+    found = torch.autograd.grad(m.joined(Losses(generator, None)), trained, retain_graph=True)
+    alone = torch.autograd.grad(generator, trained, allow_unused=True)
+    assert any(g is None for g in alone)
+    for p, together, own in zip(trained, found, alone, strict=True):
+        torch.testing.assert_close(together, torch.zeros_like(p) if own is None else own)
 
 
 @BOTH
