@@ -77,7 +77,7 @@ def tiny_sd(v_prediction: bool = False) -> StableDiffusionPipeline:
     )  # fmt: skip
 
 
-def tiny_sdxl() -> StableDiffusionXLPipeline:
+def tiny_sdxl(layers: int = 2) -> StableDiffusionXLPipeline:
     torch.manual_seed(0)
     second = tokenizer()
     second.pad_token = "!"
@@ -86,7 +86,7 @@ def tiny_sdxl() -> StableDiffusionXLPipeline:
             vae=autoencoder(), text_encoder=CLIPTextModel(text_config()), tokenizer=tokenizer(),
             text_encoder_2=CLIPTextModelWithProjection(text_config(8)), tokenizer_2=second,
             unet=unet(
-                **SDXL_BLOCKS, layers_per_block=2, cross_attention_dim=2 * WIDTH, addition_time_embed_dim=4,
+                **SDXL_BLOCKS, layers_per_block=layers, cross_attention_dim=2 * WIDTH, addition_time_embed_dim=4,
                 projection_class_embeddings_input_dim=8 + 6 * 4,
             ),
             scheduler=EulerDiscreteScheduler(**NOISE, timestep_spacing="leading", steps_offset=1),

@@ -23,6 +23,11 @@ FOLDER = ROOT / "experiments/benchmarks"
         ("steps.py", "--channels 8 --side 8 --images 2 --rounds 1 --only EDM DMD2", r"\| DMD2 \| [\d.]+ \|"),
         ("growth.py", "--images 1 --side 8 --channels 8 --rounds 1", r"\| pixels: 64, 256, 1,024 \|"),
         ("parts.py", "--rounds 1", r"\| a pass and its gradients \| [\d.]+ \|"),
+        (
+            "scaling.py",
+            "--rounds 0 --only DDPMpp.cifar10",
+            r"\| 55,732,739 \| 64 \| [\d.]+ \| 223 \| 0.9\d+ \| 0.8\d+ \|",
+        ),
         ("overhead.py", "--small --steps 3", r"ratio full / bare: [\d.]+"),
     ],
 )
@@ -43,11 +48,33 @@ def test_a_killed_run_loses_nothing(script, line, tmp_path):
     assert re.search(line, done.stdout), done.stdout
 
 
-def test_the_sheet_of_edits_is_drawn_with_a_checkpoint(tmp_path, monkeypatch):
-    checkpoint = tmp_path / "digits.ckpt"
-    run = trainer(tmp_path, max_steps=1, limit_train_batches=1, limit_val_batches=0)
+def test_the_sum_over_ranks_takes_its_time(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    efficiency = runpy.run_path(str(FOLDER / "scaling.py"))["efficiency"]
+    assert efficiency(1.0, 10e9, 1, 10e9) == 1.0  # one rank has nothing to send
+    assert efficiency(1.0, 10e9, 2, 10e9) == 0.5  # two send their half twice
+    assert efficiency(1.0, 10e9, 10**6, 10e9) == pytest.approx(1 / 3, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    run = trainer(folder, max_steps=1, limit_train_batches=1, limit_val_batches=0)
     run.fit(ConsistencyTraining(UNet(1, 8, (1,), 1, (), num_classes=10, patch=4), (1, 28, 28)), MNIST(batch_size=8))
-    run.save_checkpoint(checkpoint)
+    run.save_checkpoint(folder / "digits.ckpt")
+    return folder / "digits.ckpt"
+
+
+def test_samples_are_timed_for_each_number_of_images(checkpoint, monkeypatch, capsys):
+    options = f"{checkpoint} {checkpoint} --nfe 3 --images 1 4 --rounds 1"
+    monkeypatch.setattr(sys, "argv", ["sampling.py", *options.split()])
+    runpy.run_path(str(FOLDER / "sampling.py"), run_name="__main__")
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert head.startswith("| images | 3 evaluations, s | one, s |")
+    assert [row.split(" | ")[0] for row in rows] == ["| 1", "| 4"]
+
+
+def test_the_sheet_of_edits_is_drawn_with_a_checkpoint(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["edits.py", str(checkpoint), f"--output={tmp_path}/sheet.png"])
     runpy.run_path(str(ROOT / "experiments/use/edits.py"), run_name="__main__")
     assert min(Image.open(tmp_path / "sheet.png").size) > 300
