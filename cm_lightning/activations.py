@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import weakref
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +27,10 @@ _LONG = {
     "kl_div", "l1_loss", "layer_norm", "log", "log10", "log1p", "log2", "log_softmax", "logsumexp", "mse_loss", "norm",
     "pow", "prod", "reciprocal", "rms_norm", "rsqrt", "smooth_l1_loss", "softmax", "softplus", "sum", "tan",
 }  # fmt: skip
+
+_NORMALISES = ("group_norm", "layer_norm")
+#: How many passes the present one stands for.
+_times: ContextVar[int] = ContextVar("times", default=1)
 
 
 class Kept(NamedTuple):
@@ -55,17 +61,28 @@ def kept_for_backward(
     """
     parts = [network.to("meta").train() for network in networks]
     owned = {_storage(p) for network in parts for p in network.parameters()}
-    kept: dict[int, Tensor] = {}
+    kept: dict[int, tuple[Tensor, int]] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         if _storage(tensor) not in owned and _storage(tensor) not in accelerator.copies:
-            kept[_storage(tensor)] = tensor
+            kept[_storage(tensor)] = tensor, _times.get()
         return tensor
 
     accelerator, hooks = _Accelerator(autocast, owned), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
     with _default_dtype(dtype), hooks, torch.device("meta"), accelerator:
         run()
-    return Kept(_bytes(kept.values()), _bytes(accelerator.copies.values()))
+    image = sum(times * _bytes([tensor]) for tensor, times in kept.values())
+    return Kept(image, _bytes(accelerator.copies.values()))
+
+
+@contextmanager
+def repeated(times: int) -> Iterator[None]:
+    """A context in which :func:`kept_for_backward` counts what is kept this many times, for passes that are alike."""
+    token = _times.set(times)
+    try:
+        yield
+    finally:
+        _times.reset(token)
 
 
 def held_at_once(networks: Iterable[nn.Module], run: Callable[[], None], dtype: torch.dtype = torch.float32) -> int:
@@ -123,6 +140,8 @@ class Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class _Accelerator(TorchFunctionMode):
     """Imitates an accelerator on the meta device: autocast, fused attention, and dropout with masks of one byte.
 
+    Normalisation takes no operations: those of the meta device are slow.
+
     Args:
         autocast: see :func:`kept_for_backward`.
         owned: storages of the weights; autocast keeps one copy of each.
@@ -144,6 +163,8 @@ class _Accelerator(TorchFunctionMode):
             return _Fused.call(*args, **kwargs)
         if name == "dropout":
             return _dropout(*args, **kwargs)
+        if name in _NORMALISES and torch.is_grad_enabled():
+            return _Normalised.call(*args, **kwargs)
         return func(*args, **kwargs)
 
     def _cast(self, value: Any, wanted: torch.dtype) -> Any:
@@ -169,6 +190,23 @@ class _Fused(torch.autograd.Function):
     @classmethod
     def call(cls, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
         out: Tensor = cls.apply(query, key, value)  # type: ignore[no-untyped-call]
+        return out
+
+
+class _Normalised(torch.autograd.Function):
+    """Keeps what a normalisation's kernel keeps: its input, and a mean and a deviation for each group or place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, groups: int, *weights: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, x.new_empty(2, groups))
+        return torch.empty_like(x)
+
+    @classmethod
+    def call(
+        cls, x: Tensor, size: int | Sequence[int], weight: Any = None, bias: Any = None, eps: Any = None
+    ) -> Tensor:
+        groups = len(x) * size if isinstance(size, int) else x.numel() // math.prod(size)
+        out: Tensor = cls.apply(x, groups, weight, bias)  # type: ignore[no-untyped-call]
         return out
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from cm_lightning.activations import repeated
 from cm_lightning.core.adversarial import (
     DIVERGENCES,
     discriminator_loss,
@@ -121,8 +122,9 @@ class DistributionMatching(WithCritic):
     def forward_one(self) -> None:
         super().forward_one()  # type: ignore[safe-super]
         self.fake(*self.one_sample())
-        for _ in range(3 if self.gan_weight else 0):  # a sample in the generator's loss; in the critic's an image, too
-            self.features(*self.one_sample())
+        if self.gan_weight:
+            with repeated(3):  # a sample in the generator's loss; in the critic's an image, too
+                self.features(*self.one_sample())
 
     def losses(self, x: Tensor, c: Any, generator: torch.Generator | None = None) -> Losses:
         """The losses on data x (B, ...), which only the adversarial part uses, and their conditions c."""

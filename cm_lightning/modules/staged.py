@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from cm_lightning.activations import repeated
 from cm_lightning.core.adversarial import discriminator_loss, generator_loss, held
 from cm_lightning.core.curriculum import Clock
 from cm_lightning.core.noise import expand, unit_noise
@@ -100,9 +101,10 @@ class StagedDistillation(WithCritic):
         super().forward_one()  # type: ignore[safe-super]
         objectives = {stage.objective for stage in self.stages.stages}
         # the generator's loss keeps a pass for the sample, the critic's one for each of two ends and its beginning
-        passes = 5 if "conditional" in objectives else 3 * ("unconditional" in objectives)
-        for _ in range(passes):
-            self.features(*self.one_sample())
+        passes = 5 if "conditional" in objectives else 3 if "unconditional" in objectives else 0
+        if passes:
+            with repeated(passes):
+                self.features(*self.one_sample())
 
     def losses(self, x: Tensor, c: Any, generator: torch.Generator | None = None) -> Losses:
         """The losses on data x (B, ...) under conditions c."""
