@@ -5,7 +5,8 @@ python experiments/plane/figure.py runs/plane-* [--shape moons] [--output experi
 The runs on one shape are shown. The rows of the figure are the methods, the best in one step first, and its columns the
 numbers of network evaluations. The table is in Markdown: the energy distances, and the error of one step, which is the
 root mean square distance from the end of the exact trajectory from the same noise. Each is the mean over the versions
-of a run, with the standard deviation.
+of a run, with the standard deviation. The last line has the distances of other real points, and of distributions that
+lack the details of the shape.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from cm_lightning.core.noise import unit_noise
 from cm_lightning.core.oracle import BoxesOracle, MixtureOracle, Trajectories
 from cm_lightning.data.toy import Shape, draw
 from cm_lightning.errors import ConfigError
+from cm_lightning.metrics.energy import mean_distance
 from cm_lightning.modules.base import GenerativeModule
 from cm_lightning.modules.flow_map import FlowMapModule
 from cm_lightning.report.runs import Run, read_runs
@@ -140,6 +142,30 @@ def energies(runs: Sequence[Run], steps: int) -> list[float]:
     return [value for run in runs if (value := run.final("energy", steps)) is not None]
 
 
+def blurred(shape: Shape, points: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """Points (N, 2) of distributions that lack the details of a shape, of which points (N, 2) are given."""
+    z = torch.randn(points.shape, generator=generator)
+    found = {"a Gaussian of the same moments": points.mean(0) + z @ torch.linalg.cholesky(points.T.cov()).T}
+    if shape == "gaussians":
+        angle = 2 * math.pi * torch.rand(len(points), generator=generator)
+        found["an even ring"] = 0.7 * torch.stack([angle.cos(), angle.sin()], 1) + 0.05 * z
+    if shape == "checkerboard":
+        found["an even square"] = 2 * torch.rand(points.shape, generator=generator) - 1
+    return found
+
+
+def references(shape: Shape, n: int = 10_000) -> str:
+    """The energy distances of distributions that lack the details of a shape, as text."""
+    generator = torch.Generator().manual_seed(0)
+    points = draw(shape, n, generator)[0]
+    spread = mean_distance(points)
+    found = {
+        name: 2 * mean_distance(points, others) - mean_distance(others) - spread
+        for name, others in blurred(shape, points, generator).items()
+    }
+    return "; ".join(f"{name}: {energy:.4f}" for name, energy in found.items())
+
+
 def cell(values: Sequence[float], digits: int) -> str:
     """The mean and the standard deviation as text, which is empty without values."""
     if not values:
@@ -164,7 +190,8 @@ def main() -> None:
         raise SystemExit(f"none of these runs learned {args.shape}: give another --shape, or other runs")
     in_order = sorted(methods.items(), key=lambda entry: mean(energies(entry[1], 1)))
     exact, rows = Exact(unit_noise((2000, 2), torch.Generator().manual_seed(0)), ORACLES[args.shape]()), []
-    print("| method | " + " | ".join(f"energy, {steps}" for steps in STEPS) + " | error of one step |")
+    heads = [f"{steps} step{'s' * (steps > 1)}" for steps in STEPS]
+    print("| method | energy, " + " | ".join(heads) + " | error of one step |")
     print("|---" * (len(STEPS) + 2) + "|")
     for name, runs in in_order:
         modules = [load_module(run.directory / "checkpoints/last.ckpt") for run in runs]
@@ -172,7 +199,8 @@ def main() -> None:
         error = cell([exact.error(module) for module in modules], 3)
         print(f"| {name} | " + " | ".join([*cells, error]) + " |", flush=True)
         rows.append((name, [samples(modules[0], steps, args.points) for steps in STEPS]))
-    print(f"real points: {cell([run.floor['energy'] for runs in methods.values() for run in runs][:1], 5)}")
+    real = cell([run.floor["energy"] for runs in methods.values() for run in runs][:1], 5)
+    print(f"real points: {real}; {references(args.shape)}")
     picture(rows, args.shape, args.output)
 
 

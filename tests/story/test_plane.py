@@ -52,6 +52,18 @@ def test_an_oracle_has_the_distribution_of_the_data(figure, shape):
     torch.testing.assert_close(100 * torch.stack(moved), points.double().T.cov(), rtol=0, atol=0.01)
 
 
+@pytest.mark.parametrize(("shape", "names"), [("checkerboard", "square"), ("gaussians", "ring"), ("moons", "")])
+def test_what_lacks_the_details_has_the_moments_and_another_distribution(figure, shape, names):
+    points, _ = draw(shape, 5000, torch.Generator().manual_seed(0))
+    for name, others in figure.blurred(shape, points, torch.Generator().manual_seed(1)).items():
+        torch.testing.assert_close(others.mean(0), points.mean(0), rtol=0, atol=0.03)
+        torch.testing.assert_close(others.var(0), points.var(0), rtol=0, atol=0.02)
+        assert "Gaussian" in name or names in name
+    found = [float(part.split(": ")[1]) for part in figure.references(shape, 1000).split("; ")]
+    assert len(found) == 1 + bool(names)
+    assert min(found) > 0.002  # the distance of fresh points, 0.001, is that of so few
+
+
 def test_the_moons_are_as_exact_as_with_ten_times_the_gaussians(figure):
     generator, sigma = torch.Generator().manual_seed(0), torch.full((200,), 0.02, dtype=torch.float64)
     x = draw("moons", 200, generator)[0].double() + 0.02 * torch.randn(200, 2, generator=generator)
