@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 import tempfile
@@ -17,6 +18,7 @@ os.environ["PYTHONWARNINGS"] = "ignore"
 # a shell that starts pytest in the background has it ignore Ctrl-C, and with it every process that a test starts
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup has it ignore the end of its terminal
+os.fsync = lambda _: None  # it waits for the disk, and no test takes away the power
 gc.disable()  # until all is imported: collections in between find nothing, and take a fifth of the time
 
 
@@ -73,7 +75,36 @@ def remembering(search: Callable[[Any, str], str]) -> Callable[[Any, str], str]:
 @pytest.fixture(autouse=True)
 def one_thread_and_one_seed() -> None:
     torch.set_num_threads(1)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed formats a traceback for each kind of accelerator
+
+
+class Listener(logging.Handler):
+    """Keeps the messages of loggers.
+
+    pytest's own ``caplog`` comes with handlers that are added to all loggers three times for each test of the suite.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@pytest.fixture
+def log() -> Iterator[list[str]]:
+    """The messages of all loggers from INFO on, in order."""
+    root, listener = logging.getLogger(), Listener()
+    known = [logger for logger in root.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
+    loggers, level = [root, *(logger for logger in known if not logger.propagate)], root.level
+    root.setLevel(logging.INFO)
+    for logger in loggers:
+        logger.addHandler(listener)
+    yield listener.messages
+    for logger in loggers:
+        logger.removeHandler(listener)
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

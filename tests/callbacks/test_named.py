@@ -179,7 +179,7 @@ def old_run():
     return write("runs/toy/version_0/config.yaml", config)
 
 
-def test_an_old_configuration_runs_and_is_compared_by_name(built, old_run, caplog):
+def test_an_old_configuration_runs_and_is_compared_by_name(built, old_run, log):
     assert ours(built(old_run)) == ["EMA", "Throughput"]
     old, new = read_config(Path("runs/toy/version_0/config.yaml")), by_name(saved())
     assert differences([old, {**new, "callbacks": {**new["callbacks"], "prompts": None}}]) == []
@@ -187,9 +187,9 @@ def test_an_old_configuration_runs_and_is_compared_by_name(built, old_run, caplo
     assert differences([old, new]) == [["callbacks.ema.decay", "0.9", "0.5"]]
 
 
-def test_an_old_run_is_resumed_by_name(old_run, caplog):
+def test_an_old_run_is_resumed_by_name(old_run, log):
     main(["fit", TOY, "--ckpt_path=last", "--callbacks.ema.decay=0.95"])
-    (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("resumed at")]
+    (line,) = [line for line in log if line.startswith("resumed at")]
     assert line == "resumed at step 6; changed: trainer.max_steps 6 -> 12, callbacks.ema.decay 0.9 -> 0.95"
 
 

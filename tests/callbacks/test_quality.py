@@ -1,4 +1,3 @@
-import logging
 import sys
 from pathlib import Path
 
@@ -306,15 +305,14 @@ def fit_the_recipe_for_folders(monkeypatch, *options):
     return sorted(Path("runs/folder-ct").iterdir())[-1]
 
 
-def test_the_recipe_for_folders_runs_without_weights_and_measures_with_them(tmp_path, monkeypatch, caplog):
+def test_the_recipe_for_folders_runs_without_weights_and_measures_with_them(tmp_path, monkeypatch, log):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", None)  # nothing is downloaded
     write_folder(20)
-    with caplog.at_level(logging.INFO):
-        run = fit_the_recipe_for_folders(monkeypatch)
-    notes = [record.getMessage() for record in caplog.records if "Quality" in record.getMessage()]
+    run = fit_the_recipe_for_folders(monkeypatch)
+    notes = [line for line in log if "Quality" in line]
     name = "resnet50-11ad3fa6.pth"
     assert notes == [
         f"Quality measures nothing, because weights are missing: put https://download.pytorch.org/models/{name} into "

@@ -108,17 +108,15 @@ def test_a_kill_while_the_first_checkpoint_is_written_leaves_none():
 
 
 @pytest.mark.parametrize("part", [0, 0.01, 0.25, 0.5, 0.75, 0.99, 0.9999])
-def test_a_broken_last_is_replaced_by_the_newest_whole_one_and_a_line_says_so(part, caplog):
-    caplog.set_level("INFO")
+def test_a_broken_last_is_replaced_by_the_newest_whole_one_and_a_line_says_so(part, log):
     for step in (9, 10):
         write(step, f"checkpoints/epoch=0-step={step}.ckpt")
     data = write(11).read_bytes()
     LAST.write_bytes(data[: int(part * len(data))])
     Path("checkpoints/epoch=0-step=12.ckpt").write_bytes(data[:200])
     assert read_checkpoint(".")["global_step"] == 10
-    lines = [record.getMessage() for record in caplog.records]
-    assert lines[0] == f"{LAST} is not complete: checkpoints/epoch=0-step=10.ckpt takes its place"
-    assert lines[0] not in lines[1:]
+    assert log[0] == f"{LAST} is not complete: checkpoints/epoch=0-step=10.ckpt takes its place"
+    assert log[0] not in log[1:]
 
 
 @pytest.mark.parametrize("part", [0, 0.01, 0.5, 0.99, 0.9999])

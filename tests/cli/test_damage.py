@@ -170,7 +170,7 @@ def test_what_begins_anew_is_said(without, changed, ranks, said):
     assert begin_anew(checkpoint, ranks) == said
 
 
-def test_a_resumed_run_says_what_its_checkpoint_does_not_have(caplog):
+def test_a_resumed_run_says_what_its_checkpoint_does_not_have(log):
     main(["fit", TOY, "--trainer.max_steps=3"])
     path = Path("runs/toy/version_0/checkpoints/last.ckpt")
     checkpoint = read_checkpoint(path)
@@ -180,11 +180,9 @@ def test_a_resumed_run_says_what_its_checkpoint_does_not_have(caplog):
     del checkpoint["random_states"]
     checkpoint["callbacks"] = {key: state for key, state in checkpoint["callbacks"].items() if "average" not in state}
     torch.save(checkpoint, path)
-    caplog.set_level("INFO")
     main(["fit", TOY, "--ckpt_path=last", "--trainer.max_steps=4"])
-    lines = [record.getMessage() for record in caplog.records]
-    assert f"{path} does not hold all of a run, so these are reset: noise and dropout" in lines
-    assert "EMA: the checkpoint does not hold an average of backbone: it starts again from the weights" in lines
+    assert f"{path} does not hold all of a run, so these are reset: noise and dropout" in log
+    assert "EMA: the checkpoint does not hold an average of backbone: it starts again from the weights" in log
 
 
 def test_an_average_that_is_not_finite_is_not_saved(tmp_path):

@@ -47,10 +47,10 @@ def last(version=1):
     return read_checkpoint(f"runs/toy/version_{version}/checkpoints/last.ckpt")
 
 
-def resume(caplog, *options):
+def resume(log, *options):
     """The line that lists the changes."""
     main(["fit", TOY, "--ckpt_path=last", *options])
-    (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("resumed at")]
+    (line,) = [line for line in log if line.startswith("resumed at")]
     return line.replace("; changed: trainer.callbacks.InterruptAt present -> none, ", "; changed: ")
 
 
@@ -77,8 +77,8 @@ def rates(base, total=12, scheduled=True):
         (["--model.optimizer.betas=[0.5, 0.9]"], "model.optimizer.init_args.betas", rates(0.01)),
     ],
 )
-def test_a_changed_rate_is_applied_and_said(caplog, options, said, expected):
-    assert said in resume(caplog, *options)
+def test_a_changed_rate_is_applied_and_said(log, options, said, expected):
+    assert said in resume(log, *options)
     logged = {int(row["step"]): float(row["train/lr"]) for row in rows() if row["train/lr"]}
     assert [logged[step] for step in (7, 9, 11)] == pytest.approx(expected, rel=1e-5)
     if "betas" in said:
@@ -118,8 +118,8 @@ def test_a_changed_rate_is_applied_and_said(caplog, options, said, expected):
         },
     ],
 )  # fmt: skip
-def test_what_a_resume_may_change(caplog, changed):
-    line = resume(caplog, *changed)
+def test_what_a_resume_may_change(log, changed):
+    line = resume(log, *changed)
     assert [said for said in changed.values() if said not in line] == [], line
     assert last()["global_step"] == 12
 
@@ -146,10 +146,10 @@ def test_what_a_resume_refuses(capsys, options, named):
     assert not Path("runs/toy/version_1").exists()
 
 
-def test_an_unchanged_resume_is_the_whole_run_to_the_bit_and_warns_of_nothing(caplog):
+def test_an_unchanged_resume_is_the_whole_run_to_the_bit_and_warns_of_nothing(log):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        line = resume(caplog)
+        line = resume(log)
     assert line == "resumed at step 6; changed: trainer.callbacks.InterruptAt present -> none"
     said = " ".join(str(warning.message) for warning in caught)
     assert not re.search("resumable|unreliable|dirpath|ckpt_path", said)
@@ -228,8 +228,8 @@ def test_weights_alone_are_no_run_to_go_on_from(capsys):
 
 
 @pytest.mark.parametrize("batch", [10, 64, 200])
-def test_other_batches_go_on_after_the_images_seen(caplog, batch):
-    resume(caplog, f"--data.batch_size={batch}")
+def test_other_batches_go_on_after_the_images_seen(log, batch):
+    resume(log, f"--data.batch_size={batch}")
     assert last()["Toy"] == {"step": 12, "images": 6 * 40 + 6 * batch}
     seen = {int(row["step"]) + 1: float(row["train/images"]) for row in rows() if row["train/images"]}
     assert seen == {step: 6 * 40 + (step - 6) * batch for step in (8, 10, 12)}
@@ -246,19 +246,19 @@ def test_a_step_takes_all_its_batches_and_validation_counts_steps(batch, accumul
     assert [int(row["step"]) + 1 for row in rows() if row["val/loss"]] == [6, 12]
 
 
-def test_an_accumulating_run_resumes_to_the_bit_and_one_may_begin_to_accumulate(caplog):
+def test_an_accumulating_run_resumes_to_the_bit_and_one_may_begin_to_accumulate(log):
     options = ["--trainer.accumulate_grad_batches=3", "--trainer.logger.init_args.name=acc"]
     main(["fit", TOY, *options])
     main(["fit", TOY, *options, "--trainer.callbacks+=tests.helpers.InterruptAt", "--trainer.callbacks.step=7"])
     main(["fit", TOY, *options, "--ckpt_path=last"])
     whole, resumed = (read_checkpoint(f"runs/acc/version_{n}")["state_dict"] for n in (0, 2))
     torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
-    caplog.clear()
-    assert "trainer.accumulate_grad_batches 1 -> 2" in resume(caplog, "--trainer.accumulate_grad_batches=2")
+    log.clear()
+    assert "trainer.accumulate_grad_batches 1 -> 2" in resume(log, "--trainer.accumulate_grad_batches=2")
     assert last()["Toy"] == {"step": 12, "images": 6 * 40 + 6 * 80}
 
 
-def test_a_run_that_was_interrupted_within_a_step_goes_on_with_whole_steps(caplog):
+def test_a_run_that_was_interrupted_within_a_step_goes_on_with_whole_steps(log):
     options = ["--trainer.accumulate_grad_batches=3", "--trainer.logger.init_args.name=acc"]
     signal = ["--trainer.callbacks+=tests.helpers.SignalAt", "--trainer.callbacks.hook=on_after_backward"]
     with pytest.raises(SystemExit) as stop:

@@ -66,7 +66,7 @@ def job(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
 
 
-def test_a_job_that_queues_itself_again_goes_on_with_its_own_run_alone(job, monkeypatch, caplog):
+def test_a_job_that_queues_itself_again_goes_on_with_its_own_run_alone(job, monkeypatch, log):
     Path("hpc_ckpt_1.ckpt").write_text("of another run")
     slow = signal_at("on_before_optimizer_step", 4, signal.SIGUSR1)
     assert stopped(*slow) == 75
@@ -75,15 +75,14 @@ def test_a_job_that_queues_itself_again_goes_on_with_its_own_run_alone(job, monk
     assert Owner.of(Path("runs/toy/version_0")).job == "7"
 
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    caplog.set_level("INFO")
     fit(*slow)
     said = "job 7 was queued again: it resumes runs/toy/version_0/checkpoints/last.ckpt"
-    assert said in [record.getMessage() for record in caplog.records]
+    assert said in log
     assert read_checkpoint("runs/toy/version_1")["global_step"] == 12
-    caplog.clear()
+    log.clear()
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     fit("--trainer.max_steps=2")
-    assert not any("queued again" in record.getMessage() for record in caplog.records)
+    assert not any("queued again" in line for line in log)
     assert read_checkpoint("runs/toy/version_2")["global_step"] == 2
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from cm_lightning import MNIST, ConsistencyTraining, UNet
 from cm_lightning.export.folder import write_export
 from tests.helpers import trainer
-from tests.processes import ROOT, fork
+from tests.processes import CONF, ROOT, fork
 from tests.test_serve import make
 
 FOLDER = ROOT / "experiments/benchmarks"
@@ -22,7 +22,7 @@ FOLDER = ROOT / "experiments/benchmarks"
     [
         ("steps.py", "--channels 8 --side 8 --images 2 --rounds 1 --only EDM DMD2", r"\| DMD2 \| [\d.]+ \|"),
         ("growth.py", "--images 1 --side 8 --channels 8 --rounds 1", r"\| pixels: 64, 256, 1,024 \|"),
-        ("parts.py", "--rounds 1", r"\| a pass and its gradients \| [\d.]+ \|"),
+        ("parts.py", f"--rounds 1 --config {CONF}/image.yaml", r"\| a pass and its gradients \| [\d.]+ \|"),
         (
             "scaling.py",
             "--rounds 0 --only DDPMpp.cifar10",

@@ -70,7 +70,7 @@ def test_debug_shows_all(quiet_here, monkeypatch):
     assert all(map(passes, LINES_LEFT_OUT))
 
 
-def test_a_logger_reports_errors_alone_within_a_block(caplog):
+def test_a_logger_reports_errors_alone_within_a_block(log):
     logger = logging.getLogger("lightning.pytorch")
     before = logger.level
     with pytest.raises(RuntimeError), quiet.errors_only("lightning.pytorch"):  # noqa: PT012
@@ -79,7 +79,7 @@ def test_a_logger_reports_errors_alone_within_a_block(caplog):
         raise RuntimeError
     assert logger.level == before
     logger.warning("another warning")
-    assert caplog.messages == ["an error", "another warning"]
+    assert log == ["an error", "another warning"]
 
 
 def test_each_has_a_reason():
