@@ -120,7 +120,7 @@ def test_a_user_without_a_home_has_a_cache(monkeypatch):
         (PermissionError(errno.EACCES, "Permission denied", "x"), "x: permission denied"),
     ],
 )
-def test_an_error_of_the_disc_is_a_line_with_a_remedy(error, line):
+def test_an_error_of_the_disk_is_a_line_with_a_remedy(error, line):
     assert describe(error).startswith(line)
 
 
@@ -132,7 +132,7 @@ def test_an_unexpected_error_is_one_line_without_a_place_for_its_traceback_too(m
     assert capsys.readouterr().err == "error: KeyError: 'momentum' (traceback: --debug shows it)\n"
 
 
-def test_a_full_disc_is_found_before_training(monkeypatch, capsys):
+def test_a_full_disk_is_found_before_training(monkeypatch, capsys):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**30, 2**30, 0))
     with pytest.raises(SystemExit) as stop:

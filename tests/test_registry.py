@@ -64,7 +64,7 @@ def test_every_line_of_the_list_is_read_and_is_one_that_type_checkers_take_as_pu
     assert LIST.with_name("py.typed").exists()
 
 
-def test_a_name_that_is_not_listed_is_no_attribute():
+def test_a_name_that_is_not_listed_is_not_an_attribute():
     assert not hasattr(cm_lightning, "NoSuchName")
 
 

@@ -310,7 +310,7 @@ def test_too_many_at_once_are_told_to_come_again(server):
     assert ask(server, "{}")[0] == 200
 
 
-def test_a_connection_is_kept_and_one_that_leaves_is_no_error(server, capsys):
+def test_a_connection_is_kept_and_one_that_leaves_is_not_an_error(server, capsys):
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
     connection.connect()
     own = connection.sock

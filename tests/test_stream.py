@@ -111,7 +111,7 @@ def test_batched_steps_take_one_pass_for_each_frame(n, drawer, calls):
     assert max(calls[len(WARM_UP) :]) == min(n, 3)
 
 
-def test_a_repeated_frame_lets_those_in_flight_go_on(drawer, calls):
+def test_a_repeated_frame_lets_those_in_flight_continue(drawer, calls):
     first, other, _ = to_unit_range(FRAMES)
     pictures(drawer, [first] * 4 + [other], steps=3, threshold=0.99, batch_steps=True)
     assert calls == [*WARM_UP, 1, 1, 1, 1, 1, 1]

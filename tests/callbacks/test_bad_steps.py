@@ -71,7 +71,7 @@ def test_too_many_in_a_row_end_the_run(tmp_path, limit):
         SkipBadSteps(0)
 
 
-def test_their_number_is_logged_saved_and_goes_on(tmp_path, monkeypatch):
+def test_their_number_is_logged_saved_and_continues(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["cm-lightning"])
     seen, image = [], images(1)[0]

@@ -241,7 +241,7 @@ def test_a_network_in_which_the_compiler_fails_stays_plain_with_one_line():
 
 
 @pytest.mark.parametrize(("cxx", "named"), [(None, "g++|clang|cl"), ("no-such-compiler", "no-such-compiler")])
-def test_without_a_compiler_a_run_goes_on_uncompiled(cxx, named, tmp_path, monkeypatch):
+def test_without_a_compiler_a_run_continues_uncompiled(cxx, named, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     if cxx:

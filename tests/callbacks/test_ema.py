@@ -43,7 +43,7 @@ def test_the_average_is_the_closed_form(tmp_path, ramp, accumulate):
     torch.testing.assert_close(ema.average[NAME], average_by_hand(start, after, decays))
 
 
-def test_validation_sees_the_average_and_training_goes_on_with_its_own_weights(tmp_path):
+def test_validation_sees_the_average_and_training_continues_with_its_own_weights(tmp_path):
     def run(callbacks):
         m = module()
         t = trainer(tmp_path, callbacks=callbacks, max_steps=8, val_check_interval=4, check_val_every_n_epoch=None)
@@ -148,7 +148,7 @@ def test_another_decay_finds_the_average_of_a_checkpoint_and_a_missing_one_is_to
     assert any("raw weights are evaluated" in str(warning.message) for warning in recwarn)
 
 
-def test_training_goes_on_after_a_test(tmp_path):
+def test_training_continues_after_a_test(tmp_path):
     m, ema = module(), EMA(0.9)
     t = trainer(tmp_path, callbacks=[ema], max_steps=2)
     t.fit(m, points())
@@ -183,7 +183,7 @@ def test_another_decay_takes_the_nearest_average_of_its_use(decay, evaluate, fou
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
-def test_an_average_of_another_precision_goes_on_in_that_of_the_network(tmp_path, precision):
+def test_an_average_of_another_precision_continues_in_that_of_the_network(tmp_path, precision):
     t = trainer(tmp_path, callbacks=[EMA(0.9)], max_steps=2)
     t.fit(module(), points())
     t.save_checkpoint(tmp_path / "a.ckpt")

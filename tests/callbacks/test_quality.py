@@ -122,7 +122,7 @@ def test_another_data_set_has_another_reference(tmp_path):
     assert scores[0] != pytest.approx(scores[1], rel=0.01)
 
 
-def test_sixteen_bit_weights_are_judged_too(tmp_path):
+def test_sixteen_bit_weights_are_measured_too(tmp_path):
     quality = Quality(nfe=[1], num_samples=8, cache=str(tmp_path / "cache"))
     t = trainer(tmp_path, callbacks=[quality], precision="bf16-true")
     (measured,) = t.validate(tiny(), MNIST(), verbose=False)
@@ -193,7 +193,7 @@ def test_numbers_at_the_edge_of_their_domains_are_taken():
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 32, 32), (3, 28, 28)])
-def test_a_model_of_another_shape_than_the_data_hears_of_that_first(shape, tmp_path):
+def test_a_model_of_another_shape_than_the_data_is_refused_for_that_first(shape, tmp_path):
     m = ConsistencyTraining(UNet(shape[0], 8, (1,), 1, (), patch=4), shape)
     with pytest.raises(ConfigError) as error:
         trainer(tmp_path, callbacks=[Quality()]).fit(m, MNIST())
@@ -350,7 +350,7 @@ def test_wrong_weights_and_too_few_images_are_said_before_the_training(tmp_path,
 
 
 @pytest.mark.parametrize("extractor", [TorchvisionFeatures(), Inception()])
-def test_photographs_networks_do_not_judge_points(extractor, tmp_path):
+def test_photographs_networks_do_not_measure_points(extractor, tmp_path):
     line = (
         r"grey and colour images, not samples of shape \(2,\): set measures to an EnergyDistance of dim 2, or remove it"
     )

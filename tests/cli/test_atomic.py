@@ -183,7 +183,7 @@ def test_nothing_is_written_elsewhere(temporary, monkeypatch):
     assert opened[0] != LAST
 
 
-def test_a_full_disc_is_a_line_with_path_and_remedy_and_the_former_checkpoint_stays(monkeypatch):
+def test_a_full_disk_is_a_line_with_path_and_remedy_and_the_former_checkpoint_stays(monkeypatch):
     write(1)
     monkeypatch.setattr(checkpoint_io, "open", lambda path, mode: open("/dev/full", mode), raising=False)  # noqa: SIM115
     with pytest.raises(CheckpointError) as caught:

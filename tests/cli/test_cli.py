@@ -127,7 +127,7 @@ def test_no_class_of_a_checkpoint_is_imported_that_is_not_trusted(toy_run, plant
          "'cm_lightning.files' is not a package"),
     ],
 )  # fmt: skip
-def test_what_a_module_of_the_suite_imports_is_no_class_of_the_suite(toy_run, plant, reason):
+def test_what_a_module_of_the_suite_imports_is_not_a_class_of_the_suite(toy_run, plant, reason):
     checkpoint = read_checkpoint(toy_run / "checkpoints/last.ckpt")
     plant(checkpoint[CONFIG_KEY])
     torch.save(checkpoint, "planted.ckpt")
@@ -237,7 +237,7 @@ def test_each_wandb_run_is_offline_in_its_own_folder_and_holds_the_configuration
         assert Path(f"runs/{name}/version_0/metrics.csv").exists()
 
 
-def test_a_wandb_run_that_is_there_already_goes_on(monkeypatch):
+def test_a_wandb_run_that_is_there_already_continues(monkeypatch):
     ended = []
     theirs, ours = (SimpleNamespace(finish=lambda exit_code, who=who: ended.append((who, exit_code))) for who in "ab")
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=theirs))

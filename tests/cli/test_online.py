@@ -143,7 +143,7 @@ def thrice(log, *args, **options):
     "log",
     [lambda logger: logger.log_metrics({"x": 1.0}, 3), lambda logger: logger.log_hyperparams({"cli": {"a": 1}})],
 )
-def test_a_failure_in_mid_run_is_one_line_and_the_run_goes_on(failing, log, error, reason):
+def test_a_failure_in_mid_run_is_one_line_and_the_run_continues(failing, log, error, reason):
     log(failing)
     failing.error = error
     with pytest.warns(UserWarning, match="W&B") as caught:
@@ -181,7 +181,7 @@ def test_a_run_that_cannot_begin_is_not_begun_again(tmp_path, monkeypatch):
     assert (len(caught), len(begun)) == (1, 1)
 
 
-def test_a_full_disc_that_wandb_does_not_mention_is_one_line(failing, tmp_path, monkeypatch):
+def test_a_full_disk_that_wandb_does_not_mention_is_one_line(failing, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(online.shutil, "disk_usage", lambda _: usage(9, 9, 0))
     with pytest.warns(UserWarning, match="W&B") as caught:

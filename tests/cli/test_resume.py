@@ -218,7 +218,7 @@ def test_a_run_that_is_made_longer_logs_and_validates_at_the_same_steps(long_run
         assert logged[0] == logged[1] != []
 
 
-def test_weights_alone_are_no_run_to_go_on_from(capsys):
+def test_weights_alone_are_not_a_run_to_resume(capsys):
     checkpoint = last(0)
     del checkpoint["optimizer_states"]
     torch.save(checkpoint, "weights.ckpt")
@@ -228,7 +228,7 @@ def test_weights_alone_are_no_run_to_go_on_from(capsys):
 
 
 @pytest.mark.parametrize("batch", [10, 64, 200])
-def test_other_batches_go_on_after_the_images_seen(log, batch):
+def test_other_batches_continue_after_the_images_seen(log, batch):
     resume(log, f"--data.batch_size={batch}")
     assert last()["Toy"] == {"step": 12, "images": 6 * 40 + 6 * batch}
     seen = {int(row["step"]) + 1: float(row["train/images"]) for row in rows() if row["train/images"]}
@@ -258,7 +258,7 @@ def test_an_accumulating_run_resumes_to_the_bit_and_one_may_begin_to_accumulate(
     assert last()["Toy"] == {"step": 12, "images": 6 * 40 + 6 * 80}
 
 
-def test_a_run_that_was_interrupted_within_a_step_goes_on_with_whole_steps(log):
+def test_a_run_that_was_interrupted_within_a_step_continues_with_whole_steps(log):
     options = ["--trainer.accumulate_grad_batches=3", "--trainer.logger.init_args.name=acc"]
     signal = ["--trainer.callbacks+=tests.helpers.SignalAt", "--trainer.callbacks.hook=on_after_backward"]
     with pytest.raises(SystemExit) as stop:

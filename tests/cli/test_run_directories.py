@@ -350,7 +350,7 @@ def whole(tmp_path_factory):
         (signal.SIGTERM, "on_before_optimizer_step", 4, 5),
     ],
 )
-def test_an_interrupted_run_saves_its_last_step_and_says_how_to_go_on(whole, capsys, number, hook, step, saved):
+def test_an_interrupted_run_saves_its_last_step_and_says_how_to_resume(whole, capsys, number, hook, step, saved):
     options = ["--trainer.callbacks+=tests.helpers.SignalAt", f"--trainer.callbacks.hook={hook}",
                f"--trainer.callbacks.step={step}", f"--trainer.callbacks.number={int(number)}"]  # fmt: skip
     handler = signal.getsignal(signal.SIGINT)

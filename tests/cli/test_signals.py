@@ -66,7 +66,7 @@ def job(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
 
 
-def test_a_job_that_queues_itself_again_goes_on_with_its_own_run_alone(job, monkeypatch, log):
+def test_a_job_that_queues_itself_again_continues_with_its_own_run_alone(job, monkeypatch, log):
     Path("hpc_ckpt_1.ckpt").write_text("of another run")
     slow = signal_at("on_before_optimizer_step", 4, signal.SIGUSR1)
     assert stopped(*slow) == 75

@@ -36,7 +36,7 @@ def test_noise_of_numbered_samples_does_not_depend_on_the_batch():
 
 
 @pytest.mark.parametrize("arguments", [(1,), (5, 0.0), (5, 2.0, 1.0)])
-def test_karras_grid_refuses_what_is_no_grid(arguments):
+def test_karras_grid_refuses_what_is_not_a_grid(arguments):
     with pytest.raises(ValueError, match="n >= 2"):
         karras_sigmas(*arguments)
 

@@ -44,7 +44,7 @@ def test_photos_are_turned_upright(photo):
     assert torch.equal(Decoder((61, 37))(path, ""), to_unit_range(pixels.rot90(-1, (1, 2))))
 
 
-def test_what_is_no_image_is_named(photo):
+def test_what_is_not_an_image_is_named(photo):
     path, _ = photo
     path.write_bytes(path.read_bytes()[:60] + b"?" * 99)
     with pytest.raises(DataError, match="number 7 cannot be read as an image"):

@@ -36,7 +36,7 @@ def test_the_same_output_as_the_published_structure(kind, num_classes):
             torch.testing.assert_close(ours(x, noise), null, rtol=1e-5, atol=1e-5 * null.abs().max().item())
 
 
-def test_what_is_no_whole_network_is_named():
+def test_what_is_not_a_whole_network_is_named():
     state = reference("ddpmpp").state_dict()
     with pytest.raises(CheckpointError, match="not the tensors of a network of EDM"):
         network_from_edm({"weight": torch.zeros(2)})

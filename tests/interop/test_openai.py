@@ -50,7 +50,7 @@ def test_the_other_order_of_attention_would_be_seen():
         assert not torch.allclose(adm_from_openai(state)(x, t, y), theirs(x, t, y), rtol=1e-2, atol=1e-2)
 
 
-def test_what_is_no_whole_network_is_named():
+def test_what_is_not_a_whole_network_is_named():
     state = reference(**SIZES[0]).state_dict()
     with pytest.raises(CheckpointError, match="not the tensors of OpenAI's UNetModel"):
         adm_from_openai({"weight": torch.zeros(2)})

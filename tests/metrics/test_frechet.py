@@ -52,7 +52,7 @@ def test_scores_tell_digits_from_noise_and_from_wrong_labels(digits):
     assert "accuracy" not in scores([(images, None)])
 
 
-def test_reference_statistics_survive_the_disc_and_damage_is_named(digits, tmp_path):
+def test_reference_statistics_survive_the_disk_and_damage_is_named(digits, tmp_path):
     images, labels = digits
     made, read = scores_against(images[::2]), Scores([FeatureScores(MnistJudge())])
     path = tmp_path / "deep/reference.safetensors"

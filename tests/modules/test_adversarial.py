@@ -144,7 +144,7 @@ def test_the_critic_has_its_own_rate_and_each_network_its_own_limit_of_the_gradi
 
 @BOTH
 @pytest.mark.parametrize("step", [3, 6])
-def test_a_run_goes_on_from_its_checkpoint_to_the_bit(make, step, tmp_path):
+def test_a_run_resumes_from_its_checkpoint_to_the_bit(make, step, tmp_path):
     """Also in the middle of the third stage, and where it begins."""
 
     def fit(name, callbacks=(), resume=None, seed=0):
@@ -292,7 +292,7 @@ def test_a_discriminator_that_wins_and_samples_that_are_alike_are_named(real, sp
         m.on_train_batch_end(None, None, 0)
 
 
-def test_a_young_discriminator_is_not_judged(tmp_path, recwarn):
+def test_a_young_discriminator_is_not_blamed(tmp_path, recwarn):
     m = lightning(stages=STAGES[1:2])
     m.watch(torch.ones(4), -torch.ones(4), torch.randn(4, 2), torch.zeros(4, 2))
     m._trainer = trainer(tmp_path)

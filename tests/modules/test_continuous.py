@@ -52,7 +52,7 @@ TWO_TIMES = ["--model.backbone.noise_embedding=TwoTimesEmbedding", "--model.back
 
 
 @pytest.mark.parametrize("options", [SCT, SCD, ["--model=MeanFlow", *TWO_TIMES]], ids=METHODS)
-def test_a_run_goes_on_from_its_checkpoint_to_the_bit(options, tmp_path, monkeypatch):
+def test_a_run_resumes_from_its_checkpoint_to_the_bit(options, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     network = ["--model.backbone=ResidualMLP", "--model.backbone.dim=2", "--model.backbone.width=16"]
     fit = ["fit", f"--config={Path(__file__).parents[1] / 'conf/toy.yaml'}", "--model.image_shape=[2]"]

@@ -121,7 +121,7 @@ def test_what_cannot_be_guided_is_refused(options, line):
         guided(**options)
 
 
-def test_a_run_goes_on_across_the_end_of_its_warm_up_to_the_bit(tmp_path, monkeypatch):
+def test_a_run_continues_across_the_end_of_its_warm_up_to_the_bit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fit = [
         "fit", f"--config={Path(__file__).parents[1] / 'conf/toy.yaml'}", "--model=GuidedConsistencyTraining",

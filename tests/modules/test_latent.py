@@ -276,7 +276,7 @@ def test_samples_are_those_of_diffusers_own_pipeline(structure, student, steps):
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_a_whole_network_hears_the_guidance():
+def test_a_whole_network_takes_the_guidance():
     m = distillation(student="whole")
     shake(m)
     z = torch.randn(1, 4, 8, 8)

@@ -217,7 +217,7 @@ def test_its_gradient_is_that_of_the_guidance_while_the_fake_score_is_the_teache
 
 
 @pytest.mark.parametrize(("make", "student"), [(lightning, "whole"), (matching, "lora")])
-def test_a_run_goes_on_from_its_checkpoint_to_the_bit(make, student, tmp_path):
+def test_a_run_resumes_from_its_checkpoint_to_the_bit(make, student, tmp_path):
     def fit(name, callbacks=(), resume=None, seed=0):
         torch.manual_seed(seed)
         m = make(tiny_sd, student)

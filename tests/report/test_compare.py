@@ -290,7 +290,7 @@ def test_a_broken_line_is_left_out_with_a_note(last, line):
     assert read.final("frechet_mnist", 1) == 8
 
 
-def test_a_run_that_just_began_is_no_error(capsys):
+def test_a_run_that_just_began_is_not_an_error(capsys):
     write_run("runs/cd/version_0", [9])
     (write_run("runs/cd/version_1", [9]) / "metrics.csv").unlink()
     Path("runs/wandb").mkdir()

@@ -44,7 +44,7 @@ def test_options_out_of_range_are_named(wrong, capsys):
     assert wrong[0] in (capsys.readouterr().err or str(caught.value))
 
 
-def test_a_denoiser_is_no_consistency_function():
+def test_a_denoiser_is_not_a_consistency_function():
     """What stochastic paths would teach is not constant along the ODE's trajectories."""
     oracle = GaussianOracle(0.5)
     oracle.consistency = oracle.denoiser
@@ -53,7 +53,7 @@ def test_a_denoiser_is_no_consistency_function():
     assert [claim.holds for claim in claims] == [False, True, True, False]
 
 
-def test_not_a_number_is_no_pass():
+def test_not_a_number_is_not_a_pass():
     assert not Claim("", math.nan, 1).holds
     assert "FAIL" in table([Claim("", 2, 1)]).markdown()
 

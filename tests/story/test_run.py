@@ -109,7 +109,7 @@ def test_a_terminal_has_one_line_and_nothing_is_left_of_the_evaluation(tmp_path)
     assert shown[-1].startswith("to draw: cm-lightning sample --ckpt_path runs/toy/version_0 ")
 
 
-def test_a_resumed_run_goes_on_where_it_was(capsys):
+def test_a_resumed_run_continues_where_it_was(capsys):
     main(["fit", *TOY, "--trainer.max_steps=6"])
     capsys.readouterr()
     main(["fit", *TOY, "--ckpt_path=last", "--callbacks.progress.every_s=0"])

@@ -183,7 +183,7 @@ def test_null_survives_records_resume_and_results():
         (["--resume", "--retry-failed"], "to resume: cm-lightning sweep 'my sweep.yaml' --resume --retry-failed"),
     ],
 )  # fmt: skip
-def test_an_interruption_says_how_to_go_on(kind, options, expected, monkeypatch, capsys):
+def test_an_interruption_says_how_to_resume(kind, options, expected, monkeypatch, capsys):
     Path(write(3, 2)).rename("my sweep.yaml")
     monkeypatch.setattr(command, "run_trial", lambda *_: os.kill(os.getpid(), kind))
     handlers = [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGHUP)]
@@ -259,7 +259,7 @@ def test_a_record_that_was_removed_does_not_cost_another():
     assert [(trial.number, trial.values["x"]) for trial in Records(FOLDER).read()] == [(1, 3), (3, 4), (4, 2)]
 
 
-def test_random_goes_on_with_new_draws_behind_a_removed_record():
+def test_random_continues_with_new_draws_behind_a_removed_record():
     search = make_search(read_sweep(write(method="random", parameters={"x": {"min": 0.0, "max": 1.0}})))
     third = search.propose([Trial(1, {}), Trial(2, {})])
     fourth = search.propose([Trial(1, {}), Trial(2, {}), Trial(3, third)])

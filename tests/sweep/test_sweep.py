@@ -165,13 +165,13 @@ def test_a_trial_that_will_not_stop_is_made_to(monkeypatch):
     assert ended(9)
 
 
-def test_a_grid_goes_on_by_value_when_its_file_has_changed():
+def test_a_grid_continues_by_value_when_its_file_has_changed():
     sweep([grid(3)])
     sweep([grid(2, 3, 4), "--resume"])
     assert sorted(row["x"] for row in results()) == ["2", "3", "4"]
 
 
-def test_a_grid_is_in_the_order_of_its_file_and_goes_on_when_that_has_changed():
+def test_a_grid_is_in_the_order_of_its_file_and_continues_when_that_has_changed():
     parameters = {"b": {"values": [1, 2]}, "a": {"values": [4, 3]}}
     files = [parameters, dict(reversed(parameters.items()))]
     orders = [Grid(read_sweep(write(parameters=file))) for file in files]
