@@ -45,7 +45,7 @@ def complaint(message: str, arguments: Sequence[str], options: Iterable[str] = (
         names = " and ".join(_place((*path, *_parts(name.strip())), arguments) for name in match[1].split(","))
         return f"{names.replace('--fit.', '--')} must be given, for example by --config experiments/mnist/ct.yaml"
     if match := re.search(r"(?:does not exist|not a file): '([^']+)'", reason):
-        return f"--{'.'.join(path)}: there is no file {match[1]}"
+        return f"--{'.'.join(path)}: file not found: {match[1]}"
     place = _place(path, arguments) if path else owner.rpartition(".")[2]
     return f"{place}{_what_is_wrong(path, reason)}".removeprefix(": ")
 
@@ -138,7 +138,7 @@ def _about_a_class(path: Path_, reason: str) -> str:
 
 
 def _missing_extra(name: str) -> str:
-    """How to install what a public name needs; "" if nothing is missing, or there is no such name."""
+    """How to install what a public name needs; "" if nothing is missing, or the name is unknown."""
     try:
         find(name)
     except AttributeError:

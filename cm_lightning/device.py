@@ -16,7 +16,7 @@ def chosen_device(name: str) -> torch.device:
     """The device of a name; ``auto`` is the accelerator if there is one, else the CPU.
 
     Raises:
-        ConfigError: there is no such name, or no such device on this machine.
+        ConfigError: the name is unknown, or this machine lacks the device.
     """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

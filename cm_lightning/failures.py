@@ -148,7 +148,7 @@ def _is(error: BaseException, *names: str) -> bool:
 
 def _last_line(text: str) -> str:
     """The last line of a message: an error from another process follows the traceback of that process."""
-    return (text.strip().splitlines() or ["there is no message"])[-1].strip()
+    return (text.strip().splitlines() or ["the message is empty"])[-1].strip()
 
 
 def _keep_traceback() -> str:

@@ -25,7 +25,7 @@ def find(name: str) -> Any:
     """Import the object of a public name.
 
     Raises:
-        AttributeError: there is no such name.
+        AttributeError: the name is unknown.
         ConfigError: it needs an extra that is not installed.
     """
     if name not in HOMES:

@@ -71,7 +71,7 @@ class Start:
         ckpt_path: the option as given: ``last``, a file, or the folder of a run or of one of its versions.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or it is damaged.
+        CheckpointError: the checkpoint does not exist, or is damaged.
         ConfigError: a test is not given weights, or the version already holds another run.
     """
 

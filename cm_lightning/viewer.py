@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def show(paths: Sequence[Path]) -> None:
-    """Open files or folders without waiting; if there is no viewer, a line says so."""
+    """Open files or folders without waiting; without a viewer, a line says so."""
     for path in paths:
         _show(path)
 
@@ -24,4 +24,4 @@ def _show(path: Path) -> None:
         nothing = subprocess.DEVNULL
         subprocess.Popen([viewer, str(path)], stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True)
     elif not webbrowser.open(path.resolve().as_uri()):
-        sys.stderr.write(f"--open: there is no viewer here; the image is {path}\n")
+        sys.stderr.write(f"--open: a viewer was not found; the image is {path}\n")

@@ -313,7 +313,7 @@ def mulberry32(seed):
 def test_the_noise_of_the_exported_page_is_as_documented(browser, static, tmp_path):
     write_page(make(), tmp_path)
     browser.open(static)
-    browser.wait("!document.getElementById('problem').hidden")  # there is no runtime
+    browser.wait("!document.getElementById('problem').hidden")  # the runtime is missing
     told = browser.run("return document.getElementById('problem').textContent")
     assert told.startswith("The network or its runtime could not be loaded: ")
 

@@ -63,7 +63,7 @@ from cm_lightning.modules.contrastive import ContrastiveModule
 from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.training import ConsistencyTraining
 
-#: What makes a class whose other parameters have no default.
+#: What makes a class whose other parameters lack a default.
 GIVEN: dict[str, Any] = {
     "levels": curriculum.ProgressiveLevels(),
     "then": curriculum.ContinuousCurriculum(),

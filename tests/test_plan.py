@@ -297,7 +297,7 @@ def test_the_recipes_for_folders_fit_cards_of_24_and_of_80_gb(recipe, batch, mos
         (["--memory=-1", "--dry_run"], "error: --memory must be a finite number above 0, got -1.0"),
         (["--dry_run", "--trainer.max_steps=-1"], "error: --dry_run needs the length of the run"),
         (["--dry_run", "--trainer.max_steps=-1", "--trainer.max_epochs=2"],
-         "error: --dry_run cannot compute the steps of 2 epochs: there is no folder images"),
+         "error: --dry_run cannot compute the steps of 2 epochs: folder not found: images"),
     ],
 )  # fmt: skip
 def test_options_of_a_dry_run_that_mean_nothing_get_a_line(options, line, capsys, monkeypatch, tmp_path):

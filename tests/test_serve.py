@@ -196,7 +196,7 @@ def test_a_drawing_of_another_size_and_colour_is_fitted():
         ('{"seed": 1' + "0" * 5000 + "}", "the body is not JSON"),
         ("[]", "give an object"),
         ("3", "give an object"),
-        ('{"sede": 1}', "no value 'sede'; perhaps seed is meant"),
+        ('{"sede": 1}', "unknown value 'sede'; perhaps seed is meant"),
         ('{"seed": "1"}', "seed must be a number from 0"),
         ('{"seed": -1}', "seed must be a number from 0"),
         ('{"seed": 4294967296}', "seed must be a number from 0"),
@@ -246,10 +246,10 @@ def test_a_large_image_is_refused_before_it_is_decoded(server):
         ({"path": "/", "Host": "evil.example"}, 403, "answers to http://127.0.0.1"),
         ({"path": "/model", "method": "GET", "Host": "evil.example:80"}, 403, "answers to http://127.0.0.1"),
         ({"path": "/", "method": "GET", "Host": "[bad"}, 403, "answers to http://127.0.0.1"),
-        ({"path": "/other", "method": "GET"}, 404, "there is no such page"),
-        ({"path": "/../server.py", "method": "GET"}, 404, "there is no such page"),
-        ({"path": "/draw", "method": "GET"}, 404, "there is no such page"),
-        ({"path": "/other"}, 404, "there is no such path"),
+        ({"path": "/other", "method": "GET"}, 404, "page not found"),
+        ({"path": "/../server.py", "method": "GET"}, 404, "page not found"),
+        ({"path": "/draw", "method": "GET"}, 404, "page not found"),
+        ({"path": "/other"}, 404, "path not found"),
         ({"Content_Type": "text/plain"}, 415, "send application/json"),
         ({"body": "x" * (MOST_BYTES + 1)}, 413, "send at most 1,048,576"),
         ({"Content_Length": "two"}, 400, "Content-Length must be a whole number"),
@@ -337,7 +337,7 @@ def test_a_model_without_classes_and_teacher():
     told = painter.describe()
     assert (told["classes"], told["guidance"], told["teacher"], told["shape"]) == (0, None, None, (3, 8, 8))
     assert painter.draw(Wish()).evaluations == 1
-    with pytest.raises(ConfigError, match="there is no teacher: start the server with --teacher"):
+    with pytest.raises(ConfigError, match="a teacher is missing: start the server with --teacher"):
         painter.draw(Wish(teacher=True))
     with pytest.raises(ConfigError, match="unconditional"):
         painter.draw(Wish(label=1))

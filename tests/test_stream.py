@@ -219,7 +219,7 @@ def test_the_command_repeats_frames_and_writes_an_animation(tmp_path, capsys):
         (f"{MODEL} --input=frames --batch-steps --sigma=0.004", "batch_steps: model redraws a frame in one step"),
         (f"{MODEL} --input=frames --threshold=1.5", "--threshold: must be a number in [0, 1]"),
         (f"{MODEL} --input=frames --output=a.mp4", "--output a.mp4: give a .gif, or a folder"),
-        (f"{MODEL} --input=nowhere", "--input nowhere: there is no such folder or file"),
+        (f"{MODEL} --input=nowhere", "--input nowhere: found neither as a folder nor as a file"),
         (f"{MODEL} --input=empty", "--input empty does not hold images: give a folder of frames"),
         (f"{MODEL} --input=clip.mp4", "is not a .gif or .webp: make a folder of frames of a video, by ffmpeg -i clip."),
         (f"{MODEL} --input=frames --label=7", "labels must lie in 0 ... 2"),

@@ -40,7 +40,7 @@ class Compile(Callback):
         backend: a backend of ``torch.compile``.
 
     Raises:
-        ConfigError: there is no such backend.
+        ConfigError: the backend is unknown.
     """
 
     def __init__(self, backend: str = _DEFAULT) -> None:

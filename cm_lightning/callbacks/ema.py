@@ -149,7 +149,7 @@ class EMA(Callback):
         if not self.evaluate or self.swapped:
             return
         if self.average is None:
-            rank_zero_warn(f"EMA: there is no average of {self.attribute} yet, so the raw weights are evaluated")
+            rank_zero_warn(f"EMA: {self.attribute} does not have an average yet, so the raw weights are evaluated")
         else:
             self.swap(pl_module)
 

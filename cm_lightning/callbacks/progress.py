@@ -38,7 +38,7 @@ class RunProgress(ProgressBar):
 
     Args:
         refresh_rate: least number of steps between two drawings; 0 shows nothing.
-        every_s: least number of seconds between two lines where there is no terminal.
+        every_s: least number of seconds between two lines without a terminal.
     """
 
     def __init__(self, refresh_rate: int = 1, every_s: float = 30.0) -> None:

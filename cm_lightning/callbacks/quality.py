@@ -53,7 +53,7 @@ class Quality(Callback):
         measures: what to measure in place of all this, such as a :class:`FeatureScores` for each of several extractors.
 
     Raises:
-        ConfigError: a number is out of range, an extractor is given with measures, there are no measures, or two have
+        ConfigError: a number is out of range, an extractor is given with measures, measures are missing, or two have
             the same name; at the start of a run, the measures do not fit the data.
     """
 

@@ -31,7 +31,7 @@ def read_picture(path: Path, option: str, shape: Sequence[int], resize: bool = F
     """
     channels, height, width = shape
     if not path.is_file():
-        raise DataError(f"{option} {path}: there is no such file")
+        raise DataError(f"{option} {path}: file not found")
     if resize:
         return Decoder((height, width), 1 if channels == 1 else 3)(path, f"{option} {path}")
     pixels = np.array(read_image(path, f"{option} {path}").convert("L" if channels == 1 else "RGB"))

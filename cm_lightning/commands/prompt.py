@@ -190,7 +190,7 @@ def _read_image(path: Path, height: int | None, width: int | None) -> Any:
     from cm_lightning.data.decode import read_image
 
     if not path.is_file():
-        raise DataError(f"--image {path}: there is no such file")
+        raise DataError(f"--image {path}: file not found")
     image = read_image(path, f"--image {path}").convert("RGB")
     if height or width:
         image = image.resize((width or image.width, height or image.height))

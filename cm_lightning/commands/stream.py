@@ -136,7 +136,7 @@ def _of_animation(path: Path) -> list[Callable[[], Image.Image]]:
     from PIL import Image
 
     if not path.is_file():
-        raise DataError(f"--input {path}: there is no such folder or file")
+        raise DataError(f"--input {path}: found neither as a folder nor as a file")
     try:
         image = Image.open(path)
     except OSError as error:

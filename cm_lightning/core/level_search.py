@@ -96,7 +96,7 @@ def search_levels(
         tolerance: see :func:`search_level`.
 
     Returns:
-        The curve of each level; fewer than n if the last one is so low that there is no room below it.
+        The curve of each level; fewer than n if the last one leaves too little room below it.
     """
     COUNT.check(n=n)
     POSITIVE.check(low=low, high=high, tolerance=tolerance)

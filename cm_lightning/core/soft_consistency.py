@@ -81,7 +81,7 @@ class SoftConsistency(Objective):
     the same dropout mask.
 
     The second loss is scaled to the first: the norms of their gradients in the network's last layer become equal. In
-    validation, where there are no gradients, the losses are added as they are.
+    validation, without gradients, the losses are added as they are.
 
     Args:
         curriculum: draws the levels.

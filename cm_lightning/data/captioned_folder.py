@@ -56,9 +56,9 @@ class CaptionedFolder(GenerativeDataModule):
 
     @cached_property
     def tree(self) -> Folder:
-        """All files of the folder. Raises DataError if there is no such folder."""
+        """All files of the folder. Raises DataError if the folder does not exist."""
         if not self.root.is_dir():
-            raise DataError(f"there is no folder {self.root}: set --data.root to a folder of images")
+            raise DataError(f"folder not found: {self.root}: set --data.root to a folder of images")
         return Folder(self.root)
 
     def setup(self, stage: str) -> None:

@@ -51,8 +51,8 @@ class CIFAR10(GenerativeDataModule):
             files = datasets.CIFAR10(str(self.root), train=split == "train")
         except Exception as error:
             raise DataError(
-                f"there is no complete CIFAR-10 in {self.root}: set --data.root to the folder of cifar-10-batches-py, "
-                "or --data.download=true"
+                f"CIFAR-10 is missing or incomplete in {self.root}: set --data.root to the folder of "
+                "cifar-10-batches-py, or --data.download=true"
             ) from error
         pixels = torch.from_numpy(files.data).permute(0, 3, 1, 2).contiguous()
         return InMemory(pixels, torch.tensor(files.targets))

@@ -56,7 +56,7 @@ class ImageFolder(GenerativeDataModule):
         size: side of the square in pixels; if None, that of the images, which must all be squares of the same size.
         channels: 3 for RGB, 1 for grey; if None, 1 for grey images and otherwise 3.
         flip: whether to train on the images and their mirror images.
-        class_folders: whether sub-folders are classes; if not, the images have no classes.
+        class_folders: whether sub-folders are classes; if not, the images are without classes.
         background: colour behind transparent images: a name, or #rrggbb.
         batch_size, num_workers, seed: see :class:`GenerativeDataModule`.
     """
@@ -81,7 +81,7 @@ class ImageFolder(GenerativeDataModule):
 
     @cached_property
     def tree(self) -> Tree:
-        """All files of the folder. Raises DataError if there is no such folder."""
+        """All files of the folder. Raises DataError if the folder does not exist."""
         return open_tree(self.root)
 
     @cached_property

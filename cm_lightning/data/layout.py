@@ -33,8 +33,8 @@ class Layout:
 
     Attributes:
         names: names of the files, sorted.
-        labels: (N,) their classes; all 0 if there are no classes.
-        classes: names of the classes; empty if there are no classes.
+        labels: (N,) their classes; all 0 without classes.
+        classes: names of the classes; empty without classes.
     """
 
     names: list[Name]
@@ -66,7 +66,7 @@ def read_layout(tree: Tree, split: str, class_folders: bool = True) -> Layout:
     Args:
         tree: all files.
         split: ``train`` or ``val``.
-        class_folders: whether folders are classes; if not, the images have no classes.
+        class_folders: whether folders are classes; if not, the images are without classes.
 
     Raises:
         DataError: there are fewer than 2 images, or their folders do not define classes or splits.

@@ -31,7 +31,7 @@ def find_shards(names: str) -> list[Path]:
     paths = [Path(name) for pattern in patterns for name in sorted(glob.glob(pattern, recursive=True)) or [pattern]]
     if missing := [path for path in paths if not path.is_file()]:
         raise DataError(
-            f"there is no shard {missing[0]}: set --data.shards (or --data.val) to a folder of .tar files, a glob, or "
+            f"shard not found: {missing[0]}: set --data.shards (or --data.val) to a folder of .tar files, a glob, or "
             "names like shard-{000000..000009}.tar"
         )
     return paths

@@ -87,7 +87,7 @@ def open_tree(root: Path) -> Tree:
         return Folder(root)
     if root.suffix.lower() == ".zip" and root.is_file():
         return Archive(root)
-    raise DataError(f"there is no folder {root}: set --data.root to a folder of images, or to a .zip of one")
+    raise DataError(f"folder not found: {root}: set --data.root to a folder of images, or to a .zip of one")
 
 
 def _is_hidden(name: str) -> bool:

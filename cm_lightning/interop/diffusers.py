@@ -21,14 +21,14 @@ def read_folder(path: str | Path) -> tuple[DiffusersUNet, int]:
     """Read the network from the folder of a pipeline or a ``UNet2DModel``, and the side of its images in pixels.
 
     Raises:
-        CheckpointError: there is no such folder, or its files are damaged or do not fit together.
+        CheckpointError: the folder does not exist, or its files are damaged or do not fit together.
     """
     folder = Path(path)
     folder = folder / "unet" if (folder / "unet").is_dir() else folder
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: there is no readable config.json of a UNet2DModel") from error
+        raise CheckpointError(f"{folder}: a readable config.json of a UNet2DModel is missing") from error
     if not isinstance(config, dict) or config.get("_class_name") != "UNet2DModel":
         raise CheckpointError(f"{folder}: its config.json is not that of a UNet2DModel")
     if not isinstance(side := config.get("sample_size"), int):

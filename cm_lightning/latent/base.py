@@ -201,7 +201,7 @@ class PretrainedBase(TextToImageBase):
         variant: variant of the weights' files, such as ``fp16``.
 
     Raises:
-        CheckpointError: there is no such model, or it is damaged or of another family.
+        CheckpointError: the model was not found, is damaged or of another family.
     """
 
     def __init__(

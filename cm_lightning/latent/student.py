@@ -119,7 +119,7 @@ class LoRA(Student):
     def attach(self, base: TextToImageBase) -> None:
         self.unet = base.unet
         self.weights = Adapter(add_lora(self.unet, self.rank, self.alpha, self.targets, self.name))
-        self.unet.train()  # gradient checkpointing requires it; there is no dropout
+        self.unet.train()  # gradient checkpointing requires it; dropout is absent
 
     def tensors(self, weights: nn.Module) -> Mapping[str, Tensor]:
         assert isinstance(weights, Adapter)

@@ -34,7 +34,7 @@ def is_unet(path: Path) -> bool:
     """Whether a path is a whole UNet: its folder, a pipeline's folder, or a file with its keys.
 
     Raises:
-        CheckpointError: there is no file of tensors, or it is damaged.
+        CheckpointError: a file of tensors is missing or damaged.
     """
     if _folder(path):
         return True

@@ -26,7 +26,7 @@ def measure_named(name: str, weights: str | None = None) -> FeatureScores:
         weights: weights of that network; see its extractor.
 
     Raises:
-        ConfigError: there is no such name, or the network needs weights.
+        ConfigError: the name is unknown, or the network needs weights.
     """
     kind, _, network = name.partition("_")
     for judge in _JUDGES:
@@ -35,7 +35,7 @@ def measure_named(name: str, weights: str | None = None) -> FeatureScores:
     known = (kind in ("frechet", *_COMPARISONS) and network) or name in ("fid", *_COMPARISONS)
     if not known:
         raise ConfigError(
-            f"there is no measure {name!r}: give fid, kid, precision, recall, frechet_mnist, kid_mnist, accuracy, "
+            f"unknown measure {name!r}: give fid, kid, precision, recall, frechet_mnist, kid_mnist, accuracy, "
             "frechet_resnet50, frechet_dinov2, or such a name of another network"
         )
     comparisons = [_COMPARISONS[kind]()] if kind in _COMPARISONS else []

@@ -25,7 +25,7 @@ class ClipScore:
         device: device to work on.
 
     Raises:
-        CheckpointError: there is no such model, or it is damaged.
+        CheckpointError: the model was not found, or is damaged.
     """
 
     def __init__(self, path: str, device: torch.device | str = "cpu") -> None:

@@ -61,7 +61,7 @@ class TorchvisionFeatures(Extractor):
     def distance(self) -> FrechetInceptionDistance:
         if not self.path.is_file():
             raise CheckpointError(
-                f"there is no file {self.path}: set the weights of TorchvisionFeatures to those of {self.model}"
+                f"file not found: {self.path}: set the weights of TorchvisionFeatures to those of {self.model}"
             )
         network = _Headless(self.model, _weights_of(self.model, self.path), self.path)
         return FrechetInceptionDistance(feature=network, reset_real_features=False)
@@ -124,7 +124,7 @@ class DINOv2(Extractor):
                     folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
                 )
         except Exception as error:  # transformers raises many kinds of errors for a missing or damaged folder
-            raise CheckpointError(f"there is no complete DINOv2 at {self.weights}: {remedy}") from error
+            raise CheckpointError(f"DINOv2 is missing or incomplete at {self.weights}: {remedy}") from error
         if not network.config.model_type.startswith("dinov2"):
             raise CheckpointError(f"{self.weights} holds a {network.config.model_type}: {remedy}")
         if missing := sorted(report["missing_keys"]):

@@ -91,4 +91,4 @@ def _checkpoint_before(trainer: L.Trainer) -> str:
     """What there is to resume from; a checkpoint is not written once the loss has failed."""
     names = [getattr(callback, "last_model_path", "") for callback in trainer.checkpoint_callbacks]
     written = [name for name in (*names, trainer.ckpt_path) if name and os.path.isfile(name)]
-    return f"{written[0]} is from before that step" if written else "there is no checkpoint from before that step"
+    return f"{written[0]} is from before that step" if written else "a checkpoint from before that step does not exist"

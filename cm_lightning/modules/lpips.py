@@ -73,7 +73,7 @@ def _with_weights(path: str | None) -> nn.Module:
             ) from error
     network = _NoTrainLpips(net="vgg", pnet_rand=True)
     if not Path(path).is_file():
-        raise CheckpointError(f"LPIPS: there is no file {path}: set the distance's weights to {_FILE}")
+        raise CheckpointError(f"LPIPS: file not found: {path}: set the distance's weights to {_FILE}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         for name, parameter in network.net.named_parameters():

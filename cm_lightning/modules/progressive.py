@@ -45,7 +45,7 @@ class ProgressiveDistillation(DiffusionModule):
             see its bases. The published learning rate is a ``StagedDecay``.
 
     Raises:
-        ConfigError: there is no teacher, or the steps cannot be halved so often.
+        ConfigError: a teacher is missing, or the steps cannot be halved so often.
     """
 
     def __init__(

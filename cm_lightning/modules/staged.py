@@ -159,7 +159,7 @@ class StagedDistillation(WithCritic):
         return logits
 
     def _acting(self) -> Turn:
-        """The turns of an adversarial stage; by squared error there is no discriminator to train."""
+        """The turns of an adversarial stage; by squared error a discriminator is not trained."""
         return super()._acting() if self.stages.at(self.clock).adversarial else Turn(True, False)
 
     def optimizer_step(self, *args: Any, **options: Any) -> None:

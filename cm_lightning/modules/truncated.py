@@ -60,7 +60,7 @@ class TruncatedConsistencyTraining(ConsistencyModule):
             label_dropout, optimizer, lr_scheduler: see its bases.
 
     Raises:
-        ConfigError: there is no first stage.
+        ConfigError: the first stage is missing.
     """
 
     objective: Chord

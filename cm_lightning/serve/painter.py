@@ -40,7 +40,7 @@ class Painter:
         if not wish.teacher:
             return self.model.draw(wish, wish.steps)
         if self.teacher is None:
-            raise ConfigError("there is no teacher: start the server with --teacher")
+            raise ConfigError("a teacher is missing: start the server with --teacher")
         return self.teacher.draw(self.teacher.as_teacher(wish), None)
 
     def describe(self) -> dict[str, Any]:

@@ -153,14 +153,14 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/model":
             return "application/json", _json(self.server.painter.describe())
         if path not in _FILES:
-            raise _Refused(404, "there is no such page: see /")
+            raise _Refused(404, "page not found: see /")
         name, kind = _FILES[path]
         return kind, (_PAGE / name).read_bytes()
 
     def _post(self) -> tuple[str, bytes]:
         body = self._body()
         if self._path() != "/draw":
-            raise _Refused(404, "there is no such path: POST to /draw")
+            raise _Refused(404, "path not found: POST to /draw")
         if self.headers.get_content_type() != "application/json":  # which a page of another site cannot send
             raise _Refused(415, "send application/json")
         wish = Wish.parse(_parsed(body))

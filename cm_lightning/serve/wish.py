@@ -79,7 +79,7 @@ class Wish:
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
-                raise ConfigError(f"there is no value {name!r}{near(name, known)}; give some of {', '.join(known)}")
+                raise ConfigError(f"unknown value {name!r}{near(name, known)}; give some of {', '.join(known)}")
         return cls(**values)
 
     def drawing(self, shape: Sequence[int]) -> Tensor | None:

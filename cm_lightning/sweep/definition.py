@@ -73,7 +73,7 @@ def read_sweep(path: str | Path) -> Sweep:
 def _sweep(raw: Mapping[Any, Any], stem: str) -> Sweep:
     require_keys("", raw, _KEYS)
     if missing := [key for key in ("method", "parameters") if key not in raw]:
-        raise ConfigError(f"this is not a sweep: it needs method and parameters, but has no {' and no '.join(missing)}")
+        raise ConfigError(f"this is not a sweep: it needs method and parameters, but lacks {' and '.join(missing)}")
     require_choice("method", raw["method"], _METHODS)
     metric, program = _metric(raw.get("metric")), _text(raw, "program")
     if raw.get("run_cap") is not None:

@@ -15,7 +15,7 @@ def read_mapping(path: Path) -> dict[Any, Any]:
     """Read a YAML file that holds keys and values.
 
     Raises:
-        ConfigError: there is no such file, it is not text or not YAML, a key occurs twice, or it is not a mapping.
+        ConfigError: file not found, it is not text or not YAML, a key occurs twice, or it is not a mapping.
     """
     text = _read_text(path)
     try:

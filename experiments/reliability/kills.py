@@ -78,7 +78,7 @@ def problem(folder: Path, number: int, size: int) -> str:
 def _problem_of_last(folder: Path, step: int) -> str:
     path = last(folder)
     if path is None:
-        return "there is no checkpoint"
+        return "the checkpoint is missing"
     try:
         found = read_checkpoint(path)
     except CheckpointError as error:

@@ -337,7 +337,7 @@ def test_wrong_weights_and_too_few_images_are_said_before_the_training(tmp_path,
     unet = UNet(3, 8, (1,), 1, (), patch=4)
     Path("damaged.pth").write_bytes(b"x")
     for weights, line in (
-        ("nowhere.pth", "no file nowhere.pth"),
+        ("nowhere.pth", "file not found: nowhere.pth"),
         ("damaged.pth", "damaged.pth does not hold a state dict"),
     ):
         extractor = TorchvisionFeatures("resnet18", weights)

@@ -185,8 +185,8 @@ def test_a_file_is_refused_in_a_line_that_names_it(text, expected, capsys):
 
 
 def test_files_that_are_none(capsys):
-    assert "there is no file" in line(capsys, "--config=nowhere.yaml")
-    assert "there is no file" in line(capsys, "--config=.")
+    assert "file not found:" in line(capsys, "--config=nowhere.yaml")
+    assert "file not found:" in line(capsys, "--config=.")
     Path("picture.yaml").write_bytes(b"\x89PNG\r\n\x1a\n\xff")
     assert "picture.yaml is not YAML: it is not text" in line(capsys, "--config=picture.yaml")
     assert "--data and --model must be given, for example by --config" in line(capsys)

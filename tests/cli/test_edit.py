@@ -243,10 +243,10 @@ def test_options_are_refused_before_a_model_is_read(line, message, capsys, monke
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (f"inpaint {GREY} --image=none.png --mask=mask.png", "--image none.png: there is no such file"),
-        (f"inpaint {GREY} --image=a.png --mask=none.png", "--mask none.png: there is no such file"),
+        (f"inpaint {GREY} --image=none.png --mask=mask.png", "--image none.png: file not found"),
+        (f"inpaint {GREY} --image=a.png --mask=none.png", "--mask none.png: file not found"),
         (f"inpaint {GREY} --image=broken.png --mask=mask.png", "--image broken.png cannot be read as an image"),
-        (f"inpaint {GREY} --image=. --mask=mask.png", "--image .: there is no such file"),
+        (f"inpaint {GREY} --image=. --mask=mask.png", "--image .: file not found"),
         (f"inpaint {GREY} --image=large.png --mask=mask.png",
          "--image large.png has 30 x 20 pixels, but the model draws 8 x 8: scale it, or add --resize"),
         (f"inpaint {GREY} --image=a.png --mask=large.png", "--mask large.png has 30 x 20 pixels"),

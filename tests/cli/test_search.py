@@ -172,7 +172,7 @@ def test_the_file_lies_beside_its_checkpoint(tmp_path):
         ("--ckpt_path=model --output=/dev/null/a.png", "--output /dev/null/a.png"),
         ("--ckpt_path=nowhere", "no checkpoint at nowhere"),
         ("--ckpt_path=model", "--ckpt_path model does not state its training data: give --data"),
-        ("--ckpt_path=model --data=nowhere", "--data: there is no folder nowhere"),
+        ("--ckpt_path=model --data=nowhere", "--data: folder not found: nowhere"),
         ("--ckpt_path=model --data=MNIST", "--data has images of shape (1, 28, 28), but the model draws (1, 8, 8)"),
         ("--ckpt_path=model --data=images --labels=1", "the network is unconditional"),
         ("--ckpt_path=model --data=images --guidance=1", "guidance needs a class-conditional network"),

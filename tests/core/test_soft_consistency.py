@@ -109,7 +109,7 @@ def test_a_jump_to_the_end_is_consistency_distillation():
 
 
 def test_where_q_is_r_the_teacher_s_way_is_distilled():
-    """The student whose jump is the solver's steps has no loss then, whatever the target is."""
+    """The student whose jump is the solver's steps loses nothing then, whatever the target is."""
     target = jumping(2)
 
     def solved(x, t, r, c):

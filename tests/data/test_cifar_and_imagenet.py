@@ -31,7 +31,7 @@ def test_cifar10_s_errors_name_the_remedy(tmp_path, monkeypatch):
     write_cifar10(tmp_path, monkeypatch)
     path = tmp_path / "cifar-10-batches-py/data_batch_3"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
-    with pytest.raises(DataError, match="no complete CIFAR-10"):
+    with pytest.raises(DataError, match="CIFAR-10 is missing or incomplete"):
         CIFAR10(str(tmp_path)).split("train")
 
 

@@ -164,7 +164,7 @@ def test_classes_of_the_validation_images_are_those_of_training(tmp_path):
 
 
 def test_bad_folders_and_files_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"there is no folder .*nowhere.*--data.root"):
+    with pytest.raises(DataError, match=r"folder not found: .*nowhere.*--data.root"):
         ImageFolder(str(tmp_path / "nowhere")).split("train")
     with pytest.raises(DataError, match=r"0 image\(s\)"):
         ImageFolder(str(tmp_path)).split("train")

@@ -163,5 +163,5 @@ def test_the_start_image_of_a_pipeline_is_read_alike(tmp_path):
     found = np.asarray(_read_image(tmp_path / "b.png", None, None))
     assert found.shape == (16, 8, 3)
     assert found[:8].min() == 255 > found[8:].max()
-    with pytest.raises(DataError, match=r"--image .*nowhere.png: there is no such file"):
+    with pytest.raises(DataError, match=r"--image .*nowhere.png: file not found"):
         _read_image(tmp_path / "nowhere.png", None, None)

@@ -229,7 +229,7 @@ def test_captions_lie_beside_images_of_any_kind(tmp_path):
     assert sorted(caption for split in ("train", "val") for _, caption in data.split(split)) == [
         "caption of 1.txt", "caption of sub/2.txt",
     ]  # fmt: skip
-    with pytest.raises(DataError, match=r"there is no folder nowhere: set --data.root"):
+    with pytest.raises(DataError, match=r"folder not found: nowhere: set --data.root"):
         CaptionedFolder("nowhere").split("train")
 
 

@@ -98,7 +98,7 @@ def test_samples_without_caption_are_named(tmp_path):
 
 def test_shard_options_are_checked(tmp_path):
     for names in (tmp_path, tmp_path / "*.tar", tmp_path / "{0..1}.tar"):
-        with pytest.raises(DataError, match=r"no shard .*--data.shards"):
+        with pytest.raises(DataError, match=r"shard not found: .*--data.shards"):
             CaptionedShards(str(names)).split("train")
     path = write_shard(tmp_path / "0.tar", range(2))
     with pytest.warns(UserWarning, match="cannot be written .* set the option cache"):

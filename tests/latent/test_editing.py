@@ -233,9 +233,9 @@ def test_options_are_refused_before_a_model_is_read(line, message, capsys, monke
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (f"stroke {BASE} --image=none.png", "--image none.png: there is no such file"),
+        (f"stroke {BASE} --image=none.png", "--image none.png: file not found"),
         (f"stroke {BASE} --image=large.png", "--image large.png has 30 x 20 pixels, and the model draws multiples of"),
-        (f"inpaint {BASE} --image=a.png --mask=none.png", "--mask none.png: there is no such file"),
+        (f"inpaint {BASE} --image=a.png --mask=none.png", "--mask none.png: file not found"),
         (f"inpaint {BASE} --image=a.png --mask=large.png", "--mask large.png has 30 x 20 pixels"),
         (f"inpaint {BASE} --image=a.png --mask=black.png", "--mask black.png is black everywhere"),
         (f"inpaint {BASE} --image=a.png --mask=white.png", "--mask white.png is white everywhere"),

@@ -44,7 +44,7 @@ def test_dinov2_needs_weights():
 
 @pytest.mark.parametrize("name", ["", "frechet", "fid_mnist", "mid_grey", "psnr", "frechet_", "accuracy3", "loss"])
 def test_there_is_no_other(name):
-    with pytest.raises(ConfigError, match=f"there is no measure {name!r}: give fid, kid, "):
+    with pytest.raises(ConfigError, match=f"unknown measure {name!r}: give fid, kid, "):
         measure_named(name)
 
 

@@ -118,8 +118,8 @@ def broken(tmp_path_factory, small):
     torch.save({**state, "conv5.0.weight": torch.zeros(3)}, tmp_path / "shape.pth")
     torch.save({}, tmp_path / "nothing.pth")
     return tmp_path, {
-        "nowhere.pth": "there is no file .*nowhere.pth: set the weights of TorchvisionFeatures",
-        ".": "no file",
+        "nowhere.pth": "file not found: .*nowhere.pth: set the weights of TorchvisionFeatures",
+        ".": "file not found: ",
         "other.pth": "other.pth holds another network than shufflenet_v2_x0_5: .* set model and weights",
         "pickled.pth": r"pickled.pth does not hold a state dict: .*model.state_dict\(\)",
         "cut.pth": "cut.pth does not hold a state dict: set the weights of TorchvisionFeatures",
@@ -196,7 +196,8 @@ def test_dinov2_gives_the_class_token_of_the_whole_image(dino):
 
 def test_wrong_folders_of_dinov2_get_a_line(dino, tmp_path):
     for folder in ("nowhere", "facebook/dinov2-none", str(tmp_path)):
-        with pytest.raises(CheckpointError, match=f"no complete DINOv2 at {folder}: set the weights of DINOv2"):
+        line = f"DINOv2 is missing or incomplete at {folder}: set the weights of DINOv2"
+        with pytest.raises(CheckpointError, match=line):
             DINOv2(folder).distance()
     ViTModel(ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(tmp_path / "vit")
     with pytest.raises(CheckpointError, match="vit holds a vit: set the weights of DINOv2"):
@@ -207,7 +208,7 @@ def test_wrong_folders_of_dinov2_get_a_line(dino, tmp_path):
     with pytest.raises(CheckpointError, match=r"lacks 1 tensors, such as layernorm.weight"):
         DINOv2(str(tmp_path / "lacking")).distance()
     (tmp_path / "lacking/model.safetensors").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match="no complete DINOv2"):
+    with pytest.raises(CheckpointError, match="DINOv2 is missing or incomplete"):
         DINOv2(str(tmp_path / "lacking")).distance()
 
 

@@ -73,8 +73,8 @@ DIVERGED = "the loss has not been finite since step 5: lower the learning rate, 
 @pytest.mark.parametrize(
     ("options", "callbacks", "advice"),
     [
-        ({}, [], "set --trainer.gradient_clip_val=1; there is no checkpoint from before that step"),
-        ({"gradient_clip_val": 1e9}, [], "--trainer.gradient_clip_val, which is 1e+09; there is no checkpoint"),
+        ({}, [], "set --trainer.gradient_clip_val=1; a checkpoint from before that step does not exist"),
+        ({"gradient_clip_val": 1e9}, [], "--trainer.gradient_clip_val, which is 1e+09; a checkpoint from before"),
         (
             {"enable_checkpointing": True},
             [SaveLast(2)],
@@ -92,7 +92,7 @@ def test_modules_with_optimizers_of_their_own_are_not_told_to_clip(tmp_path):
                         checkpoint_callbacks=[], ckpt_path=None)  # fmt: skip
     assert faults.of_the_weights(t, 3) == (
         "the weights are not finite at step 3, so no checkpoint of them is written: lower the learning rate; "
-        "there is no checkpoint from before that step"
+        "a checkpoint from before that step does not exist"
     )
 
 

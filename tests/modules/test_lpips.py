@@ -91,7 +91,7 @@ def test_mixed_precision_does_not_round_it(distance):
 
 def test_errors_name_the_file(distance, tmp_path, monkeypatch):
     x = torch.zeros(1, 3, 8, 8)
-    with pytest.raises(CheckpointError, match=r"no file nowhere.pth: set the distance's weights"):
+    with pytest.raises(CheckpointError, match=r"file not found: nowhere.pth: set the distance's weights"):
         LPIPS("nowhere.pth")(x, x)
     (tmp_path / "other.pth").write_bytes(b"cut")
     with pytest.raises(CheckpointError, match=r"other.pth does not hold"):

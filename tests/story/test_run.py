@@ -114,7 +114,7 @@ def test_a_resumed_run_continues_where_it_was(capsys):
     capsys.readouterr()
     main(["fit", *TOY, "--ckpt_path=last", "--callbacks.progress.every_s=0"])
     said = [line.split()[1] for line in lines(capsys.readouterr().out)]
-    assert said == ["8/12", "9/12", "10/12", "11/12", "12/12", "12/12"]  # 7 of 12 has no new tenth
+    assert said == ["8/12", "9/12", "10/12", "11/12", "12/12", "12/12"]  # 7 of 12 does not reach a new tenth
 
 
 def test_the_end_says_what_there_is_and_its_command_works(capsys):

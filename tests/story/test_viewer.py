@@ -30,4 +30,4 @@ def test_without_a_viewer_a_line_says_where_the_picture_is(monkeypatch, capsys):
     monkeypatch.setattr(viewer.shutil, "which", lambda name: None)
     monkeypatch.setattr(viewer.webbrowser, "open", lambda url: False)
     viewer.show([Path("a.png")])
-    assert capsys.readouterr().err == "--open: there is no viewer here; the image is a.png\n"
+    assert capsys.readouterr().err == "--open: a viewer was not found; the image is a.png\n"

@@ -60,7 +60,7 @@ class Objective(Recorded, nn.Module, ABC):
 
         Args:
             map: the map that is trained, see :class:`~cm_lightning.core.parameterization.Map`.
-            target: the map that takes the rest of the way; ``map`` itself where there is no target network.
+            target: the map that takes the rest of the way; ``map`` itself without a target network.
             x: data (B, ...).
             c: condition, class labels (B,) or None.
             clock: the clock of the schedules.
