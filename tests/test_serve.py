@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import pytest
@@ -298,6 +298,21 @@ def test_many_at_once_are_all_answered_and_each_gets_its_own(server):
     for seed, (pixels, told) in enumerate(drawn):
         np.testing.assert_array_equal(pixels, draw(server, seed=seed, label=1)[0])
         assert told["evaluations"] == 1
+
+
+def test_connections_that_come_before_the_server_accepts_any_wait_for_it(guided):
+    with Server(Painter(SampleDrawer(guided, "runs/x")), port=0) as server, ExitStack() as opened:
+        address = ("127.0.0.1", server.server_port)
+        waiting = [opened.enter_context(socket.create_connection(address, timeout=20)) for _ in range(4 * MOST_AT_ONCE)]
+        for connection in waiting:
+            connection.sendall(b"GET /other HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            assert [connection.recv(12) for connection in waiting] == [b"HTTP/1.1 404"] * len(waiting)
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_too_many_at_once_are_told_to_come_again(server):

@@ -67,6 +67,7 @@ class Server(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 8 * MOST_AT_ONCE  # with the default, 5, those that come at one moment are reset
     allow_reuse_address = os.name != "nt"  # where it would let two servers share a port
     allow_reuse_port = False
 
