@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import lightning as L
@@ -13,7 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from cm_lightning.backbones.mlp import ResidualMLP
+from cm_lightning.backbones.unet import UNet
 from cm_lightning.data.digits import embedded_digits
+from cm_lightning.data.mnist import MNIST
 from cm_lightning.errors import ConfigError
 from cm_lightning.modules.training import ConsistencyTraining
 
@@ -42,6 +47,24 @@ def trainer(tmp_path: Any, **options: Any) -> L.Trainer:
         "default_root_dir": str(tmp_path),
     }  # fmt: skip
     return L.Trainer(**{**quiet, **options})
+
+
+def digits_checkpoint(path: Path) -> Path:
+    """The checkpoint of a tiny network after one step on digits, written to a path."""
+    run = trainer(path.parent, max_steps=1, limit_train_batches=1, limit_val_batches=0)
+    run.fit(ConsistencyTraining(UNet(1, 8, (1,), 1, (), num_classes=10, patch=4), (1, 28, 28)), MNIST(batch_size=8))
+    run.save_checkpoint(path)
+    return path
+
+
+def script(path: Path) -> ModuleType:
+    """A script as a module, which is not run."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
 
 
 def module(**options: Any) -> ConsistencyTraining:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,9 +23,8 @@ from cm_lightning.errors import ConfigError
 from cm_lightning.modules.loading import load_module
 from tests.backbones.zoo import NETWORKS, SHAPE, awake
 from tests.helpers import module, points, trainer
-from tests.processes import ROOT
+from tests.modules.every_method import OF_THE_BENCHMARK
 
-METHODS = runpy.run_path(str(ROOT / "experiments/benchmarks/steps.py"))["METHODS"]
 IMAGES = (1, 4, 4)
 #: The networks that are traced in a second or two; ADM, NCSN++, the U-Net and diffusers' are made of the same layers,
 #: and EDM2 has a test of its own.
@@ -73,7 +71,7 @@ def a_step(module: Any, callback: Compile | None) -> Iterator[None]:
 
 def made(method: str) -> Any:
     torch.manual_seed(0)
-    m = METHODS[method](lambda two_times: Tiny(), IMAGES)
+    m = OF_THE_BENCHMARK[method](lambda two_times: Tiny(), IMAGES)
     if hasattr(m, "hold_teacher"):
         m.setup("fit")  # which starts from the teacher
     return m.train()
@@ -88,7 +86,7 @@ def loss_and_gradients(m: Any, callback: Compile | None) -> dict[str, Tensor]:
     return {"loss": loss.detach(), **{name: p.grad for name, p in m.named_parameters() if p.grad is not None}}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_THE_BENCHMARK)
 def test_a_compiled_step_has_the_loss_and_the_gradients_of_a_plain_one(method):
     plain = loss_and_gradients(made(method), None)
     callback = Compile("aot_eager" if method == "CTM" else "eager")  # CTM takes gradients through a graph it keeps

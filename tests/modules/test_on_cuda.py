@@ -6,7 +6,6 @@ gradients themselves need a real device.
 
 from __future__ import annotations
 
-import runpy
 from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
@@ -18,12 +17,11 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 import cm_lightning as C
 from cm_lightning.modules.frozen import Frozen
-from tests.processes import ROOT
+from tests.modules.every_method import OF_THE_BENCHMARK
 
 SHAPE = (1, 8, 8)
 
 
-METHODS = runpy.run_path(str(ROOT / "experiments/benchmarks/steps.py"))["METHODS"]
 #: How many steps its generator takes is drawn on the host.
 ON_HOST = "DMD2"
 
@@ -60,14 +58,14 @@ def on_cuda(tensor: torch.Tensor, fake: FakeTensorMode) -> torch.Tensor:
 
 
 def made(method: str, fake: FakeTensorMode) -> Any:
-    module = METHODS[method](network, SHAPE)
+    module = OF_THE_BENCHMARK[method](network, SHAPE)
     if hasattr(module, "hold_teacher"):
         module.setup("fit")  # which starts from the teacher
     to_cuda(module, fake)
     return module.train()
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method != ON_HOST])
+@pytest.mark.parametrize("method", [method for method in OF_THE_BENCHMARK if method != ON_HOST])
 def test_a_loss_stays_on_its_device_and_reads_nothing_back(method, fake):
     module = made(method, fake)
     if method == "CTM":
@@ -78,7 +76,7 @@ def test_a_loss_stays_on_its_device_and_reads_nothing_back(method, fake):
     assert (loss.shape, loss.device.type, loss.requires_grad) == ((), "cuda", True)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_THE_BENCHMARK)
 def test_samples_are_drawn_on_the_device(method, fake):
     module = made(method, fake).eval()
     sigmas = module.default_sigmas(module.default_steps)  # plain numbers

@@ -8,9 +8,8 @@ from itertools import pairwise
 import pytest
 from PIL import Image
 
-from cm_lightning import MNIST, ConsistencyTraining, UNet
 from cm_lightning.export.folder import write_export
-from tests.helpers import trainer
+from tests.helpers import digits_checkpoint, script
 from tests.processes import CONF, ROOT, fork
 from tests.test_serve import make
 
@@ -50,7 +49,7 @@ def test_a_killed_run_loses_nothing(script, line, tmp_path):
 
 def test_the_sum_over_ranks_takes_its_time(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
-    efficiency = runpy.run_path(str(FOLDER / "scaling.py"))["efficiency"]
+    efficiency = script(FOLDER / "scaling.py").efficiency
     assert efficiency(1.0, 10e9, 1, 10e9) == 1.0  # one rank has nothing to send
     assert efficiency(1.0, 10e9, 2, 10e9) == 0.5  # two send their half twice
     assert efficiency(1.0, 10e9, 10**6, 10e9) == pytest.approx(1 / 3, rel=1e-5)
@@ -58,11 +57,7 @@ def test_the_sum_over_ranks_takes_its_time(monkeypatch):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("digits")
-    run = trainer(folder, max_steps=1, limit_train_batches=1, limit_val_batches=0)
-    run.fit(ConsistencyTraining(UNet(1, 8, (1,), 1, (), num_classes=10, patch=4), (1, 28, 28)), MNIST(batch_size=8))
-    run.save_checkpoint(folder / "digits.ckpt")
-    return folder / "digits.ckpt"
+    return digits_checkpoint(tmp_path_factory.mktemp("digits") / "digits.ckpt")
 
 
 def test_samples_are_timed_for_each_number_of_images(checkpoint, monkeypatch, capsys):
@@ -106,6 +101,6 @@ def test_the_check_of_a_gpu_names_scripts_and_options_that_exist():
     text = (FOLDER / "gpu_check.sh").read_text()
     called = re.findall(r"python (experiments/\S+)(.*)", text)
     assert len(called) == 2
-    for script, options in called:
-        source = (ROOT / script).read_text()
+    for name, options in called:
+        source = (ROOT / name).read_text()
         assert all(f'"{option}"' in source for option in re.findall(r"--\w+", options))

@@ -1,6 +1,5 @@
 """The script of experiments/mnist/compare, on runs whose scores are known."""
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -8,10 +7,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from cm_lightning import MNIST, ConsistencyTraining, UNet
 from cm_lightning.report.logs import Score
 from cm_lightning.report.runs import Run
-from tests.helpers import trainer
+from tests.helpers import digits_checkpoint, script
 from tests.processes import ROOT
 
 FOLDER = ROOT / "experiments/mnist/compare"
@@ -19,20 +17,13 @@ FOLDER = ROOT / "experiments/mnist/compare"
 
 @pytest.fixture(scope="module")
 def page():
-    spec = importlib.util.spec_from_file_location("compare_page", FOLDER / "page.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script(FOLDER / "page.py")
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A run's directory with a checkpoint."""
-    folder = tmp_path_factory.mktemp("run")
-    t = trainer(folder, max_steps=1, limit_train_batches=1, limit_val_batches=0)
-    t.fit(ConsistencyTraining(UNet(1, 8, (1,), 1, (), num_classes=10, patch=4), (1, 28, 28)), MNIST(batch_size=8))
-    t.save_checkpoint(folder / "checkpoints/last.ckpt")
-    return folder
+    return digits_checkpoint(tmp_path_factory.mktemp("run") / "checkpoints/last.ckpt").parents[1]
 
 
 def run(name, *scores, directory=Path("runs"), teacher=None):

@@ -1,7 +1,5 @@
 """The script of experiments/plane, against what is known of its parts."""
 
-import importlib.util
-
 import pytest
 import torch
 from PIL import Image
@@ -13,15 +11,13 @@ from cm_lightning.data.toy import draw
 from cm_lightning.modules.diffusion import DiffusionModule
 from cm_lightning.modules.mean_flow import MeanFlow
 from cm_lightning.modules.moment_matching import InductiveMomentMatching
+from tests.helpers import script
 from tests.processes import ROOT
 
 
 @pytest.fixture(scope="module")
 def figure():
-    spec = importlib.util.spec_from_file_location("plane_figure", ROOT / "experiments/plane/figure.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script(ROOT / "experiments/plane/figure.py")
 
 
 def two_times(kind):
