@@ -118,6 +118,7 @@ from .data.imagenet import ImageNet64 as ImageNet64
 from .data.mnist import MNIST as MNIST
 from .data.mnist import FashionMNIST as FashionMNIST
 from .data.toy import Toy as Toy
+from .latent.adapted import AdaptedUNet as AdaptedUNet  # lcm
 from .latent.base import PretrainedBase as PretrainedBase  # lcm
 from .latent.base import TextToImageBase as TextToImageBase  # lcm
 from .latent.small import SmallBase as SmallBase  # lcm

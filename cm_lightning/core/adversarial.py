@@ -1,12 +1,12 @@
 """Losses on a generator's samples by a second network: a discriminator, or a denoiser of the samples.
 
 The second network is the critic. Its loss must reach it alone, and the generator's loss the generator alone: give the
-critic detached samples, and the generator a critic in :func:`held`.
+critic detached samples, and the generator a critic whose weights are :func:`held`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -26,9 +26,9 @@ DIVERGENCES: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 
 @contextmanager
-def held(network: nn.Module) -> Iterator[None]:
-    """A context in which gradients pass through a network to its input, but do not reach its weights."""
-    trained = [p for p in network.parameters() if p.requires_grad]
+def held(weights: Iterable[nn.Parameter]) -> Iterator[None]:
+    """A context in which gradients pass through networks with these weights, but do not reach the weights."""
+    trained = [p for p in weights if p.requires_grad]
     for p in trained:
         p.requires_grad_(False)
     try:

@@ -38,6 +38,7 @@ class Stage:
         length: length relative to the other stages; optimizer steps if they add up to those of the run.
         rate: factor on the learning rate, above 0.
         guidance: w of the teacher, c + w (c - u); only in the stages of the first teacher.
+        trains: the part of the student that is trained, ``lora`` or ``whole``, for a student that has both.
 
     Raises:
         ConfigError: a number is out of range, or the student's steps do not divide the teacher's.
@@ -49,6 +50,7 @@ class Stage:
     length: float = 1.0
     rate: float = 1.0
     guidance: float = 0.0
+    trains: Literal["lora", "whole"] | None = None
 
     def __post_init__(self) -> None:
         COUNT.check(self, teacher_steps=self.teacher_steps, student_steps=self.student_steps)
@@ -68,7 +70,8 @@ class Stage:
         return self.objective != "mse"
 
     def __str__(self) -> str:
-        return f"{self.teacher_steps} -> {self.student_steps} {self.objective}"
+        part = f" {self.trains}" if self.trains else ""
+        return f"{self.teacher_steps} -> {self.student_steps} {self.objective}{part}"
 
 
 class Stages:

@@ -7,10 +7,12 @@ the same family.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -112,6 +114,32 @@ def merge(pipe: Any) -> None:
     """
     pipe.fuse_lora()
     pipe.unload_lora_weights()
+
+
+def merged(unet: Any) -> Any:
+    """Add the active adapters of a UNet to its weights, and remove all of them. Changes and returns the UNet."""
+    unet.fuse_lora()
+    unet.unload_lora()
+    return unet
+
+
+@torch.no_grad()
+def merge_and_restart(unet: nn.Module, name: str, seed: int) -> None:
+    """Add an adapter to the weights and start it again, so that the UNet computes the same as before.
+
+    Args:
+        unet: the UNet, changed in place.
+        name: name of the adapter.
+        seed: seed of its new weights A; B is 0.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for layer in _adapted(unet):
+        module: Any = layer
+        weight, (a, b) = module.get_base_layer().weight, (half[name].weight for half in (module.lora_A, module.lora_B))
+        weight += module.get_delta_weight(name).to(weight)
+        # as peft starts an adapter, but from a generator of its own
+        a.copy_(nn.init.kaiming_uniform_(torch.empty(a.shape), a=math.sqrt(5), generator=generator))
+        b.zero_()
 
 
 def adapter_names(unet: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Gradient checkpointing of diffusers UNets, for networks that are held in some of their passes too."""
+"""Gradient checkpointing of diffusers UNets, also for networks whose weights are held in some of their passes."""
 
 from __future__ import annotations
 
@@ -24,6 +24,5 @@ def recompute_activations(unet: UNet) -> None:
 
 
 def _checkpointed(block: nn.Module, *inputs: Any) -> Any:
-    is_held = not any(p.requires_grad for p in block.parameters())
-    again = partial(held, block) if is_held else nullcontext
+    again = partial(held, [p for p in block.parameters() if not p.requires_grad])
     return checkpoint(block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))

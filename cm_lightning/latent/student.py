@@ -29,6 +29,8 @@ class Student(Recorded, ABC):
     unet: UNet
     #: What is trained, averaged and saved.
     weights: nn.Module
+    #: The parts of ``weights``, for a student of which a stage trains one.
+    parts: tuple[str, ...] = ()
 
     @abstractmethod
     def attach(self, base: TextToImageBase) -> None:
@@ -49,6 +51,17 @@ class Student(Recorded, ABC):
     @abstractmethod
     def export(self, directory: Path, pipe: DiffusionPipeline) -> None:
         """Write the trained part to a folder that diffusers can load."""
+
+    def plain(self) -> UNet:
+        """The network as plain diffusers loads it."""
+        return self.unet
+
+    def resting(self, part: str | None) -> Sequence[nn.Parameter]:
+        """The trained weights outside of a part."""
+        return ()
+
+    def merge(self, seed: int) -> None:
+        """Rewrite the weights for the next stage, without a change to what the network computes."""
 
     def target(
         self, base: TextToImageBase, weights: nn.Module, x: Tensor, t: Tensor, c: Conditioning, w: Tensor | None

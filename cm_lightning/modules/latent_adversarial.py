@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 
+from cm_lightning.core.adversarial import held
 from cm_lightning.core.few_step import trailing_timesteps
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.core.stages import Ladder, Stage, Stages
@@ -30,7 +31,8 @@ class LatentAdversarialDistillation(StagedDistillation, FewStepModule):
     """SDXL-Lightning (Lin et al. 2024): fewer and fewer steps, by squared error and by discriminators.
 
     The student stays a denoiser. It is sampled by Euler's (DDIM's) steps on trailing timesteps, without guidance, in as
-    many steps as the last stage's student takes.
+    many steps as the last stage's student takes. With :class:`AdaptedUNet` each stage says whether it trains a LoRA,
+    which is merged when the stage ends, or the whole network.
 
     Args:
         stages: the stages, in order; see :class:`Stage`. Guidance w is guidance_scale - 1 of the pipelines.
@@ -45,6 +47,7 @@ class LatentAdversarialDistillation(StagedDistillation, FewStepModule):
     """
 
     method = "SDXL-Lightning"
+    in_stages = True
 
     def __init__(
         self,
@@ -77,14 +80,15 @@ class LatentAdversarialDistillation(StagedDistillation, FewStepModule):
             recompute_activations(critic.encoder)
         self.clean_in_one_step = clean_in_one_step
         ladder = Ladder(base.schedule, torch.tensor(trailing_timesteps(in_turn.first.teacher_steps, total)))
-        self.hold_stages(in_turn, ladder, 1.0, critic, discriminator_levels, turns, critic_lr)
+        self.hold_stages(in_turn, ladder, 1.0, critic, discriminator_levels, turns, critic_lr, student.parts)
         self.__dict__["_first_encoder"] = {name: p.detach().clone() for name, p in critic.encoder.state_dict().items()}
 
     def batch_loss(self, batch: Any, batch_idx: int, generator: torch.Generator | None = None) -> Tensor:
         return self.joined(self.losses(*self.latents_and_conditions(batch), generator))
 
     def clean(self, x_t: Tensor, t: Tensor, c: Any, stage: Stage) -> Tensor:
-        output = self.base.output(self.student.unet, x_t, t, c)
+        with held(self.resting(stage)):
+            output = self.base.output(self.student.unet, x_t, t, c)
         return output if self._predicts_clean(stage) else self.base.schedule.clean(output, x_t, t)
 
     def taught(self, x_t: Tensor, t: Tensor, c: Any, index: int) -> Tensor:
@@ -103,6 +107,12 @@ class LatentAdversarialDistillation(StagedDistillation, FewStepModule):
     def fresh_encoder(self) -> dict[str, Tensor]:
         encoder: dict[str, Tensor] = self.__dict__["_first_encoder"]
         return encoder
+
+    def resting(self, stage: Stage) -> Sequence[nn.Parameter]:
+        return self.student.resting(stage.trains)
+
+    def merge(self, index: int) -> None:
+        self.student.merge(index)
 
     def _predicts_clean(self, stage: Stage) -> bool:
         return self.clean_in_one_step and stage.student_steps == 1

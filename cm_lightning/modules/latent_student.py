@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cm_lightning.core.guidance import guided
 from cm_lightning.core.schedule import RateSchedule
+from cm_lightning.errors import ConfigError
 from cm_lightning.latent.base import Conditioning, TextToImageBase
 from cm_lightning.latent.exported import Part, export_student
 from cm_lightning.latent.few_step import FewStep
@@ -28,10 +29,16 @@ class StudentModule(LatentModule):
 
     Args:
         base: the teacher. The student uses its autoencoder and text encoders, too.
-        student: the trained part: :class:`WholeUNet` or :class:`LoRA`.
+        student: the trained part: :class:`WholeUNet`, :class:`LoRA`, or, for methods in stages, :class:`AdaptedUNet`.
         gradient_checkpointing: whether to trade time for memory, in all networks that are trained.
         cache, offload_encoders: see :class:`LatentModule`; optimizer, lr_scheduler, start_from: see its base.
+
+    Raises:
+        ConfigError: the student is for methods in stages, and this one is not.
     """
+
+    #: Whether the method has stages, each of which trains a part of the student.
+    in_stages = False
 
     def __init__(
         self,
@@ -44,6 +51,11 @@ class StudentModule(LatentModule):
         lr_scheduler: RateSchedule | LRSchedulerCallable | None = None,
         start_from: str | None = None,
     ) -> None:
+        if student.parts and not self.in_stages:
+            raise ConfigError(
+                f"student: {type(student).__name__} is for methods in stages, such as LatentAdversarialDistillation: "
+                "take WholeUNet or LoRA"
+            )
         frozen = Frozen(base.unet)
         student.attach(base)
         super().__init__(base, student.weights, cache, offload_encoders, optimizer, lr_scheduler, start_from)
@@ -97,7 +109,9 @@ class FewStepModule(StudentModule):
     def export(self, directory: Path) -> None:
         part: Part = "lora" if isinstance(self.student, LoRA) else "pipeline"
         base, adapter = getattr(self.base, "path", "BASE"), getattr(self.student, "name", "lcm")
-        export_student(directory, self.pipeline(), self.few_step(), part, self.method, base, adapter)
+        pipe = self.pipeline()
+        pipe.unet = self.student.plain()
+        export_student(directory, pipe, self.few_step(), part, self.method, base, adapter)
 
 
 def _flags(pipe: DiffusionPipeline) -> dict[str, Any]:

@@ -147,7 +147,7 @@ class DistributionMatching(WithCritic):
         loss = matching_loss(samples, real, fake, weight)
         if not self.gan_weight:
             return loss
-        with held(self.critic):
+        with held(self.critic.parameters()):
             return loss + self.gan_weight * generator_loss(self._logits(samples, c, generator))
 
     def _critic_loss(self, x: Tensor, samples: Tensor, c: Any, generator: torch.Generator | None) -> Tensor:

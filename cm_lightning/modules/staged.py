@@ -54,6 +54,7 @@ class StagedDistillation(WithCritic):
         levels: Sequence[float],
         turns: Turns | None,
         critic_lr: float | None,
+        parts: Sequence[str] = (),
     ) -> None:
         """Keep the parts of the method.
 
@@ -64,13 +65,18 @@ class StagedDistillation(WithCritic):
             discriminator: the critic.
             levels: levels of the noise under which the discriminator sees clean ends.
             turns, critic_lr: see :class:`WithCritic`.
+            parts: the parts of the student that a stage may train; empty if it is always the whole student.
 
         Raises:
-            ConfigError: the learning rate has a schedule that cannot restart in each stage.
+            ConfigError: the learning rate has a schedule that cannot restart in each stage, or a stage does not name a
+                part of the student.
         """
         self.stages, self.ladder, self.sigma_data = stages, ladder, sigma_data
         for stage in self.stages.stages:
             ladder.stride(stage.teacher_steps)
+            if stage.trains not in (parts or (None,)):
+                remedy = f"set trains to {' or '.join(parts)}" if parts else "leave trains out, or take AdaptedUNet"
+                raise ConfigError(f"stages: {stage} does not name a part of this student: {remedy}")
         if not (self.lr_scheduler is None or isinstance(self.lr_scheduler, RateSchedule)):
             raise ConfigError("lr_scheduler must be a RateSchedule, such as HoldThenCosine: it restarts in each stage")
         self.lr_scheduler = StageRates(self.stages, self.lr_scheduler)
@@ -96,6 +102,13 @@ class StagedDistillation(WithCritic):
     @abstractmethod
     def fresh_encoder(self) -> dict[str, Tensor]:
         """The weights with which a discriminator starts."""
+
+    def resting(self, stage: Stage) -> Sequence[nn.Parameter]:
+        """The weights of the student that a stage does not train."""
+        return ()
+
+    def merge(self, index: int) -> None:
+        """Rewrite the student's weights for a stage, without a change to what it computes."""
 
     def forward_one(self) -> None:
         super().forward_one()  # type: ignore[safe-super]
@@ -127,7 +140,7 @@ class StagedDistillation(WithCritic):
     def _adversarial_losses(self, turn: Turn, judge: _Judge, real: Tensor, fake: Tensor) -> Losses:
         student = critic = None
         if turn.generator:
-            with held(self.critic):
+            with held(self.critic.parameters()):
                 student = generator_loss(judge(fake))
         if turn.critic:
             logits_real, logits_fake = judge(real), judge(fake.detach())
@@ -169,10 +182,17 @@ class StagedDistillation(WithCritic):
 
     def _begin_stage(self) -> None:
         """Start with a new discriminator and new moments, at the end of a step, so that checkpoints have them."""
-        self.critic.restart(self.fresh_encoder(), seed=self.stages.index(self.clock))
+        index = self.stages.index(self.clock)
+        self.rewrite(partial(self.merge, index))
+        self.critic.restart(self.fresh_encoder(), seed=index)
         for optimizer in self.trainer.optimizers:
             optimizer.state.clear()
         self.forget()
+
+    def configure_gradient_clipping(self, *args: Any, **options: Any) -> None:
+        for p in self.resting(self.stages.at(self.clock)):
+            p.grad = None  # under DDP it is 0, with which an optimizer would still decay the weight
+        super().configure_gradient_clipping(*args, **options)
 
     def phase(self, clock: Clock) -> str:
         index = self.stages.index(clock)

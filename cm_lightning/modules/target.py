@@ -1,10 +1,11 @@
-"""Networks that follow the student: the target network of consistency methods, and the teachers of stages."""
+"""Networks that follow the student: the target network of consistency methods, the teachers of stages, averages."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Protocol
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -23,6 +24,16 @@ class Follower(Protocol):
 
     def restart(self) -> None:
         """Copy the trained network."""
+
+
+@runtime_checkable
+class Average(Protocol):
+    """An average of a module's weights that the module can hold in their place for a while."""
+
+    attribute: str
+
+    def applied(self, pl_module: Any) -> AbstractContextManager[None]:
+        """A context in which the module holds the average."""
 
 
 class TargetNetwork:

@@ -101,13 +101,21 @@ class TestLosses:
     def test_a_held_network_passes_gradients_on_without_taking_any(self):
         network, x = nn.Linear(2, 1), torch.randn(3, 2, requires_grad=True)
         network.bias.requires_grad_(False)
-        with held(network):
+        with held(network.parameters()):
             out = network(x).sum()
         out.backward()
         assert network.weight.grad is None
         assert x.grad.any()
         assert network.weight.requires_grad
         assert not network.bias.requires_grad
+
+    def test_some_weights_of_a_network_may_be_held(self):
+        network = nn.Linear(2, 1)
+        with held([network.weight]):
+            out = network(torch.randn(3, 2)).sum()
+        out.backward()
+        assert network.weight.grad is None
+        assert network.bias.grad.item() == 3
 
 
 class TestTurns:
