@@ -73,7 +73,7 @@ def folder(tmp_path_factory):
             fit(f"digits/{base}", "--model.cache=null")
         fit("digits/lora", "--model.cache=null")
         fit("digits/lcm", "--model.cache=null")
-        for recipe in ("lightning", "mse", "dmd2"):
+        for recipe in ("lightning", "mse", "merge", "dmd2"):
             fit(f"../lightning/digits/{recipe}", "--model.cache=null")
         fit("pairs/clip", callbacks=PLAIN)
         for recipe in ("base", "lora", "lcm"):
@@ -106,10 +106,10 @@ FULL = "runs/lcm-sd15-full/version_0/export"
 
 
 def test_every_run_exports_what_it_trained(folder):
-    distilled = ("lightning-sd21", "lightning-sd21-mse", "dmd2-sd21")
+    distilled = ("lightning-sd21", "lightning-sd21-mse", "lightning-sd21-merge", "dmd2-sd21")
     for run in (*(f"lcm-{run}" for run in ("sd15", "sd21", "sdxl", "sd15-full", "pairs", "pairs-full")), *distilled):
         assert DiffusionPipeline.from_pretrained(f"runs/{run}/version_0/export").unet is not None
-    assert [few_step.told(f"runs/{run}").scheduler for run in distilled] == ["euler", "euler", "lcm"]
+    assert [few_step.told(f"runs/{run}").scheduler for run in distilled] == ["euler"] * 3 + ["lcm"]
     assert isinstance(DiffusionPipeline.from_pretrained(FULL).scheduler, LCMScheduler)
     names = {path.name for path in (folder / LORA).iterdir()}
     assert names == {"pytorch_lora_weights.safetensors", "lcm_kohya.safetensors", "scheduler"}
@@ -336,7 +336,7 @@ def test_every_cell_of_the_shipped_sweep_is_a_command(capsys):
         ("sdxl", "Adapter: 196,751,360", "base of 4.78 GiB"),
         ("sd15_full", "UNet2DConditionModel: 859,602,884", "1 x target of 3.20 GiB + base of 1.60 GiB"),
         ("sdxl_full", "UNet2DConditionModel: 2,567,545,604", " + base of 4.78 GiB"),
-        ("../lightning/sdxl", "UNet2DConditionModel: 2,567,463,684", "4 x critic of 5.12 GiB + base of 4.78 GiB"),
+        ("../lightning/sdxl", "UNet2DConditionModel: 2,764,215,044", "4 x critic of 5.12 GiB + base of 4.78 GiB"),
         ("../lightning/sdxl_lora", "Adapter: 196,751,360", "1 x teacher of 0.73 GiB + 4 x critic of 5.12 GiB"),
         ("../lightning/dmd2_sdxl", "UNet2DConditionModel: 2,567,463,684", "4 x critic of 9.66 GiB + base of 4.78 GiB"),
         ("../lightning/dmd2_sd15", "UNet2DConditionModel: 859,520,964", "4 x critic of 3.30 GiB + base of 1.60 GiB"),

@@ -76,6 +76,7 @@ def test_the_student_starts_as_its_base(structure):
     z, c = batch(m)
     t = torch.full((6,), 499)
     torch.testing.assert_close(m.base.output(m.student.unet, z, t, c), m.base.output(m.base.unet, z, t, c))
+    assert all(part.training for part in m.modules())
     shake(m)
     assert (m.base.output(m.student.unet, z, t, c) - m.base.output(m.base.unet, z, t, c)).abs().max() > 1e-3
 

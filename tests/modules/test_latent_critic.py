@@ -76,6 +76,13 @@ def test_the_encoder_ends_after_the_middle_block_and_shares_the_network(structur
 
 @BOTH
 @EITHER
+def test_all_that_is_trained_is_in_training_mode(make, student):
+    """A pretrained network is in eval mode, in which dropout is off."""
+    assert not [name for name, part in make(student=student).named_modules() if not part.training]
+
+
+@BOTH
+@EITHER
 def test_the_loss_of_each_network_reaches_it_alone_and_the_base_not_at_all(make, student):
     m = make(student=student, **({"stages": STAGES[1:2]} if make is lightning else {}))
     shake(m)
