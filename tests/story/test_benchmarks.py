@@ -1,13 +1,17 @@
 """The scripts of experiments run, each at a small size."""
 
+import contextlib
 import re
 import runpy
+import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from cm_lightning.__main__ import main
 from cm_lightning.export.folder import write_export
 from tests.helpers import digits_checkpoint, script
 from tests.processes import CONF, ROOT, fork
@@ -67,6 +71,32 @@ def test_samples_are_timed_for_each_number_of_images(checkpoint, monkeypatch, ca
     head, _, *rows = capsys.readouterr().out.splitlines()
     assert head.startswith("| images | 3 evaluations, s | one, s |")
     assert [row.split(" | ")[0] for row in rows] == ["| 1", "| 4"]
+
+
+def test_the_start_of_each_command_is_timed(checkpoint, tmp_path, monkeypatch, capsys):
+    """Processes are replaced by calls, each at its first time."""
+    done = []
+
+    def call(command, cwd, **options):
+        if command in done or "-c" in command:
+            return
+        done.append(command)
+        monkeypatch.setattr(sys, "argv", ["cm-lightning", *command[3:]])
+        with contextlib.suppress(SystemExit):
+            main()
+        written.append({path.name for path in Path(cwd).iterdir()})
+
+    written = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", call)
+    monkeypatch.setattr(sys, "argv", ["startup.py", str(checkpoint), "--rounds=1"])
+    runpy.run_path(str(FOLDER / "startup.py"), run_name="__main__")
+    table = capsys.readouterr().out.split("| command | ")[1].splitlines()
+    assert [row.split(" | ")[0] for row in table[2:]] == [
+        "| `import torch`", "| `cm-lightning --help`", "| `cm-lightning sample` of one image",
+        "| `cm-lightning fit`, one step", "| `cm-lightning fit --dry_run`",
+    ]  # fmt: skip
+    assert written == [set(), {"one.png"}, {"one.png", "mnist-ct"}, {"one.png", "mnist-ct"}]
 
 
 def test_the_sheet_of_edits_is_drawn_with_a_checkpoint(checkpoint, tmp_path, monkeypatch):
