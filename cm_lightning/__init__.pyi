@@ -126,11 +126,11 @@ from .latent.student import LoRA as LoRA  # lcm
 from .latent.student import WholeUNet as WholeUNet  # lcm
 from .metrics.energy import EnergyDistance as EnergyDistance
 from .metrics.extractor import CaptionedDigits as CaptionedDigits
-from .metrics.extractor import FashionJudge as FashionJudge
+from .metrics.extractor import FashionClassifier as FashionClassifier
 from .metrics.extractor import Inception as Inception
-from .metrics.extractor import MnistJudge as MnistJudge
+from .metrics.extractor import MnistClassifier as MnistClassifier
 from .metrics.extractor import SecondCaptionedDigits as SecondCaptionedDigits
-from .metrics.extractor import SecondMnistJudge as SecondMnistJudge
+from .metrics.extractor import SecondMnistClassifier as SecondMnistClassifier
 from .metrics.feature_scores import FeatureScores as FeatureScores
 from .metrics.features import DINOv2 as DINOv2
 from .metrics.features import TorchvisionFeatures as TorchvisionFeatures

@@ -23,7 +23,7 @@ _COMMANDS = {
     "sweep": "run a W&B sweep file on this machine, without an account",
     "export": "write weights for diffusers, ONNX Runtime, a web page, or as safetensors",
     "self-consistency": "check numerically that the consistency function is well defined",
-    "train-judge": "train a classifier of digits or clothes, which measures samples",
+    "train-classifier": "train a classifier of digits or clothes, which measures samples",
 }
 
 _HELP = f"""usage: cm-lightning COMMAND [OPTIONS]

@@ -63,11 +63,9 @@ _PHRASES = (
     # A run is resumed or continues; "goes on from" was used for checkpoints, steps and options alike.
     # One word for one thing: the option is --resume, the callback Resumed.
     Phrase(r"\b(?:goes|go|went|going) on (?:from|with)\b", "the run goes on from it", "the run is resumed from it"),
-    # The network that scores digits is a classifier; Judge, MnistJudge and train-judge are names.
+    # The network that scores digits is a classifier, in names too: MnistClassifier, train-classifier.
     # A judge sounds like an authority, but it is one extractor of features among others.
-    Phrase(
-        r"\b(?:[Tt]he|[Aa]|shipped) judge\b(?!\w|\.)", "as the judge sees it", "as the classifier finds; train-judge"
-    ),
+    Phrase(r"[Jj]udge", "as the judge sees it", "as the classifier finds; train-classifier"),
     # Classes, files and options differ or are distinguished; nobody tells them.
     # The idiom also splits: the reader meets "apart" a line later.
     Phrase(r"\b(?:told|tells?|telling) (?:\w+ ){0,5}apart\b", "runs are told apart", "runs are distinguished"),

@@ -26,7 +26,7 @@ from cm_lightning.metrics.scores import Scores, load_reference, save_reference, 
 from cm_lightning.modules.base import GenerativeModule
 
 #: The shipped classifier for each subject of images.
-_EXTRACTORS = {"digits": "MnistJudge", "clothes": "FashionJudge"}
+_EXTRACTORS = {"digits": "MnistClassifier", "clothes": "FashionClassifier"}
 
 
 class Quality(Callback):

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from cm_lightning.errors import ConfigError
 from cm_lightning.metrics.comparison import Comparison
-from cm_lightning.metrics.extractor import Extractor, FashionJudge, Inception, MnistJudge, SecondMnistJudge
+from cm_lightning.metrics.extractor import (
+    Extractor,
+    FashionClassifier,
+    Inception,
+    MnistClassifier,
+    SecondMnistClassifier,
+)
 from cm_lightning.metrics.feature_scores import FeatureScores
 from cm_lightning.metrics.features import DINOv2, TorchvisionFeatures
 from cm_lightning.metrics.kernel import KernelDistance
@@ -13,7 +19,7 @@ from cm_lightning.metrics.precision_recall import PrecisionRecall
 _COMPARISONS: dict[str, type[Comparison]] = {
     "kid": KernelDistance, "precision": PrecisionRecall, "recall": PrecisionRecall,
 }  # fmt: skip
-_JUDGES: tuple[type[MnistJudge], ...] = (MnistJudge, SecondMnistJudge, FashionJudge)
+_CLASSIFIERS: tuple[type[MnistClassifier], ...] = (MnistClassifier, SecondMnistClassifier, FashionClassifier)
 
 
 def measure_named(name: str, weights: str | None = None) -> FeatureScores:
@@ -29,9 +35,9 @@ def measure_named(name: str, weights: str | None = None) -> FeatureScores:
         ConfigError: the name is unknown, or the network needs weights.
     """
     kind, _, network = name.partition("_")
-    for judge in _JUDGES:
-        if name == judge.accuracy_name:
-            return FeatureScores(judge(weights), [])
+    for classifier in _CLASSIFIERS:
+        if name == classifier.accuracy_name:
+            return FeatureScores(classifier(weights), [])
     known = (kind in ("frechet", *_COMPARISONS) and network) or name in ("fid", *_COMPARISONS)
     if not known:
         raise ConfigError(
@@ -43,11 +49,11 @@ def measure_named(name: str, weights: str | None = None) -> FeatureScores:
 
 
 def _extractor(network: str, weights: str | None) -> Extractor:
-    judges = {judge.name.partition("_")[2]: judge for judge in _JUDGES}
+    classifiers = {classifier.name.partition("_")[2]: classifier for classifier in _CLASSIFIERS}
     if not network:
         return Inception(weights)
-    if network in judges:
-        return judges[network](weights)
+    if network in classifiers:
+        return classifiers[network](weights)
     if network == "dinov2":
         if weights is None:
             raise ConfigError("DINOv2 needs weights: give the folder or the hub name of facebook/dinov2-large")

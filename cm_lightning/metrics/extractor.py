@@ -13,8 +13,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from cm_lightning.domains import COUNT
 from cm_lightning.errors import ConfigError
 from cm_lightning.images import to_pixels
-from cm_lightning.metrics.judge import FIRST, DigitClassifier, DigitRow, load_judge
-from cm_lightning.metrics.second_judge import FASHION, SECOND
+from cm_lightning.metrics.classifier import FIRST, DigitClassifier, DigitRow, load_classifier
+from cm_lightning.metrics.second_classifier import FASHION, SECOND
 
 
 class Extractor(ABC):
@@ -55,11 +55,11 @@ class Extractor(ABC):
         return None
 
 
-class MnistJudge(Extractor):
+class MnistClassifier(Extractor):
     """The shipped classifier of digits of 28 x 28, for ``frechet_mnist`` and label accuracy.
 
     Args:
-        weights: a .safetensors file written by ``cm-lightning train-judge``; the shipped one if None.
+        weights: a .safetensors file written by ``cm-lightning train-classifier``; the shipped one if None.
     """
 
     name = "frechet_mnist"
@@ -69,26 +69,27 @@ class MnistJudge(Extractor):
 
     def __init__(self, weights: str | None = None) -> None:
         self.path = Path(weights) if weights else self._training.weights
-        self._judge: DigitClassifier | None = None
+        self._classifier: DigitClassifier | None = None
 
     def distance(self) -> FrechetInceptionDistance:
-        self._judge = load_judge(self.path, self._training.network)
-        return FrechetInceptionDistance(feature=self._judge, reset_real_features=False)
+        self._classifier = load_classifier(self.path, self._training.network)
+        return FrechetInceptionDistance(feature=self._classifier, reset_real_features=False)
 
     def identity(self) -> str:
         return digest(self.path)
 
     def classify(self, features: Tensor) -> Tensor | None:
-        assert self._judge is not None, "distance() loads the classifier"
-        logits: Tensor = self._judge.logits(features)
+        assert self._classifier is not None, "distance() loads the classifier"
+        logits: Tensor = self._classifier.logits(features)
         return logits.argmax(1)
 
 
-class SecondMnistJudge(MnistJudge):
+class SecondMnistClassifier(MnistClassifier):
     """The second shipped classifier, for ``frechet_mnist2`` and ``accuracy2``; nothing is tuned by it.
 
     Args:
-        weights: a .safetensors file written by ``cm-lightning train-judge --which second``; the shipped one if None.
+        weights: a .safetensors file written by ``cm-lightning train-classifier --which second``; if None, the
+            shipped one.
     """
 
     name = "frechet_mnist2"
@@ -96,11 +97,12 @@ class SecondMnistJudge(MnistJudge):
     _training = SECOND
 
 
-class FashionJudge(MnistJudge):
+class FashionClassifier(MnistClassifier):
     """The shipped classifier of Fashion-MNIST's clothes, 28 x 28, for ``frechet_fashion`` and label accuracy.
 
     Args:
-        weights: a .safetensors file written by ``cm-lightning train-judge --which fashion``; the shipped one if None.
+        weights: a .safetensors file written by ``cm-lightning train-classifier --which fashion``; if None, the
+            shipped one.
     """
 
     name = "frechet_fashion"
@@ -122,11 +124,11 @@ class CaptionedDigits(Extractor):
         COUNT.check(**{f"{type(self).__name__}: digits": digits})
         self.image_shape = (3, 32, 32 * digits)
         self.digits = digits
-        self._judge: DigitRow | None = None
+        self._classifier: DigitRow | None = None
 
     def distance(self) -> FrechetInceptionDistance:
-        self._judge = DigitRow(load_judge(self._training.weights, self._training.network), self.digits)
-        return FrechetInceptionDistance(feature=self._judge, reset_real_features=False)
+        self._classifier = DigitRow(load_classifier(self._training.weights, self._training.network), self.digits)
+        return FrechetInceptionDistance(feature=self._classifier, reset_real_features=False)
 
     def identity(self) -> str:
         return f"{digest(self._training.weights)}-{self.digits}"
@@ -138,8 +140,8 @@ class CaptionedDigits(Extractor):
 
     def classify(self, features: Tensor) -> Tensor | None:
         """(B, n D) -> (B,), or (B, n) for several digits."""
-        assert self._judge is not None, "distance() loads the classifier"
-        return self._judge.classes(features)
+        assert self._classifier is not None, "distance() loads the classifier"
+        return self._classifier.classes(features)
 
 
 class SecondCaptionedDigits(CaptionedDigits):

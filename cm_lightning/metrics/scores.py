@@ -11,7 +11,7 @@ from torch import Tensor
 from cm_lightning.cache import keep
 from cm_lightning.digest import load_tensors, save_tensors
 from cm_lightning.errors import CheckpointError
-from cm_lightning.metrics.extractor import Extractor, MnistJudge, SecondMnistJudge
+from cm_lightning.metrics.extractor import Extractor, MnistClassifier, SecondMnistClassifier
 from cm_lightning.metrics.feature_scores import FeatureScores
 from cm_lightning.metrics.kernel import KernelDistance
 from cm_lightning.metrics.measure import Measure
@@ -63,7 +63,7 @@ def usual_measures(extractor: Extractor | None = None, kernel: bool = True) -> l
         extractor: extractor of the features; both classifiers of digits if None.
         kernel: whether to compute the kernel distance.
     """
-    extractors = [MnistJudge(), SecondMnistJudge()] if extractor is None else [extractor]
+    extractors = [MnistClassifier(), SecondMnistClassifier()] if extractor is None else [extractor]
     comparisons = [KernelDistance(), PrecisionRecall()] if kernel else [PrecisionRecall()]
     return [*(FeatureScores(one, comparisons) for one in extractors), PixelShares()]
 

@@ -23,7 +23,7 @@ from cm_lightning.modules.discriminator import Discriminator
 from cm_lightning.modules.target import StudentOfBefore
 
 #: x_q (B, ...) -> logits (B,).
-_Judge: TypeAlias = Callable[[Tensor], Tensor]
+_Logits: TypeAlias = Callable[[Tensor], Tensor]
 
 
 def _under(denoiser: Callable[..., Tensor], c: Any, index: int, x: Tensor, t: Tensor) -> Tensor:
@@ -134,23 +134,23 @@ class StagedDistillation(WithCritic):
         if not stage.adversarial:
             error = (clean - ladder.clean(x_t, real, i, j)).square()
             return Losses((expand(ladder.weight(i, self.sigma_data), x) * error).mean(), None)
-        fake, judge = ladder.end(x_t, clean, i, j), self._judge(stage, x_t, i, j, c, generator)
-        return self._adversarial_losses(turn, judge, real, fake)
+        fake, logits = ladder.end(x_t, clean, i, j), self._discriminated(stage, x_t, i, j, c, generator)
+        return self._adversarial_losses(turn, logits, real, fake)
 
-    def _adversarial_losses(self, turn: Turn, judge: _Judge, real: Tensor, fake: Tensor) -> Losses:
+    def _adversarial_losses(self, turn: Turn, logits: _Logits, real: Tensor, fake: Tensor) -> Losses:
         student = critic = None
         if turn.generator:
             with held(self.critic.parameters()):
-                student = generator_loss(judge(fake))
+                student = generator_loss(logits(fake))
         if turn.critic:
-            logits_real, logits_fake = judge(real), judge(fake.detach())
+            logits_real, logits_fake = logits(real), logits(fake.detach())
             critic = discriminator_loss(logits_real, logits_fake)
             self.watch(logits_real, logits_fake, real, fake)
         return Losses(student, critic)
 
-    def _judge(
+    def _discriminated(
         self, stage: Stage, x_t: Tensor, i: Tensor, j: Tensor, c: Any, generator: torch.Generator | None
-    ) -> _Judge:
+    ) -> _Logits:
         """The discriminator of the ends of steps from x_t at i to j; clean ends are seen under noise, the same for all.
 
         Lin et al. 2024, section 3.4: a discriminator of clean images alone is unstable.

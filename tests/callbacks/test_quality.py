@@ -17,11 +17,17 @@ from cm_lightning.data.folder import ImageFolder
 from cm_lightning.data.mnist import MNIST, FashionMNIST
 from cm_lightning.data.toy import Toy
 from cm_lightning.errors import CheckpointError, ConfigError
+from cm_lightning.metrics.classifier import load_classifier
 from cm_lightning.metrics.energy import EnergyDistance
-from cm_lightning.metrics.extractor import CaptionedDigits, FashionJudge, Inception, MnistJudge, SecondMnistJudge
+from cm_lightning.metrics.extractor import (
+    CaptionedDigits,
+    FashionClassifier,
+    Inception,
+    MnistClassifier,
+    SecondMnistClassifier,
+)
 from cm_lightning.metrics.feature_scores import FeatureScores
 from cm_lightning.metrics.features import TorchvisionFeatures
-from cm_lightning.metrics.judge import load_judge
 from cm_lightning.metrics.precision_recall import PrecisionRecall
 from cm_lightning.metrics.shares import PixelShares
 from cm_lightning.modules.diffusion import DiffusionModule
@@ -94,7 +100,7 @@ def test_the_floor_is_what_held_out_images_score(tmp_path):
     measured = measure(tmp_path, tiny(num_classes=0), num_samples=2)
     images = torch.cat([images for images, _ in MNIST().in_order("val")])
     labels = torch.cat([labels for _, labels in MNIST().in_order("val")])
-    accuracy = (load_judge().classify(images).argmax(1) == labels).float().mean().item()
+    accuracy = (load_classifier().classify(images).argmax(1) == labels).float().mean().item()
     assert measured["val/accuracy_floor"] == pytest.approx(accuracy)
     assert "val/accuracy_nfe1" not in measured  # no class was asked for
 
@@ -213,10 +219,11 @@ GREY = {"mid_grey", "black"}
         ({}, DIGITS | GREY),
         ({"kid": True}, DIGITS | GREY),
         ({"kid": False}, {name for name in DIGITS | GREY if "kid" not in name}),
-        ({"extractor": SecondMnistJudge()}, {name for name in DIGITS if name.endswith("2")} | GREY),
+        ({"extractor": SecondMnistClassifier()}, {name for name in DIGITS if name.endswith("2")} | GREY),
         ({"measures": [PixelShares()]}, GREY),
-        ({"measures": [FeatureScores(MnistJudge(), [])]}, {"frechet_mnist", "accuracy"}),
-        ({"measures": [FeatureScores(MnistJudge(), [PrecisionRecall(1)]), FeatureScores(SecondMnistJudge(), [])]},
+        ({"measures": [FeatureScores(MnistClassifier(), [])]}, {"frechet_mnist", "accuracy"}),
+        ({"measures": [FeatureScores(MnistClassifier(), [PrecisionRecall(1)]),
+                       FeatureScores(SecondMnistClassifier(), [])]},
          {"frechet_mnist", "precision_mnist", "recall_mnist", "accuracy", "frechet_mnist2", "accuracy2"}),
     ],
 )  # fmt: skip
@@ -230,11 +237,11 @@ def test_the_measures_are_logged_for_samples_and_real_images_and_from_the_cache(
 def test_the_distances_of_held_out_digits_are_small_and_their_shares_are_theirs(tmp_path, monkeypatch):
     few_digits(monkeypatch, every=1)  # all: the floor of few is uncertain
     measured = measure(tmp_path, tiny(), nfe=[1], num_samples=8)
-    for judge in ("mnist", "mnist2"):
-        assert abs(measured[f"val/kid_{judge}_floor"]) < 0.01 * measured[f"val/kid_{judge}_nfe1"]
-        assert measured[f"val/precision_{judge}_floor"] > 0.8
-        assert measured[f"val/recall_{judge}_floor"] > 0.8
-        assert measured[f"val/recall_{judge}_nfe1"] < 0.1  # eight images of noise
+    for network in ("mnist", "mnist2"):
+        assert abs(measured[f"val/kid_{network}_floor"]) < 0.01 * measured[f"val/kid_{network}_nfe1"]
+        assert measured[f"val/precision_{network}_floor"] > 0.8
+        assert measured[f"val/recall_{network}_floor"] > 0.8
+        assert measured[f"val/recall_{network}_nfe1"] < 0.1  # eight images of noise
     pixels = torch.cat([images for images, _ in MNIST().in_order("val")])
     assert measured["val/mid_grey_floor"] == pytest.approx((pixels.abs() < 0.5).float().mean().item(), rel=1e-4)
     assert measured["val/black_floor"] == pytest.approx((pixels < -0.98).float().mean().item(), rel=1e-4)
@@ -242,19 +249,19 @@ def test_the_distances_of_held_out_digits_are_small_and_their_shares_are_theirs(
 
 def test_statistics_with_other_contents_have_other_names(tmp_path):
     for comparisons in ([], [PrecisionRecall()]):
-        measure(tmp_path, tiny(), nfe=[1], num_samples=8, measures=[FeatureScores(MnistJudge(), comparisons)])
+        measure(tmp_path, tiny(), nfe=[1], num_samples=8, measures=[FeatureScores(MnistClassifier(), comparisons)])
     assert len(list((tmp_path / "cache").iterdir())) == 2
-    sums = FeatureScores(MnistJudge(), [])
-    assert sums.identity() != MnistJudge().identity()  # the name of files that had no kept features
+    sums = FeatureScores(MnistClassifier(), [])
+    assert sums.identity() != MnistClassifier().identity()  # the name of files that had no kept features
 
 
 def test_measures_that_contradict_get_a_line():
     with pytest.raises(ConfigError, match=r"^Quality: give extractor or measures: in measures a FeatureScores has its"):
-        Quality(extractor=MnistJudge(), measures=[PixelShares()])
+        Quality(extractor=MnistClassifier(), measures=[PixelShares()])
     with pytest.raises(ConfigError, match=r"^Quality: measures must have at least one: add one, or remove the callb"):
         Quality(measures=[])
     with pytest.raises(ConfigError, match=r"^Quality: measures hold frechet_mnist twice: remove one of them"):
-        Quality(measures=[FeatureScores(MnistJudge()), PixelShares(), FeatureScores(MnistJudge())])
+        Quality(measures=[FeatureScores(MnistClassifier()), PixelShares(), FeatureScores(MnistClassifier())])
 
 
 def test_the_table_fits_a_terminal_of_80_columns(tmp_path, monkeypatch, capsys):
@@ -269,7 +276,7 @@ def test_measures_are_composed_in_yaml(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["cm-lightning"])
     (tmp_path / "m.yaml").write_text(
         "callbacks: {quality: {nfe: [1], num_samples: 8, measures: ["
-        "{class_path: FeatureScores, init_args: {extractor: {class_path: SecondMnistJudge}, comparisons: "
+        "{class_path: FeatureScores, init_args: {extractor: {class_path: SecondMnistClassifier}, comparisons: "
         "[{class_path: PrecisionRecall, init_args: {neighbours: 2}}]}}, {class_path: PixelShares}]}}"
     )
     monkeypatch.chdir(tmp_path)
@@ -373,11 +380,19 @@ def test_a_sheet_does_not_depend_on_how_many_are_drawn_at_a_time(tmp_path):
 @pytest.mark.parametrize(
     ("quality", "data", "remedy"),
     [
-        ({}, "clothes", "MnistJudge measures digits, and FashionMNIST has clothes: .*extractor FashionJudge"),
-        ({"extractor": SecondMnistJudge()}, "clothes", "SecondMnistJudge measures digits"),
-        ({"extractor": FashionJudge()}, "digits", "FashionJudge measures clothes, and MNIST has digits: .* MnistJudge"),
-        ({"measures": [PixelShares(), FeatureScores(FashionJudge())]}, "digits", "FashionJudge measures clothes"),
-        ({"extractor": FashionJudge()}, "clothes", None),
+        ({}, "clothes", "MnistClassifier measures digits, and FashionMNIST has clothes: .*extractor FashionClassifier"),
+        ({"extractor": SecondMnistClassifier()}, "clothes", "SecondMnistClassifier measures digits"),
+        (
+            {"extractor": FashionClassifier()},
+            "digits",
+            "FashionClassifier measures clothes, and MNIST has digits: .* MnistClassifier",
+        ),
+        (
+            {"measures": [PixelShares(), FeatureScores(FashionClassifier())]},
+            "digits",
+            "FashionClassifier measures clothes",
+        ),
+        ({"extractor": FashionClassifier()}, "clothes", None),
         ({"measures": [PixelShares()]}, "clothes", None),
     ],
 )

@@ -246,8 +246,8 @@ def test_models_are_measured_cell_by_cell(model, measured):
     assert {(c["steps"], c["guidance"], c["nfe"]) for c in cells(output)} == {
         (1, 1.0, 1), (2, 1.0, 2), (1, 2.0, 1 + doubled), (2, 2.0, 2 + 2 * doubled),
     }  # fmt: skip
-    kinds, judges = ("frechet", "kid", "precision", "recall"), ("mnist", "mnist2")
-    names = {f"{kind}_{judge}" for kind in kinds for judge in judges} | {"accuracy", "accuracy2"}
+    kinds, classifiers = ("frechet", "kid", "precision", "recall"), ("mnist", "mnist2")
+    names = {f"{kind}_{name}" for kind in kinds for name in classifiers} | {"accuracy", "accuracy2"}
     names |= {"clip_score"} if model in CLIP else set()
     assert all(set(c["scores"]) == names for c in cells(output))
     assert len(list((output / "samples").iterdir())) == 4

@@ -6,7 +6,7 @@ import torch
 from cm_lightning.data.captions import CaptionedFashionMNIST, CaptionedMNIST, CaptionedPairs
 from cm_lightning.data.digits import embedded_digits
 from cm_lightning.errors import DataError
-from cm_lightning.metrics.extractor import CaptionedDigits, MnistJudge, SecondCaptionedDigits
+from cm_lightning.metrics.extractor import CaptionedDigits, MnistClassifier, SecondCaptionedDigits
 from cm_lightning.metrics.feature_scores import FeatureScores
 from cm_lightning.metrics.scores import Scores
 from tests.data.files import write_mnist
@@ -71,10 +71,10 @@ def test_clothes_are_described_and_need_their_files(tmp_path):
         CaptionedFashionMNIST(str(tmp_path)).split("train")
 
 
-def test_the_judge_reads_rows_of_digits():
+def test_the_classifier_reads_rows_of_digits():
     pixels, labels = embedded_digits("val")
     x = CaptionedMNIST().labelled("val")[0][:200].float() / 127.5 - 1
-    one, plain = (Scores([FeatureScores(extractor)]) for extractor in (CaptionedDigits(), MnistJudge()))
+    one, plain = (Scores([FeatureScores(extractor)]) for extractor in (CaptionedDigits(), MnistClassifier()))
     single = pixels.float() / 127.5 - 1
     one.add_reference([x[:100]])
     plain.add_reference([single[:100]])

@@ -4,7 +4,7 @@ import pytest
 
 from cm_lightning.errors import ConfigError
 from cm_lightning.metrics.by_name import measure_named
-from cm_lightning.metrics.extractor import FashionJudge, Inception, MnistJudge, SecondMnistJudge
+from cm_lightning.metrics.extractor import FashionClassifier, Inception, MnistClassifier, SecondMnistClassifier
 from cm_lightning.metrics.features import DINOv2, TorchvisionFeatures
 from cm_lightning.metrics.kernel import KernelDistance
 from cm_lightning.metrics.precision_recall import PrecisionRecall
@@ -16,13 +16,13 @@ from cm_lightning.metrics.precision_recall import PrecisionRecall
         ("fid", Inception, []),
         ("kid", Inception, [KernelDistance]),
         ("recall", Inception, [PrecisionRecall]),
-        ("frechet_mnist", MnistJudge, []),
-        ("kid_mnist", MnistJudge, [KernelDistance]),
-        ("precision_mnist", MnistJudge, [PrecisionRecall]),
-        ("accuracy", MnistJudge, []),
-        ("frechet_mnist2", SecondMnistJudge, []),
-        ("frechet_fashion", FashionJudge, []),
-        ("accuracy2", SecondMnistJudge, []),
+        ("frechet_mnist", MnistClassifier, []),
+        ("kid_mnist", MnistClassifier, [KernelDistance]),
+        ("precision_mnist", MnistClassifier, [PrecisionRecall]),
+        ("accuracy", MnistClassifier, []),
+        ("frechet_mnist2", SecondMnistClassifier, []),
+        ("frechet_fashion", FashionClassifier, []),
+        ("accuracy2", SecondMnistClassifier, []),
         ("frechet_resnet50", TorchvisionFeatures, []),
         ("kid_resnet18", TorchvisionFeatures, [KernelDistance]),
     ],

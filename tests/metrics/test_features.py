@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from cm_lightning.errors import CheckpointError, ConfigError
-from cm_lightning.metrics.extractor import Inception, MnistJudge, SecondMnistJudge
+from cm_lightning.metrics.extractor import Inception, MnistClassifier, SecondMnistClassifier
 from cm_lightning.metrics.feature_scores import FeatureScores
 from cm_lightning.metrics.features import DINOv2, TorchvisionFeatures
 from cm_lightning.metrics.scores import Scores
@@ -237,8 +237,8 @@ def test_dinov2_is_downloaded_by_a_name_of_the_hub_that_answers(weights, answers
 @pytest.mark.parametrize(
     ("extractor", "frechet", "kid", "precision", "accuracy"),
     [
-        (MnistJudge(), "frechet_mnist", "kid_mnist", "precision_mnist", "accuracy"),
-        (SecondMnistJudge(), "frechet_mnist2", "kid_mnist2", "precision_mnist2", "accuracy2"),
+        (MnistClassifier(), "frechet_mnist", "kid_mnist", "precision_mnist", "accuracy"),
+        (SecondMnistClassifier(), "frechet_mnist2", "kid_mnist2", "precision_mnist2", "accuracy2"),
         (Inception(), "fid", "kid", "precision", "accuracy"),
         (TorchvisionFeatures(), "frechet_resnet50", "kid_resnet50", "precision_resnet50", "accuracy"),
         (DINOv2("x"), "frechet_dinov2", "kid_dinov2", "precision_dinov2", "accuracy"),

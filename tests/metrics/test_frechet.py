@@ -5,9 +5,9 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from cm_lightning.data.digits import embedded_digits
 from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.images import to_unit_range
-from cm_lightning.metrics.extractor import Inception, MnistJudge
+from cm_lightning.metrics.classifier import load_classifier
+from cm_lightning.metrics.extractor import Inception, MnistClassifier
 from cm_lightning.metrics.feature_scores import FeatureScores
-from cm_lightning.metrics.judge import load_judge
 from cm_lightning.metrics.scores import Scores, load_reference, save_reference
 
 
@@ -18,7 +18,7 @@ def digits():
 
 
 def scores_against(real, extractor=None):
-    scores = Scores([FeatureScores(extractor or MnistJudge())])
+    scores = Scores([FeatureScores(extractor or MnistClassifier())])
     scores.add_reference(real.split(300))
     return scores
 
@@ -26,7 +26,7 @@ def scores_against(real, extractor=None):
 def test_the_distance_is_the_closed_form_of_the_features(digits):
     images, labels = digits
     scores = scores_against(images[::2])([(images[1::2], labels[1::2])])
-    a, b = (load_judge()(x).double() for x in (images[::2], images[1::2]))
+    a, b = (load_classifier()(x).double() for x in (images[::2], images[1::2]))
     root = torch.linalg.eigvals(torch.cov(a.T) @ torch.cov(b.T)).sqrt().real.sum()
     exact = (a.mean(0) - b.mean(0)).square().sum() + a.var(0).sum() + b.var(0).sum() - 2 * root
     assert scores["frechet_mnist"] == pytest.approx(exact.item(), rel=1e-3)
@@ -35,7 +35,7 @@ def test_the_distance_is_the_closed_form_of_the_features(digits):
 
 def test_it_is_torchmetrics_with_the_same_features(digits):
     images, _ = digits
-    theirs = FrechetInceptionDistance(feature=load_judge())
+    theirs = FrechetInceptionDistance(feature=load_classifier())
     theirs.update(images[::2], real=True)
     theirs.update(images[1::2], real=False)
     ours = scores_against(images[::2])([(batch, None) for batch in images[1::2].split(70)])
@@ -54,7 +54,7 @@ def test_scores_tell_digits_from_noise_and_from_wrong_labels(digits):
 
 def test_reference_statistics_survive_the_disk_and_damage_is_named(digits, tmp_path):
     images, labels = digits
-    made, read = scores_against(images[::2]), Scores([FeatureScores(MnistJudge())])
+    made, read = scores_against(images[::2]), Scores([FeatureScores(MnistClassifier())])
     path = tmp_path / "deep/reference.safetensors"
     save_reference(made.measures[0], path, write=True)
     load_reference(read.measures[0], path)

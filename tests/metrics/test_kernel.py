@@ -5,9 +5,9 @@ from torchmetrics.image.kid import poly_mmd
 from cm_lightning.data.digits import embedded_digits
 from cm_lightning.errors import CheckpointError
 from cm_lightning.images import to_unit_range
-from cm_lightning.metrics.extractor import MnistJudge
+from cm_lightning.metrics.classifier import load_classifier
+from cm_lightning.metrics.extractor import MnistClassifier
 from cm_lightning.metrics.feature_scores import FeatureScores
-from cm_lightning.metrics.judge import load_judge
 from cm_lightning.metrics.kept import KeptFeatures
 from cm_lightning.metrics.kernel import KernelDistance, mean_kernel
 from cm_lightning.metrics.scores import Scores, load_reference, save_reference
@@ -72,12 +72,12 @@ def test_the_choice_is_spread_over_a_sorted_set():
 
 
 def test_scores_tell_it_beside_the_frechet_distance(digits, tmp_path):
-    made, read = (Scores([FeatureScores(MnistJudge(), [KernelDistance()])]) for _ in range(2))
+    made, read = (Scores([FeatureScores(MnistClassifier(), [KernelDistance()])]) for _ in range(2))
     made.add_reference(digits[::2].split(300))
     scores = made([(batch, None) for batch in digits[1::2].split(70)])
-    a, b = (load_judge()(x) for x in (digits[::2], digits[1::2]))
+    a, b = (load_classifier()(x) for x in (digits[::2], digits[1::2]))
     assert scores["kid_mnist"] == pytest.approx(distance(a, b), rel=1e-6)
-    plain = Scores([FeatureScores(MnistJudge(), [])])
+    plain = Scores([FeatureScores(MnistClassifier(), [])])
     plain.add_reference(digits[::2].split(300))
     again = plain([(batch, None) for batch in digits[1::2].split(70)])
     assert again == {"frechet_mnist": scores["frechet_mnist"]}
@@ -92,15 +92,15 @@ def test_scores_tell_it_beside_the_frechet_distance(digits, tmp_path):
 
 
 def test_a_reference_grows_and_is_of_the_measures_that_began_it(digits):
-    scores = Scores([FeatureScores(MnistJudge())])
+    scores = Scores([FeatureScores(MnistClassifier())])
     scores.add_reference([digits[:200]])
     few = scores([(digits[500:], None)])
     scores.add_reference([digits[200:500]])
     grown = scores([(digits[500:], None)])
-    a, b = (load_judge()(x) for x in (digits[:500], digits[500:]))
+    a, b = (load_classifier()(x) for x in (digits[:500], digits[500:]))
     assert grown["kid_mnist"] == pytest.approx(distance(a, b), rel=1e-6)
     assert grown["recall_mnist"] != few["recall_mnist"]
-    again = Scores([FeatureScores(MnistJudge())])
+    again = Scores([FeatureScores(MnistClassifier())])
     again.add_reference([digits[:500]])
     Scores(again.measures).add_reference([digits[:200]])  # starts anew
     assert again([(digits[500:], None)]) == pytest.approx(few, rel=1e-4)

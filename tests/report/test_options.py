@@ -2,10 +2,14 @@
 
 import pytest
 
-from cm_lightning.commands import evaluate, self_consistency, train_judge
+from cm_lightning.commands import evaluate, self_consistency, train_classifier
 from cm_lightning.errors import ConfigError
 
-COMMANDS = {"evaluate": evaluate.main, "train-judge": train_judge.main, "self-consistency": self_consistency.main}
+COMMANDS = {
+    "evaluate": evaluate.main,
+    "train-classifier": train_classifier.main,
+    "self-consistency": self_consistency.main,
+}
 
 
 @pytest.mark.parametrize(
@@ -18,10 +22,10 @@ COMMANDS = {"evaluate": evaluate.main, "train-judge": train_judge.main, "self-co
         *[("evaluate", "--latency", value) for value in ("0", "-1", "nan")],
         *[("evaluate", "--model", value) for value in ("x", "=x", "a/b=x", "a=", "a=x+", "a=+x", "a=./gone", "a=gone")],
         ("evaluate", "--seed", "-1"),
-        *[("train-judge", "--epochs", value) for value in ("0", "-1", "1.5")],
-        ("train-judge", "--seed", "-1"),
-        ("train-judge", "--which", "third"),
-        *[("train-judge", "--output", value) for value in ("a.pt", "a", "file/a.safetensors", "/dev/null")],
+        *[("train-classifier", "--epochs", value) for value in ("0", "-1", "1.5")],
+        ("train-classifier", "--seed", "-1"),
+        ("train-classifier", "--which", "third"),
+        *[("train-classifier", "--output", value) for value in ("a.pt", "a", "file/a.safetensors", "/dev/null")],
         *[("self-consistency", "--trajectories", value) for value in ("7", "0", "x")],
         *[("self-consistency", "--steps", value) for value in ("-1", "5")],
         *[("self-consistency", "--resolution", value) for value in ("1", "nan")],
@@ -33,7 +37,7 @@ COMMANDS = {"evaluate": evaluate.main, "train-judge": train_judge.main, "self-co
 def test_the_option_is_named(command, option, value, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    needed = ["--output=a.safetensors"] if command == "train-judge" else []
+    needed = ["--output=a.safetensors"] if command == "train-classifier" else []
     with pytest.raises((SystemExit, ConfigError)) as caught:
         COMMANDS[command]([*needed, f"{option}={value}"])
     line = capsys.readouterr().err or str(caught.value)

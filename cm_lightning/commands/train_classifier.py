@@ -1,4 +1,4 @@
-"""``cm-lightning train-judge``: train a classifier of digits or clothes that measures samples."""
+"""``cm-lightning train-classifier``: train a classifier of digits or clothes that measures samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> None:
     """Train on the embedded digits or on Fashion-MNIST, print the accuracy on held-out images, and save the weights."""
-    parser = CommandParser(prog="train-judge", description="Train a classifier of images that measures samples.")
+    parser = CommandParser(prog="train-classifier", description="Train a classifier of images that measures samples.")
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
     which = ("first", "second", "fashion")
     parser.add_argument("--which", choices=which, default="first", help="one of the shipped classifiers")
@@ -35,8 +35,8 @@ def main(argv: Sequence[str]) -> None:
     from cm_lightning.data.digits import embedded_digits, permuted_digits
     from cm_lightning.data.mnist import FashionMNIST
     from cm_lightning.images import to_unit_range
-    from cm_lightning.metrics.judge import FIRST, load_judge, train_judge
-    from cm_lightning.metrics.second_judge import FASHION, SECOND
+    from cm_lightning.metrics.classifier import FIRST, load_classifier, train_classifier
+    from cm_lightning.metrics.second_classifier import FASHION, SECOND
 
     def clothes(split: str) -> tuple[Tensor, Tensor]:
         data = FashionMNIST(args.root).load(split)
@@ -46,11 +46,11 @@ def main(argv: Sequence[str]) -> None:
         "first": (FIRST, embedded_digits), "second": (SECOND, permuted_digits), "fashion": (FASHION, clothes),
     }[args.which]  # fmt: skip
     images, labels = load("train")
-    judge = train_judge(to_unit_range(images), labels, args.epochs or training.epochs, args.seed, training)
+    classifier = train_classifier(to_unit_range(images), labels, args.epochs or training.epochs, args.seed, training)
     with replacing(args.output) as path:
-        save_file({name: _stored(tensor, training.dtype) for name, tensor in judge.state_dict().items()}, path)
+        save_file({name: _stored(tensor, training.dtype) for name, tensor in classifier.state_dict().items()}, path)
     images, labels = load("val")
-    written = load_judge(args.output, training.network)
+    written = load_classifier(args.output, training.network)
     accuracy = (written.classify(to_unit_range(images)).argmax(1) == labels).float().mean().item()
     print(f"accuracy on {len(labels)} held-out images: {accuracy:.4f}; weights in {args.output}")
 

@@ -12,17 +12,18 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from cm_lightning.metrics.judge import DigitClassifier, Training
+from cm_lightning.metrics.classifier import DigitClassifier, Training
 
-SECOND_WEIGHTS = Path(__file__).with_name("mnist_judge2.safetensors")
-FASHION_WEIGHTS = Path(__file__).with_name("fashion_judge.safetensors")
+SECOND_WEIGHTS = Path(__file__).with_name("mnist_classifier2.safetensors")
+FASHION_WEIGHTS = Path(__file__).with_name("fashion_classifier.safetensors")
 
 
-class SecondJudge(DigitClassifier):
+class SecondDigitClassifier(DigitClassifier):
     """Strided convolutions with batch norm and GELU, average pooling, and two linear layers over digits of 28 x 28.
 
-    ``judge(images)`` gives the features for the Frechet distance ``frechet_mnist2``, and ``judge.classify(images)`` the
-    logits. Train another with ``cm-lightning train-judge --which second``.
+    Called with images, it gives the features for the Frechet distance ``frechet_mnist2``; ``classify`` gives
+    the logits.
+    Train another with ``cm-lightning train-classifier --which second``.
     """
 
     num_features = 96
@@ -50,7 +51,7 @@ def _convolution(channels: int, to: int, kernel: int = 3, stride: int = 1) -> nn
 
 
 SECOND = Training(
-    SecondJudge, SECOND_WEIGHTS, epochs=24, batch=64,
+    SecondDigitClassifier, SECOND_WEIGHTS, epochs=24, batch=64,
     optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-3, weight_decay=1e-2), dtype=torch.float16,
 )  # fmt: skip
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cm_lightning.errors import CheckpointError
 
-WEIGHTS = Path(__file__).with_name("mnist_judge.safetensors")
+WEIGHTS = Path(__file__).with_name("mnist_classifier.safetensors")
 
 
 class DigitClassifier(nn.Module):
@@ -34,11 +34,11 @@ class DigitClassifier(nn.Module):
         return cast(Tensor, self.logits(nnf.dropout(self(images), self.dropout, self.training)))
 
 
-class Judge(DigitClassifier):
+class FirstDigitClassifier(DigitClassifier):
     """Two convolutions and two linear layers over digits of 28 x 28.
 
-    ``judge(images)`` gives the features for the Frechet distance ``frechet_mnist``, and ``judge.classify(images)`` the
-    logits. Train another with ``cm-lightning train-judge``.
+    Called with images, it gives the features for the Frechet distance ``frechet_mnist``; ``classify`` gives the logits.
+    Train another with ``cm-lightning train-classifier``.
     """
 
     num_features = 64
@@ -62,17 +62,17 @@ class Judge(DigitClassifier):
 class DigitRow(nn.Module):
     """The classifier on each of n digits, (B, n, 28, 28): joined features (B, n D), classes (B,) or (B, n)."""
 
-    def __init__(self, judge: DigitClassifier, n: int) -> None:
+    def __init__(self, classifier: DigitClassifier, n: int) -> None:
         super().__init__()
-        self.judge, self.n, self.num_features = judge, n, n * judge.num_features
+        self.classifier, self.n, self.num_features = classifier, n, n * classifier.num_features
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.judge(images.reshape(-1, 1, 28, 28))
+        features: Tensor = self.classifier(images.reshape(-1, 1, 28, 28))
         return features.reshape(len(images), -1)
 
     def classes(self, features: Tensor) -> Tensor:
         """Joined features -> the digits."""
-        logits: Tensor = self.judge.logits(features.reshape(-1, self.judge.num_features))
+        logits: Tensor = self.classifier.logits(features.reshape(-1, self.classifier.num_features))
         classes = logits.argmax(1).reshape(-1, self.n)
         return classes[:, 0] if self.n == 1 else classes
 
@@ -99,44 +99,46 @@ class Training:
 
 
 FIRST = Training(
-    Judge, WEIGHTS, epochs=40, batch=100,
+    FirstDigitClassifier, WEIGHTS, epochs=40, batch=100,
     optimizer=lambda parameters: torch.optim.Adam(parameters, lr=2e-3, weight_decay=1e-5),
 )  # fmt: skip
 
 
-def load_judge(path: Path = WEIGHTS, network: type[DigitClassifier] = Judge) -> DigitClassifier:
+def load_classifier(path: Path = WEIGHTS, network: type[DigitClassifier] = FirstDigitClassifier) -> DigitClassifier:
     """Load a classifier with its trained weights, frozen and in eval mode.
 
     Raises:
         CheckpointError: the file is missing or does not fit.
     """
-    judge = network()
+    classifier = network()
     try:
-        judge.load_state_dict(load_file(path))
+        classifier.load_state_dict(load_file(path))
     except Exception as error:
         raise CheckpointError(
-            f"{path} does not hold weights of the classifier: make them with cm-lightning train-judge"
+            f"{path} does not hold weights of the classifier: make them with cm-lightning train-classifier"
         ) from error
-    return judge.eval().requires_grad_(False)
+    return classifier.eval().requires_grad_(False)
 
 
-def train_judge(images: Tensor, labels: Tensor, epochs: int, seed: int, training: Training = FIRST) -> DigitClassifier:
+def train_classifier(
+    images: Tensor, labels: Tensor, epochs: int, seed: int, training: Training = FIRST
+) -> DigitClassifier:
     """Train a classifier on images (N, 1, 28, 28) in [-1, 1], slightly shifted, rotated and scaled, and labels (N,)."""
     torch.manual_seed(seed)
-    judge = training.network()
+    classifier = training.network()
     steps_per_epoch = len(images) // training.batch
-    optimizer = training.optimizer(judge.parameters())
+    optimizer = training.optimizer(classifier.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, optimizer.defaults["lr"], total_steps=epochs * steps_per_epoch
     )
     for _ in range(epochs):
         for rows in torch.randperm(len(images))[: steps_per_epoch * training.batch].chunk(steps_per_epoch):
-            loss = nnf.cross_entropy(judge.classify(_jitter(images[rows])), labels[rows])
+            loss = nnf.cross_entropy(classifier.classify(_jitter(images[rows])), labels[rows])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-    return judge.eval()
+    return classifier.eval()
 
 
 def _jitter(images: Tensor) -> Tensor:
