@@ -33,8 +33,8 @@ class Compile(Callback):
     gradients, in eval mode, with hooks, and on batches of other sizes, each of which would need another compilation.
 
     A line names what cannot be compiled and stays plain: a network in which the compiler fails, forward-mode
-    derivatives, and the student of a loss that compares gradients of its last layer, where only those of that layer are
-    computed. Without the compiler that the backend needs the whole run stays uncompiled.
+    derivatives, the student of a loss that compares gradients of its last layer, where only those of that layer are
+    computed, and a UNet of diffusers with gradient checkpointing. Without the compiler that the backend needs the whole run stays uncompiled.
 
     Args:
         backend: a backend of ``torch.compile``.

@@ -14,6 +14,8 @@ _REASONS = {
     theirs.BatchSizeFinder: "trains before the run, which would then not begin at its first step: set "
     "--data.batch_size; --dry_run estimates its memory",
     theirs.StochasticWeightAveraging: "replaces the weights and rates of the method: use the callback EMA",
+    theirs.WeightAveraging: "averages all networks of a method, also those that follow the trained one or compete with "
+    "it: use the callback EMA",
     theirs.GradientAccumulationScheduler: "changes the images per step during a run, which could then not be "
     "resumed: set --trainer.accumulate_grad_batches",
 }

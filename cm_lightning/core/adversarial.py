@@ -1,17 +1,16 @@
 """Losses on a generator's samples by a second network: a discriminator, or a denoiser of the samples.
 
 The second network is the critic. Its loss must reach it alone, and the generator's loss the generator alone: give the
-critic detached samples, and the generator a critic whose weights are :func:`held`.
+critic detached samples, and the generator a critic whose weights are :class:`~cm_lightning.core.held.Held`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as nnf
-from torch import Tensor, nn
+from torch import Tensor
 
 from cm_lightning.core.noise import expand
 
@@ -23,19 +22,6 @@ DIVERGENCES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "jensen_shannon": torch.sigmoid,
     "hellinger": lambda log_r: torch.exp(log_r / 2) / 4,
 }
-
-
-@contextmanager
-def held(weights: Iterable[nn.Parameter]) -> Iterator[None]:
-    """A context in which gradients pass through networks with these weights, but do not reach the weights."""
-    trained = [p for p in weights if p.requires_grad]
-    for p in trained:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in trained:
-            p.requires_grad_(True)
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class Stage:
         length: length relative to the other stages; optimizer steps if they add up to those of the run.
         rate: factor on the learning rate, above 0.
         guidance: w of the teacher, c + w (c - u); only in the stages of the first teacher.
-        trains: the part of the student that is trained, ``lora`` or ``whole``, for a student that has both.
+        trains: whether a LoRA is trained or the whole network, ``lora`` or ``whole``; for a student that has both.
 
     Raises:
         ConfigError: a number is out of range, or the student's steps do not divide the teacher's.
@@ -63,6 +63,8 @@ class Stage:
             )
         if self.objective not in ("mse", "conditional", "unconditional"):
             raise ConfigError(f"Stage: objective must be mse, conditional or unconditional, got {self.objective!r}")
+        if self.trains not in (None, "lora", "whole"):
+            raise ConfigError(f"Stage: trains must be lora, whole or null, got {self.trains!r}")
 
     @property
     def adversarial(self) -> bool:

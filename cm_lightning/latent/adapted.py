@@ -1,15 +1,18 @@
-"""A whole network with a LoRA in it, for methods that train first the one and then the other in each stage."""
+"""A whole network with a LoRA in it, for methods in stages, each of which trains one of the two."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from cm_lightning.core.held import Held
 from cm_lightning.domains import COUNT
 from cm_lightning.latent.base import TextToImageBase, UNet
-from cm_lightning.latent.lora import TARGETS, add_lora, merge_and_restart, merged
+from cm_lightning.latent.lora import TARGETS, add_lora, merge_and_restart, switch_adapters
 from cm_lightning.latent.student import WholeUNet
 
 _NAME = "stage"
@@ -19,7 +22,8 @@ class AdaptedUNet(WholeUNet):
     """A copy of the network with a LoRA in it (SDXL-Lightning, Lin et al. 2024).
 
     A stage trains the LoRA or the rest of the network. When it ends, the LoRA is merged into the network, and a new one
-    takes its place. What comes out is a whole network without a LoRA.
+    takes its place. What comes out is a whole network without a LoRA. Training can start from the weights of a whole
+    network, too.
 
     Args:
         rank: rank of the LoRA, whose alpha is the rank.
@@ -35,16 +39,30 @@ class AdaptedUNet(WholeUNet):
 
     def attach(self, base: TextToImageBase) -> None:
         super().attach(base)
-        network = list(self.unet.parameters())
-        adapter = list(add_lora(self.unet, self.rank, None, self.targets, _NAME).values())
+        add_lora(self.unet, self.rank, None, self.targets, _NAME)
         self.unet.requires_grad_(True).train()
-        self._resting = {"lora": network, "whole": adapter}
 
-    def resting(self, part: str | None) -> Sequence[nn.Parameter]:
-        return self._resting[part] if part else ()
+    def only(self, part: str | None) -> AbstractContextManager[None]:
+        # B is 0 while the whole network trains. The switch outlasts the context, because a backward pass that computes
+        # activations again must find it as the forward pass did.
+        switch_adapters(self.unet, part != "whole" or not torch.is_grad_enabled())
+        return Held(self.frozen(part)) if part == "lora" else nullcontext()
+
+    def frozen(self, part: str | None) -> Sequence[nn.Parameter]:
+        return [p for name, p in self.unet.named_parameters() if (".lora_" in name) == (part == "whole")]
 
     def merge(self, seed: int) -> None:
         merge_and_restart(self.unet, _NAME, seed)
 
+    def adopted(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        own = self.unet.state_dict()
+        plain = {name.replace(".base_layer.", "."): name for name in own if ".lora_" not in name}
+        if state.keys() != plain.keys():
+            return state
+        return {**own, **{plain[name]: tensor for name, tensor in state.items()}}
+
     def plain(self) -> UNet:
-        return merged(copy.deepcopy(self.unet))
+        unet = copy.deepcopy(self.unet)
+        unet.fuse_lora()
+        unet.unload_lora()
+        return unet

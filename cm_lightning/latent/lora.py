@@ -92,6 +92,12 @@ def adapter_off(unet: nn.Module) -> Iterator[None]:
         _switch(adapted, before)
 
 
+def switch_adapters(unet: nn.Module, on: bool) -> None:
+    """Switch the adapters of a UNet on or off until the next switch; gradients are not affected."""
+    adapted = _adapted(unet)
+    _switch(adapted, [not on] * len(adapted))
+
+
 def combine(pipe: Any, weights: Mapping[str, float]) -> None:
     """Activate these adapters of a pipeline, each scaled by its weight: ``{"lcm": 1.0, "style": 0.8}``.
 
@@ -116,16 +122,9 @@ def merge(pipe: Any) -> None:
     pipe.unload_lora_weights()
 
 
-def merged(unet: Any) -> Any:
-    """Add the active adapters of a UNet to its weights, and remove all of them. Changes and returns the UNet."""
-    unet.fuse_lora()
-    unet.unload_lora()
-    return unet
-
-
 @torch.no_grad()
 def merge_and_restart(unet: nn.Module, name: str, seed: int) -> None:
-    """Add an adapter to the weights and start it again, so that the UNet computes the same as before.
+    """Add an adapter to the weights and start it again, so that the UNet computes the same as before, up to rounding.
 
     Args:
         unet: the UNet, changed in place.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from diffusers import DiffusionPipeline, UNet2DConditionModel
@@ -29,7 +30,7 @@ class Student(Recorded, ABC):
     unet: UNet
     #: What is trained, averaged and saved.
     weights: nn.Module
-    #: The parts of ``weights``, for a student of which a stage trains one.
+    #: What a stage may train, for a student of which it trains a part.
     parts: tuple[str, ...] = ()
 
     @abstractmethod
@@ -56,12 +57,20 @@ class Student(Recorded, ABC):
         """The network as plain diffusers loads it."""
         return self.unet
 
-    def resting(self, part: str | None) -> Sequence[nn.Parameter]:
-        """The trained weights outside of a part."""
+    def only(self, part: str | None) -> AbstractContextManager[None]:
+        """A context in which gradients reach a part of the weights alone."""
+        return nullcontext()
+
+    def frozen(self, part: str | None) -> Sequence[nn.Parameter]:
+        """The weights that a stage which trains a part leaves as they are."""
         return ()
 
     def merge(self, seed: int) -> None:
-        """Rewrite the weights for the next stage, without a change to what the network computes."""
+        """Merge the LoRA of a stage, and start another, whose weights are drawn with a seed; or nothing."""
+
+    def adopted(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The weights of another student by the names of this one, where it can take them."""
+        return state
 
     def target(
         self, base: TextToImageBase, weights: nn.Module, x: Tensor, t: Tensor, c: Conditioning, w: Tensor | None
@@ -107,6 +116,7 @@ class WholeUNet(Student):
         return base.output(base.unet, x, t, c)
 
     def export(self, directory: Path, pipe: DiffusionPipeline) -> None:
+        pipe.unet = self.plain()
         with quiet():  # all parts in the student's precision, because diffusers does not mix precisions
             pipe.to(dtype=self.unet.dtype).save_pretrained(directory)
 

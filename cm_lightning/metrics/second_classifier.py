@@ -22,8 +22,7 @@ class SecondDigitClassifier(DigitClassifier):
     """Strided convolutions with batch norm and GELU, average pooling, and two linear layers over digits of 28 x 28.
 
     Called with images, it gives the features for the Frechet distance ``frechet_mnist2``; ``classify`` gives
-    the logits.
-    Train another with ``cm-lightning train-classifier --which second``.
+    the logits. Train another with ``cm-lightning train-classifier --which second``.
     """
 
     num_features = 96

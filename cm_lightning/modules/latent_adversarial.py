@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from cm_lightning.core.adversarial import held
 from cm_lightning.core.few_step import trailing_timesteps
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.core.stages import Ladder, Stage, Stages
@@ -78,16 +77,16 @@ class LatentAdversarialDistillation(StagedDistillation, FewStepModule):
         )
         if gradient_checkpointing:
             recompute_activations(critic.encoder)
-        self.clean_in_one_step = clean_in_one_step
+        self.clean_in_one_step, self.parts = clean_in_one_step, student.parts
         ladder = Ladder(base.schedule, torch.tensor(trailing_timesteps(in_turn.first.teacher_steps, total)))
-        self.hold_stages(in_turn, ladder, 1.0, critic, discriminator_levels, turns, critic_lr, student.parts)
+        self.hold_stages(in_turn, ladder, 1.0, critic, discriminator_levels, turns, critic_lr)
         self.__dict__["_first_encoder"] = {name: p.detach().clone() for name, p in critic.encoder.state_dict().items()}
 
     def batch_loss(self, batch: Any, batch_idx: int, generator: torch.Generator | None = None) -> Tensor:
         return self.joined(self.losses(*self.latents_and_conditions(batch), generator))
 
     def clean(self, x_t: Tensor, t: Tensor, c: Any, stage: Stage) -> Tensor:
-        with held(self.resting(stage)):
+        with self.student.only(stage.trains):
             output = self.base.output(self.student.unet, x_t, t, c)
         return output if self._predicts_clean(stage) else self.base.schedule.clean(output, x_t, t)
 
@@ -108,11 +107,16 @@ class LatentAdversarialDistillation(StagedDistillation, FewStepModule):
         encoder: dict[str, Tensor] = self.__dict__["_first_encoder"]
         return encoder
 
-    def resting(self, stage: Stage) -> Sequence[nn.Parameter]:
-        return self.student.resting(stage.trains)
+    def frozen(self, stage: Stage) -> Sequence[nn.Parameter]:
+        return self.student.frozen(stage.trains)
 
     def merge(self, index: int) -> None:
         self.student.merge(index)
+
+    def forward_one(self) -> None:
+        trained = {stage.trains for stage in self.stages.stages}
+        with self.student.only("whole" if "whole" in trained else trained.pop()):  # the whole network keeps more
+            super().forward_one()
 
     def _predicts_clean(self, stage: Stage) -> bool:
         return self.clean_in_one_step and stage.student_steps == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,15 @@ class StudentModule(LatentModule):
     @abstractmethod
     def scheduler(self) -> Any:
         """The diffusers scheduler that draws with the student."""
+
+    def named_like_backbone(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return self.student.adopted(state)
+
+    def load_backbone(self, state: Mapping[str, Tensor]) -> None:
+        super().load_backbone(state)
+        self.student.merge(0)
+        for follower in self.followers:
+            follower.restart()
 
     def network_output(self, x: Tensor, t: Tensor, c: Conditioning, w: Tensor) -> Tensor:
         return self.base.output(self.student.unet, x, t, c, self.student.embed(w))

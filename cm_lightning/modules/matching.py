@@ -13,10 +13,10 @@ from cm_lightning.core.adversarial import (
     DIVERGENCES,
     discriminator_loss,
     generator_loss,
-    held,
     matching_loss,
     matching_weight,
 )
+from cm_lightning.core.held import Held
 from cm_lightning.core.noise import expand, unit_noise
 from cm_lightning.core.path import Path
 from cm_lightning.core.turns import Turns
@@ -147,7 +147,7 @@ class DistributionMatching(WithCritic):
         loss = matching_loss(samples, real, fake, weight)
         if not self.gan_weight:
             return loss
-        with held(self.critic.parameters()):
+        with Held(self.critic.parameters()):
             return loss + self.gan_weight * generator_loss(self._logits(samples, c, generator))
 
     def _critic_loss(self, x: Tensor, samples: Tensor, c: Any, generator: torch.Generator | None) -> Tensor:

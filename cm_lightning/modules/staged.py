@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from cm_lightning.activations import repeated
-from cm_lightning.core.adversarial import discriminator_loss, generator_loss, held
+from cm_lightning.core.adversarial import discriminator_loss, generator_loss
 from cm_lightning.core.curriculum import Clock
+from cm_lightning.core.held import Held
 from cm_lightning.core.noise import expand, unit_noise
 from cm_lightning.core.schedule import RateSchedule
 from cm_lightning.core.stages import Ladder, Stage, StageRates, Stages
@@ -36,7 +37,7 @@ class StagedDistillation(WithCritic):
     A student's step ends where the teacher's steps over the same interval do. By squared error both ends must be the
     same point, which is the chord of consistency models with q = r (Salimans & Ho 2022); by a discriminator they need
     only look alike. Every stage has a new discriminator, which starts with the encoder of the first teacher, and new
-    moments of the optimizer.
+    moments of the optimizer. A LoRA that the previous stage trained is merged.
     """
 
     critic: Discriminator
@@ -44,6 +45,8 @@ class StagedDistillation(WithCritic):
     sigma_data: float
     #: The network of the previous student. It is in checkpoints, so a run can resume in any stage.
     before: nn.Module
+    #: What a stage may train, for a student of which it trains a part.
+    parts: tuple[str, ...] = ()
 
     def hold_stages(
         self,
@@ -54,7 +57,6 @@ class StagedDistillation(WithCritic):
         levels: Sequence[float],
         turns: Turns | None,
         critic_lr: float | None,
-        parts: Sequence[str] = (),
     ) -> None:
         """Keep the parts of the method.
 
@@ -65,18 +67,19 @@ class StagedDistillation(WithCritic):
             discriminator: the critic.
             levels: levels of the noise under which the discriminator sees clean ends.
             turns, critic_lr: see :class:`WithCritic`.
-            parts: the parts of the student that a stage may train; empty if it is always the whole student.
 
         Raises:
-            ConfigError: the learning rate has a schedule that cannot restart in each stage, or a stage does not name a
-                part of the student.
+            ConfigError: the learning rate has a schedule that cannot restart in each stage, or a stage does not say
+                what it trains.
         """
         self.stages, self.ladder, self.sigma_data = stages, ladder, sigma_data
         for stage in self.stages.stages:
             ladder.stride(stage.teacher_steps)
-            if stage.trains not in (parts or (None,)):
-                remedy = f"set trains to {' or '.join(parts)}" if parts else "leave trains out, or take AdaptedUNet"
-                raise ConfigError(f"stages: {stage} does not name a part of this student: {remedy}")
+            if self.parts and not stage.trains:
+                choice = " or ".join(self.parts)
+                raise ConfigError(f"stages: {stage} must set trains to {choice}, because the student has both")
+            if stage.trains and not self.parts:
+                raise ConfigError(f"stages: {stage} sets trains, which is for the student AdaptedUNet: leave it out")
         if not (self.lr_scheduler is None or isinstance(self.lr_scheduler, RateSchedule)):
             raise ConfigError("lr_scheduler must be a RateSchedule, such as HoldThenCosine: it restarts in each stage")
         self.lr_scheduler = StageRates(self.stages, self.lr_scheduler)
@@ -103,12 +106,12 @@ class StagedDistillation(WithCritic):
     def fresh_encoder(self) -> dict[str, Tensor]:
         """The weights with which a discriminator starts."""
 
-    def resting(self, stage: Stage) -> Sequence[nn.Parameter]:
-        """The weights of the student that a stage does not train."""
+    def frozen(self, stage: Stage) -> Sequence[nn.Parameter]:
+        """The weights of the student that a stage leaves as they are."""
         return ()
 
     def merge(self, index: int) -> None:
-        """Rewrite the student's weights for a stage, without a change to what it computes."""
+        """Merge the LoRA of the previous stage, if there is one, and start that of a stage."""
 
     def forward_one(self) -> None:
         super().forward_one()  # type: ignore[safe-super]
@@ -140,7 +143,7 @@ class StagedDistillation(WithCritic):
     def _adversarial_losses(self, turn: Turn, logits: _Logits, real: Tensor, fake: Tensor) -> Losses:
         student = critic = None
         if turn.generator:
-            with held(self.critic.parameters()):
+            with Held(self.critic.parameters()):
                 student = generator_loss(logits(fake))
         if turn.critic:
             logits_real, logits_fake = logits(real), logits(fake.detach())
@@ -181,16 +184,18 @@ class StagedDistillation(WithCritic):
             self._begin_stage()
 
     def _begin_stage(self) -> None:
-        """Start with a new discriminator and new moments, at the end of a step, so that checkpoints have them."""
+        """Merge the LoRA, and restart discriminator and moments, at the end of a step, so that checkpoints have them."""
         index = self.stages.index(self.clock)
-        self.rewrite(partial(self.merge, index))
-        self.critic.restart(self.fresh_encoder(), seed=index)
-        for optimizer in self.trainer.optimizers:
+        for optimizer in self.trainer.optimizers:  # first, because a merge needs memory
             optimizer.state.clear()
+        self.rewrite(partial(self.merge, index))
+        if self.stages.takes_student(self.clock):
+            self.before.load_state_dict(self.backbone.state_dict())  # merged, too
+        self.critic.restart(self.fresh_encoder(), seed=index)
         self.forget()
 
     def configure_gradient_clipping(self, *args: Any, **options: Any) -> None:
-        for p in self.resting(self.stages.at(self.clock)):
+        for p in self.frozen(self.stages.at(self.clock)):
             p.grad = None  # under DDP it is 0, with which an optimizer would still decay the weight
         super().configure_gradient_clipping(*args, **options)
 
@@ -200,4 +205,5 @@ class StagedDistillation(WithCritic):
 
     def progress(self, clock: Clock) -> dict[str, float]:
         stage = self.stages.at(clock)
-        return {"teacher_steps": stage.teacher_steps, "student_steps": stage.student_steps}
+        steps = {"teacher_steps": stage.teacher_steps, "student_steps": stage.student_steps}
+        return {"stage": self.stages.index(clock) + 1, **steps}

@@ -1,4 +1,4 @@
-"""Networks that follow the student: the target network of consistency methods, the teachers of stages, averages."""
+"""What follows the student: the target network of consistency methods, the teachers of stages, and averages."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ class TrainedModule(Recorded, L.LightningModule):
         except CheckpointError as error:
             self._start_failure = error  # a run that resumes from its own checkpoint does not need the file
             return
-        state = renamed_like(found, own := self.backbone.state_dict())
+        state = renamed_like(self.named_like_backbone(found), own := self.backbone.state_dict())
         if differing := difference(state, own):
             raise CheckpointError(f"start_from: the backbone in {self.start_from} is another network: {differing}")
         self.load_backbone(state)
@@ -198,6 +198,10 @@ class TrainedModule(Recorded, L.LightningModule):
             raise self._start_failure
         if line := division_of_a_step(self.trainer):
             rank_zero_info(line)
+
+    def named_like_backbone(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The weights of a network from which training may start, by the names of the backbone."""
+        return state
 
     def load_backbone(self, state: Mapping[str, Tensor]) -> None:
         """Start the backbone and its averages from these weights."""

@@ -12,11 +12,11 @@ from cm_lightning.core.adversarial import (
     accuracy,
     discriminator_loss,
     generator_loss,
-    held,
     matching_loss,
     matching_weight,
 )
 from cm_lightning.core.curriculum import Clock
+from cm_lightning.core.held import Held
 from cm_lightning.core.noise import karras_sigmas
 from cm_lightning.core.oracle import GaussianOracle
 from cm_lightning.core.path import DDPM, VE
@@ -101,7 +101,7 @@ class TestLosses:
     def test_a_held_network_passes_gradients_on_without_taking_any(self):
         network, x = nn.Linear(2, 1), torch.randn(3, 2, requires_grad=True)
         network.bias.requires_grad_(False)
-        with held(network.parameters()):
+        with Held(network.parameters()):
             out = network(x).sum()
         out.backward()
         assert network.weight.grad is None
@@ -111,7 +111,7 @@ class TestLosses:
 
     def test_some_weights_of_a_network_may_be_held(self):
         network = nn.Linear(2, 1)
-        with held([network.weight]):
+        with Held([network.weight]):
             out = network(torch.randn(3, 2)).sum()
         out.backward()
         assert network.weight.grad is None

@@ -16,7 +16,7 @@ from cm_lightning.checkpoint import read_checkpoint
 from cm_lightning.core.few_step import few_step_sample, trailing_timesteps
 from cm_lightning.core.noise import generators, unit_noise
 from cm_lightning.core.stages import Stage
-from cm_lightning.errors import ConfigError
+from cm_lightning.errors import CheckpointError, ConfigError
 from cm_lightning.latent.adapted import AdaptedUNet
 from cm_lightning.latent.base import TextToImageBase
 from cm_lightning.latent.student import LoRA, WholeUNet
@@ -79,6 +79,25 @@ def test_the_student_starts_as_its_base(structure):
     assert all(part.training for part in m.modules())
     shake(m)
     assert (m.base.output(m.student.unet, z, t, c) - m.base.output(m.base.unet, z, t, c)).abs().max() > 1e-3
+
+
+def test_the_lora_takes_part_in_all_but_the_training_of_the_whole_network():
+    """There it is 0, and would cost time. A checkpoint from within a stage is validated as one of the last stage."""
+    m = lightning(stages=[Stage(4, 2, trains="lora"), Stage(4, 2, trains="whole")])
+    shake(m)
+    z, c = batch(m)
+    calls = []
+    adapter = next(part for name, part in m.backbone.named_modules() if name.endswith(".lora_B.stage"))
+    adapter.register_forward_hook(lambda *_: calls.append(True))
+    t = torch.full((6,), 499)
+    with torch.no_grad():
+        own, last = m.clean(z, t, c, m.stages.first), m.clean(z, t, c, m.stages.stages[-1])
+    assert len(calls) == 2
+    torch.testing.assert_close(last, own, rtol=0, atol=0)
+    m.student.merge(1)
+    calls.clear()
+    torch.testing.assert_close(m.clean(z, t, c, m.stages.stages[-1]), own, rtol=1e-4, atol=1e-5)
+    assert not calls
 
 
 @EACH_PART
@@ -153,6 +172,7 @@ def test_a_stage_moves_its_part_alone_and_the_next_one_starts_with_an_empty_lora
     trainer(tmp_path, max_steps=10, accumulate_grad_batches=2, gradient_clip_val=1.0).fit(m, data())
     assert [part for part, *_ in seen] == ["lora", "lora", "whole", "whole", *["lora"] * 4, "whole", "whole"]
     assert all(own and moved for _, own, moved in seen)
+    assert not any(p.any() for name, p in m.before.named_parameters() if ".lora_B." in name)
 
 
 def fit(path, callbacks=(), resume=None, seed=0):
@@ -200,6 +220,34 @@ def test_its_export_is_a_whole_network_that_plain_diffusers_draws_with(structure
     torch.testing.assert_close(theirs.float(), ours, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("start", ["whole", "lora"])
+def test_training_starts_from_a_whole_network_or_in_mid_lora(start, tmp_path):
+    """The LoRA of the file becomes part of the network, so that its stage can train the whole."""
+    stage = Stage(4, 2, trains="lora") if start == "lora" else Stage(4, 2)
+    first = lightning(stages=[stage], **({} if start == "lora" else {"student": WholeUNet(None)}))
+    run = trainer(tmp_path, max_steps=2)
+    run.fit(first, data())
+    shake(first)
+    run.save_checkpoint(path := tmp_path / "first.ckpt")
+    m = lightning(stages=[Stage(4, 2, trains="whole"), Stage(2, 1, trains="lora")], start_from=str(path))
+    m.trainer = trainer(tmp_path, max_steps=2)
+    m.setup("fit")
+    torch.testing.assert_close(drawn(m), drawn(first), rtol=1e-4, atol=1e-5)
+    for state in (m.backbone.state_dict(), m.before.state_dict()):
+        assert not any(p.any() for name, p in state.items() if ".lora_B." in name)
+    torch.testing.assert_close(m.before.state_dict(), m.backbone.state_dict(), rtol=0, atol=0)
+
+
+def test_the_network_of_another_file_is_refused(tmp_path):
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(lightning(stages=[Stage(4, 2)], student=LoRA(4, targets=LAYERS)), data())
+    run.save_checkpoint(path := tmp_path / "lora.ckpt")
+    m = lightning(start_from=str(path))
+    m.trainer = trainer(tmp_path, max_steps=2)
+    with pytest.raises(CheckpointError, match=r"start_from: the backbone in .* is another network"):
+        m.setup("fit")
+
+
 def in_pixels():
     network = ResidualMLP(2, 16, 2)
     AdversarialDistillation(network, (2,), DiffusionModule(network, (2,)), [Stage(4, 2, trains="lora")])
@@ -208,10 +256,11 @@ def in_pixels():
 @pytest.mark.parametrize(
     ("make", "line"),
     [
-        (lambda: lightning(stages=[Stage(4, 2)]), "4 -> 2 mse does not name a part .*: set trains to lora or whole"),
-        (lambda: lightning(stages=[Stage(4, 2, trains="lora")], student=LoRA(4)), "2 mse lora .*leave trains out, or"),
-        (lambda: lightning(stages=[Stage(4, 2, trains="whole")], student=WholeUNet(None)), "leave trains out, or take"),
-        (in_pixels, "leave trains out"),
+        (lambda: Stage(4, 2, trains="LoRA"), "Stage: trains must be lora, whole or null, got 'LoRA'"),
+        (lambda: lightning(stages=[Stage(4, 2)]), "4 -> 2 mse must set trains to lora or whole, because the"),
+        (lambda: lightning(stages=[Stage(4, 2, trains="lora")], student=LoRA(4)), "mse lora sets trains, .*leave it"),
+        (lambda: lightning(stages=[Stage(4, 2, trains="whole")], student=WholeUNet(None)), "leave it out"),
+        (in_pixels, "4 -> 2 mse lora sets trains, which is for the student AdaptedUNet: leave it out"),
         (lambda: LatentConsistencyDistillation(TextToImageBase(tiny_sd()), AdaptedUNet(4)), "is for methods in stages"),
         (
             lambda: LatentDistributionMatching(TextToImageBase(tiny_sd()), AdaptedUNet(4), [999]),

@@ -116,6 +116,16 @@ def test_checkpointing_saves_memory_in_both_networks_and_keeps_the_gradients(mak
     torch.testing.assert_close(found[1], found[0])
 
 
+def test_a_checkpointed_pass_can_be_differentiated_twice():
+    m = lightning(student="whole", gradient_checkpointing=True)
+    loss, _ = m.losses(*batch(m), torch.Generator().manual_seed(3))
+    loss.backward(retain_graph=True)
+    once = [p.grad.clone() for p in m.backbone.parameters() if p.grad is not None]
+    loss.backward()
+    twice = [p.grad for p in m.backbone.parameters() if p.grad is not None]
+    torch.testing.assert_close(twice, [2 * g for g in once])
+
+
 @EACH
 def test_before_training_a_student_s_error_is_that_of_its_longer_steps(structure):
     """With as many evaluations of the teacher as of the student both would agree; the error shows the difference."""
