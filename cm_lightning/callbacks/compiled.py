@@ -34,7 +34,8 @@ class Compile(Callback):
 
     A line names what cannot be compiled and stays plain: a network in which the compiler fails, forward-mode
     derivatives, the student of a loss that compares gradients of its last layer, where only those of that layer are
-    computed, and a UNet of diffusers with gradient checkpointing. Without the compiler that the backend needs the whole run stays uncompiled.
+    computed, and a UNet of diffusers with gradient checkpointing. Without the compiler that the backend needs the whole
+    run stays uncompiled.
 
     Args:
         backend: a backend of ``torch.compile``.

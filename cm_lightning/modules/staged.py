@@ -184,7 +184,7 @@ class StagedDistillation(WithCritic):
             self._begin_stage()
 
     def _begin_stage(self) -> None:
-        """Merge the LoRA, and restart discriminator and moments, at the end of a step, so that checkpoints have them."""
+        """Merge the LoRA, and restart discriminator and moments: at the end of a step, so that checkpoints have it."""
         index = self.stages.index(self.clock)
         for optimizer in self.trainer.optimizers:  # first, because a merge needs memory
             optimizer.state.clear()
