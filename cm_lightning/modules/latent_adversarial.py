@@ -71,7 +71,7 @@ class LatentAdversarialDistillation(StagedDistillation, FewStepModule):
             raise ConfigError(
                 f"discriminator_levels must be timesteps in 0 ... {total - 1}, got {list(discriminator_levels)}"
             )
-        critic = Discriminator(encoder_of(copy.deepcopy(base.unet).float().train()), features_width(base.unet))
+        critic = Discriminator(encoder_of(copy.deepcopy(base.unet).train()).float(), features_width(base.unet))
         super().__init__(
             base, student, gradient_checkpointing, cache, offload_encoders, optimizer, lr_scheduler, start_from
         )
