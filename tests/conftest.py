@@ -25,13 +25,14 @@ gc.disable()  # until all is imported: collections in between find nothing, and 
 SLOWEST = [
     "cli/test_cli.py", "cli/test_latent_cli.py", "latent/test_lora.py", "latent/test_students.py", "test_plan.py",
     "cli/test_latent_ranks.py", "cli/test_run_directories.py", "core/test_objectives.py", "cli/test_bad_input.py",
-    "latent/test_lora_styles.py", "modules/test_latent_critic.py", "export/test_export.py", "cli/test_resume.py",
-    "callbacks/test_quality.py", "test_registry.py", "modules/test_latent.py", "cli/test_processes.py",
-    "callbacks/test_compiled.py", "modules/test_on_cuda.py", "sweep/test_sweep.py", "cli/test_tangent_ranks.py",
-    "story/test_readme.py", "modules/test_every_method.py", "sweep/test_agent.py", "modules/test_lpips.py",
-    "story/test_imports.py", "callbacks/test_named.py", "metrics/test_features.py", "self_consistency/test_command.py",
-    "story/test_benchmarks.py", "modules/test_encoders.py", "report/test_compare.py", "modules/test_continuous.py",
-    "metrics/test_frechet.py", "modules/test_recorded.py", "cli/test_rows.py",
+    "latent/test_lora_styles.py", "modules/test_latent_critic.py", "modules/test_adapted.py", "export/test_export.py",
+    "cli/test_resume.py", "callbacks/test_quality.py", "test_registry.py", "modules/test_latent.py",
+    "cli/test_processes.py", "callbacks/test_compiled.py", "modules/test_on_cuda.py", "sweep/test_sweep.py",
+    "cli/test_tangent_ranks.py", "story/test_readme.py", "modules/test_every_method.py", "sweep/test_agent.py",
+    "modules/test_lpips.py", "story/test_imports.py", "callbacks/test_named.py", "metrics/test_features.py",
+    "self_consistency/test_command.py", "story/test_benchmarks.py", "modules/test_encoders.py",
+    "report/test_compare.py", "modules/test_continuous.py", "metrics/test_frechet.py", "modules/test_recorded.py",
+    "cli/test_rows.py",
 ]  # fmt: skip
 
 
