@@ -32,10 +32,9 @@ from tests.modules.test_latent import MAKERS, batch, captioned, shake
 LAYERS = ("to_q", "proj_in", "conv1", "conv_shortcut")  # linear layers, and convolutions of 1 x 1 and 3 x 3
 STAGES = [
     Stage(8, 4, trains="lora", guidance=1.0),
-    Stage(8, 4, trains="whole"),
     Stage(4, 2, "conditional", trains="lora"),
-    Stage(4, 2, "unconditional", trains="lora"),
     Stage(4, 2, "unconditional", trains="whole"),
+    Stage(2, 1, trains="lora"),
 ]
 EACH_PART = pytest.mark.parametrize("part", ["lora", "whole"])
 
@@ -169,8 +168,8 @@ def test_a_stage_moves_its_part_alone_and_the_next_one_starts_with_an_empty_lora
         seen.append((stage.trains, moved <= parts[stage.trains], bool(moved)))
 
     m.optimizer_step = watched
-    trainer(tmp_path, max_steps=10, accumulate_grad_batches=2, gradient_clip_val=1.0).fit(m, data())
-    assert [part for part, *_ in seen] == ["lora", "lora", "whole", "whole", *["lora"] * 4, "whole", "whole"]
+    trainer(tmp_path, max_steps=8, accumulate_grad_batches=2, gradient_clip_val=1.0).fit(m, data())
+    assert [part for part, *_ in seen] == [*["lora"] * 4, "whole", "whole", "lora", "lora"]
     assert all(own and moved for _, own, moved in seen)
     assert not any(p.any() for name, p in m.before.named_parameters() if ".lora_B." in name)
 
@@ -178,7 +177,7 @@ def test_a_stage_moves_its_part_alone_and_the_next_one_starts_with_an_empty_lora
 def fit(path, callbacks=(), resume=None, seed=0):
     """The weights and their average at the end of a run, whose checkpoint is written to a path."""
     torch.manual_seed(seed)
-    t = trainer(path.parent, max_steps=10, callbacks=[EMA(0.9), *callbacks], max_epochs=-1)
+    t = trainer(path.parent, max_steps=7, callbacks=[EMA(0.9), *callbacks], max_epochs=-1)
     t.fit(lightning(), data(), ckpt_path=resume)
     t.save_checkpoint(path)
     found = read_checkpoint(path)
@@ -190,7 +189,7 @@ def never_stopped(tmp_path_factory):
     return fit(tmp_path_factory.mktemp("whole") / "whole.ckpt")
 
 
-@pytest.mark.parametrize("step", [2, 5, 7])
+@pytest.mark.parametrize("step", [2, 3])
 def test_a_run_resumes_in_any_stage_and_between_them_to_the_bit(step, never_stopped, tmp_path):
     fit(tmp_path / "half.ckpt", [InterruptAt(step)])
     rest = fit(tmp_path / "rest.ckpt", resume=str(tmp_path / "half.ckpt"), seed=9)
