@@ -34,7 +34,6 @@ STAGES = [
     Stage(8, 4, trains="lora", guidance=1.0),
     Stage(4, 2, "conditional", trains="lora"),
     Stage(4, 2, "unconditional", trains="whole"),
-    Stage(2, 1, trains="lora"),
 ]
 EACH_PART = pytest.mark.parametrize("part", ["lora", "whole"])
 
@@ -121,9 +120,8 @@ def test_checkpointing_does_not_change_the_gradients():
     torch.testing.assert_close(found[1], found[0])
 
 
-@pytest.mark.parametrize("make", [tiny_sd, tiny_sdxl])
-def test_a_merge_changes_neither_what_the_student_draws_nor_what_its_average_draws(make, tmp_path):
-    m, average, other = lightning(make), EMA(0.9), EMA(0.5, evaluate=False)
+def test_a_merge_changes_neither_what_the_student_draws_nor_what_its_average_draws(tmp_path):
+    m, average, other = lightning(tiny_sdxl), EMA(0.9), EMA(0.5, evaluate=False)
     run = trainer(tmp_path, max_steps=1, callbacks=[average, other])
     run.fit(m, data())
     seen = []
@@ -168,8 +166,8 @@ def test_a_stage_moves_its_part_alone_and_the_next_one_starts_with_an_empty_lora
         seen.append((stage.trains, moved <= parts[stage.trains], bool(moved)))
 
     m.optimizer_step = watched
-    trainer(tmp_path, max_steps=8, accumulate_grad_batches=2, gradient_clip_val=1.0).fit(m, data())
-    assert [part for part, *_ in seen] == [*["lora"] * 4, "whole", "whole", "lora", "lora"]
+    trainer(tmp_path, max_steps=6, accumulate_grad_batches=2, gradient_clip_val=1.0).fit(m, data())
+    assert [part for part, *_ in seen] == [*["lora"] * 4, "whole", "whole"]
     assert all(own and moved for _, own, moved in seen)
     assert not any(p.any() for name, p in m.before.named_parameters() if ".lora_B." in name)
 
@@ -177,7 +175,7 @@ def test_a_stage_moves_its_part_alone_and_the_next_one_starts_with_an_empty_lora
 def fit(path, callbacks=(), resume=None, seed=0):
     """The weights and their average at the end of a run, whose checkpoint is written to a path."""
     torch.manual_seed(seed)
-    t = trainer(path.parent, max_steps=7, callbacks=[EMA(0.9), *callbacks], max_epochs=-1)
+    t = trainer(path.parent, max_steps=5, callbacks=[EMA(0.9), *callbacks], max_epochs=-1)
     t.fit(lightning(), data(), ckpt_path=resume)
     t.save_checkpoint(path)
     found = read_checkpoint(path)
@@ -189,15 +187,14 @@ def never_stopped(tmp_path_factory):
     return fit(tmp_path_factory.mktemp("whole") / "whole.ckpt")
 
 
-@pytest.mark.parametrize("step", [2, 3])
+@pytest.mark.parametrize("step", [2, 4])
 def test_a_run_resumes_in_any_stage_and_between_them_to_the_bit(step, never_stopped, tmp_path):
     fit(tmp_path / "half.ckpt", [InterruptAt(step)])
     rest = fit(tmp_path / "rest.ckpt", resume=str(tmp_path / "half.ckpt"), seed=9)
     torch.testing.assert_close(rest, never_stopped, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("structure", MAKERS)
-@EACH_PART
+@pytest.mark.parametrize(("structure", "part"), [("sd15", "lora"), ("sd21", "whole"), ("sdxl", "lora")])
 def test_its_export_is_a_whole_network_that_plain_diffusers_draws_with(structure, part, tmp_path):
     m = lightning(MAKERS[structure], stages=[Stage(4, 2, trains=part)]).eval()
     shake(m)
