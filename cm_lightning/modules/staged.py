@@ -21,7 +21,7 @@ from cm_lightning.core.turns import Turn, Turns
 from cm_lightning.errors import ConfigError
 from cm_lightning.modules.critic import Losses, WithCritic
 from cm_lightning.modules.discriminator import Discriminator
-from cm_lightning.modules.target import StudentOfBefore
+from cm_lightning.modules.target import Average, StudentOfBefore
 
 #: x_q (B, ...) -> logits (B,).
 _Logits: TypeAlias = Callable[[Tensor], Tensor]
@@ -183,6 +183,14 @@ class StagedDistillation(WithCritic):
         if self.stages.begins(self.clock):
             self._begin_stage()
 
+    def rewrite(self, change: Callable[[], None]) -> None:
+        """Change the backbone's weights in place during training, and every average of them in the same way."""
+        change()
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Average) and callback.attribute == "backbone":
+                with callback.applied(self):
+                    change()
+
     def _begin_stage(self) -> None:
         """Merge the LoRA, and restart discriminator and moments: at the end of a step, so that checkpoints have it."""
         index = self.stages.index(self.clock)
@@ -190,7 +198,8 @@ class StagedDistillation(WithCritic):
             optimizer.state.clear()
         self.rewrite(partial(self.merge, index))
         if self.stages.takes_student(self.clock):
-            self.before.load_state_dict(self.backbone.state_dict())  # merged, too
+            for follower in self.followers:
+                follower.restart()  # with the merged weights
         self.critic.restart(self.fresh_encoder(), seed=index)
         self.forget()
 

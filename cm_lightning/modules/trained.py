@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +29,7 @@ from cm_lightning.modules.batch import division_of_a_step, number_of_samples
 from cm_lightning.modules.first_failure import FirstFailure
 from cm_lightning.modules.frozen import Frozen
 from cm_lightning.modules.starting import first_weights
-from cm_lightning.modules.target import Average, Follower
+from cm_lightning.modules.target import Follower
 from cm_lightning.parts import FORMAT, FORMAT_KEY
 from cm_lightning.recording import Recorded, describe
 from cm_lightning.states import are_finite, difference, renamed_like
@@ -208,14 +208,6 @@ class TrainedModule(Recorded, L.LightningModule):
         self.backbone.load_state_dict(state)
         for follower in self.followers:
             follower.restart()
-
-    def rewrite(self, change: Callable[[], None]) -> None:
-        """Change the backbone's weights in place during training, and every average of them in the same way."""
-        change()
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Average) and callback.attribute == "backbone":
-                with callback.applied(self):
-                    change()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.batch_loss(batch, batch_idx)

@@ -216,6 +216,19 @@ def test_its_export_is_a_whole_network_that_plain_diffusers_draws_with(structure
     torch.testing.assert_close(theirs.float(), ours, rtol=1e-4, atol=1e-4)
 
 
+def test_the_student_exports_itself_merged(tmp_path):
+    m = lightning(stages=[Stage(4, 2, trains="lora")])
+    shake(m)
+    m.student.export(tmp_path, m.pipeline())
+    unet = UNet2DConditionModel.from_pretrained(tmp_path / "unet")
+    assert unet.state_dict().keys() == m.base.unet.state_dict().keys()
+    z, c = batch(m)
+    t = torch.full((6,), 499)
+    with torch.no_grad():
+        theirs, ours = (m.base.output(network, z, t, c) for network in (unet, m.student.unet))
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("start", ["whole", "lora"])
 def test_training_starts_from_a_whole_network_or_in_mid_lora(start, tmp_path):
     """The LoRA of the file becomes part of the network, so that its stage can train the whole."""
